@@ -1,0 +1,30 @@
+# PYTHON is looked up from / so that a version manager does not insist on .python-version, which is Heroku's.
+PYTHON ?= $(shell cd / && python3 -c 'import sys; print(sys.executable)')
+BIN = .venv/bin
+
+.PHONY: demo test lint lock
+
+demo: .venv/runtime
+	$(BIN)/python -m receiver demo
+
+test: .venv/development
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: .venv/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: .venv/development
+	$(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE) requirements.in
+	$(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE) requirements-dev.in
+
+.venv/runtime: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/development: .venv/runtime requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,69 @@
+"""The `stdout` sink: events as lines on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from receiver import Event, hookimpl
+
+STDOUT = 1
+
+
+@dataclass
+class Stdout:
+    """Prints each event as one line on standard output.
+
+    An event that is delivered again is printed again.
+
+    format: "json" prints an object a line, "text" a line for people.
+    """
+
+    format: Literal["json", "text"] = "json"
+
+    @hookimpl
+    def deliver_batch(self, events: Sequence[Event]) -> None:
+        """Each line is one write, so that lines of several writers do not mix; a closed pipe raises OSError."""
+        line = LINES[self.format]
+        for event in events:
+            write_all(f"{line(event)}\n".encode("utf-8", "backslashreplace"))
+
+
+@hookimpl
+def register_sinks(register: Callable[[str, type], None]) -> None:
+    register("stdout", Stdout)
+
+
+def json_line(event: Event) -> str:
+    return json.dumps(
+        {
+            "event_id": event.id,
+            "event_type": event.type,
+            "time": event.occurred_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "device_id": event.device_id,
+            "project_id": event.project_id,
+            "labels": event.labels,
+            "data": event.data,
+        },
+        separators=(",", ":"),
+    )
+
+
+def text_line(event: Event) -> str:
+    """Time, type, name or id of the device, and its newest readings."""
+    newest = {reading.quantity: reading for reading in reversed(event.readings())}
+    values = [f"{reading.quantity}={reading.text or reading.value}{reading.unit}" for reading in newest.values()]
+    name = event.labels.get("name") or event.device_id or "-"
+    line = " ".join([event.occurred_at.isoformat(timespec="seconds"), event.type, name, *values])
+    return "".join(character if character.isprintable() else " " for character in line)
+
+
+LINES: dict[str, Callable[[Event], str]] = {"json": json_line, "text": text_line}
+
+
+def write_all(data: bytes) -> None:
+    while data:
+        data = data[os.write(STDOUT, data) :]

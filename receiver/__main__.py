@@ -1,0 +1,5 @@
+"""`python -m receiver`."""
+
+from receiver.cli import main
+
+main(prog_name="python -m receiver")

@@ -1,0 +1,250 @@
+"""Event and Reading: what a push says, derived from its raw body and never the other way round.
+
+Decoding is tolerant: only an id and a type are needed, everything else may be missing, null or of an unknown
+shape and is then None or empty. https://developer.disruptive-technologies.com/docs/concepts/events
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from receiver.errors import NotAnEvent
+
+EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+TYPES = (
+    "touch",
+    "temperature",
+    "humidity",
+    "objectPresent",
+    "waterPresent",
+    "objectPresentCount",
+    "touchCount",
+    "co2",
+    "pressure",
+    "motion",
+    "deskOccupancy",
+    "contact",
+    "probeWireStatus",
+    "networkStatus",
+    "batteryStatus",
+    "labelsChanged",
+    "connectionStatus",
+    "ethernetStatus",
+    "cellularStatus",
+)
+"""Every event type that DT documents. Others are events all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One value at one time inside an event.
+
+    `value` is in `unit`; on/off states are 1 and 0 with the state's name as `text`; counts and states have no unit.
+    """
+
+    event_id: str
+    device_id: str | None
+    time: datetime
+    quantity: str
+    value: float
+    unit: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One signed push from a Data Connector.
+
+    `body` is the raw body as DT sent it, byte for byte; everything else is read out of it. Times are aware UTC.
+    Two events are equal when their id and body are.
+    """
+
+    id: str
+    body: bytes = field(repr=False)
+    type: str = field(compare=False)
+    device_id: str | None = field(compare=False)
+    project_id: str | None = field(compare=False)
+    device_type: str | None = field(compare=False)
+    product_number: str | None = field(compare=False)
+    labels: Mapping[str, str] = field(compare=False, repr=False)
+    occurred_at: datetime = field(compare=False)
+    received_at: datetime = field(compare=False)
+    data: Mapping[str, Any] = field(compare=False, repr=False)
+    backfilled: bool = field(compare=False)
+
+    @classmethod
+    def from_body(cls, body: bytes, received_at: datetime) -> Event:
+        """Decode a raw body received at `received_at` (aware UTC).
+
+        Raises NotAnEvent when it holds no event id or type; anything else missing is None or empty.
+        """
+        payload = _parse(body)
+        event_id, event_type = identify(payload)
+        event = payload["event"]
+        metadata = _mapping(payload.get("metadata"))
+        target = _target(event.get("targetName"))
+        data = _mapping(_mapping(event.get("data")).get(event_type))
+        if event_type == "labelsChanged":
+            data = _mapping(event.get("data"))
+        time = _time(event.get("timestamp")) or _time(data.get("updateTime"))
+        return cls(
+            id=event_id,
+            body=body,
+            type=event_type,
+            device_id=_text(metadata.get("deviceId")) or target.get("devices"),
+            project_id=_text(metadata.get("projectId")) or target.get("projects"),
+            device_type=_text(metadata.get("deviceType")),
+            product_number=_text(metadata.get("productNumber")),
+            labels=_labels(payload.get("labels")),
+            occurred_at=time or received_at,
+            received_at=received_at,
+            data=data,
+            backfilled=data.get("isBackfilled") is True,
+        )
+
+    @cached_property
+    def typed(self) -> Any:
+        """The event as `disruptive.events.Event`, or None where the client library cannot build it."""
+        import disruptive  # slow to import, and only some sinks want it
+
+        try:
+            return disruptive.events.Event(_parse(self.body)["event"])
+        except Exception:
+            return None
+
+    def readings(self) -> list[Reading]:
+        """One reading a sample and quantity, newest first as DT sends them; none for types without a value."""
+        return [
+            Reading(self.id, self.device_id, time, quantity, value, unit, text)
+            for time, quantity, value, unit, text in _values(self)
+        ]
+
+
+def identify(payload: object) -> tuple[str, str]:
+    """The id and type of a decoded push, or NotAnEvent with the reason."""
+    if not isinstance(payload, dict):
+        raise NotAnEvent("the body is not a JSON object")
+    event = payload.get("event")
+    if not isinstance(event, dict):
+        raise NotAnEvent("the body has no object 'event'")
+    event_id, event_type = event.get("eventId"), event.get("eventType")
+    if not isinstance(event_id, str) or not EVENT_ID.fullmatch(event_id):
+        raise NotAnEvent("event.eventId is not 1 to 64 letters, digits, '_' or '-'")
+    if not isinstance(event_type, str):
+        raise NotAnEvent("event.eventType is not a string")
+    return event_id, event_type
+
+
+def event_id(body: bytes) -> str:
+    """The event id in a raw body, without reading the rest of it. Raises NotAnEvent."""
+    return identify(_parse(body))[0]
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=lambda _: None)
+    except UnicodeDecodeError:
+        raise NotAnEvent("the body is not UTF-8") from None
+    except RecursionError:
+        raise NotAnEvent("the body is nested too deeply") from None
+    except ValueError:
+        raise NotAnEvent("the body is not JSON") from None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _labels(value: object) -> dict[str, str]:
+    labels = {key: label for key, label in _mapping(value).items() if label is not None}
+    return {key: label if isinstance(label, str) else json.dumps(label) for key, label in labels.items()}
+
+
+def _target(name: object) -> dict[str, str]:
+    """`projects/P/devices/D` as {"projects": P, "devices": D}; either part may be missing."""
+    parts = name.split("/") if isinstance(name, str) else []
+    return {kind: value for kind, value in zip(parts[::2], parts[1::2], strict=False) if value}
+
+
+def _time(value: object) -> datetime | None:
+    """An RFC 3339 time with 0 to 9 fractional digits (microseconds are kept), or None."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+Value = tuple[datetime, str, float, str, str]
+
+_NUMBERS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "temperature": (("value", "temperature", "°C"),),
+    "humidity": (("temperature", "temperature", "°C"), ("relativeHumidity", "relative_humidity", "%")),
+    "objectPresentCount": (("total", "count", ""),),
+    "touchCount": (("total", "count", ""),),
+    "co2": (("ppm", "co2", "ppm"),),
+    "pressure": (("pascal", "pressure", "Pa"),),
+    "networkStatus": (("signalStrength", "signal_strength", "%"), ("rssi", "rssi", "dBm")),
+    "batteryStatus": (("percentage", "battery", "%"),),
+    "cellularStatus": (("signalStrength", "signal_strength", "%"),),
+}
+"""Event type → (field, quantity, unit) of each number it carries."""
+
+_STATES: dict[str, tuple[str, str, dict[str, int]]] = {
+    "objectPresent": ("state", "object_present", {"PRESENT": 1, "NOT_PRESENT": 0}),
+    "waterPresent": ("state", "water_present", {"PRESENT": 1, "NOT_PRESENT": 0}),
+    "motion": ("state", "motion", {"MOTION_DETECTED": 1, "NO_MOTION_DETECTED": 0}),
+    "deskOccupancy": ("state", "occupied", {"OCCUPIED": 1, "NOT_OCCUPIED": 0}),
+    "contact": ("state", "open", {"OPEN": 1, "CLOSED": 0}),
+    "connectionStatus": ("connection", "online", {"SDS": 1, "ETHERNET": 1, "CELLULAR": 1, "OFFLINE": 0}),
+}
+"""Event type → (field, quantity, value of each state)."""
+
+
+def _values(event: Event) -> Iterator[Value]:
+    if event.type == "touch":
+        yield _time(event.data.get("updateTime")) or event.occurred_at, "touch", 1, "", ""
+    elif event.type in _NUMBERS:
+        for sample in _samples(event.data):
+            time = _time(sample.get("sampleTime")) or _time(event.data.get("updateTime")) or event.occurred_at
+            for name, quantity, unit in _NUMBERS[event.type]:
+                if (value := _number(sample.get(name))) is not None:
+                    yield time, quantity, value, unit, ""
+    elif event.type in _STATES:
+        name, quantity, states = _STATES[event.type]
+        state = event.data.get(name)
+        if isinstance(state, str) and state in states:
+            time = _time(event.data.get("updateTime")) or event.occurred_at
+            yield time, quantity, states[state], "", state
+
+
+def _samples(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The samples of an event, or its data as the only one: `samples` repeats `value` as its first element."""
+    samples = data.get("samples")
+    usable: list[Mapping[str, Any]] = []
+    if isinstance(samples, list):
+        usable = [sample for sample in samples if isinstance(sample, dict)]
+    return usable or [data]

@@ -1,0 +1,90 @@
+"""Whether a sink may be called: back-off, pauses and trials.
+
+Back-off and pauses are data in the journal, never sleep, so that a restart neither hurries nor delays anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from receiver.journal import Journal, SinkState
+from receiver.settings import RetryPolicy
+
+log = logging.getLogger(__name__)
+
+FAILURES_UNTIL_PAUSE = 5
+
+Random = Callable[[], float]
+"""A number from 0 to 1."""
+
+
+def back_off(policy: RetryPolicy, failures: int, random: Random) -> float:
+    """Seconds until the next try after that many failures: full jitter below a doubling, bounded ceiling."""
+    return random() * min(policy.longest_pause, policy.first_pause * 2.0 ** min(failures - 1, 32))
+
+
+def pause_length(policy: RetryPolicy, pauses: int) -> float:
+    """Seconds of the n-th pause in a row."""
+    return min(policy.longest_pause, policy.first_pause * 2.0 ** min(pauses, 32))
+
+
+class Health:
+    """Whether a sink may be called: its pause, its failures in a row, its trial. Shared by the threads of a sink."""
+
+    def __init__(self, state: SinkState, policy: RetryPolicy, journal: Journal) -> None:
+        self.state = state
+        self.suspect = False
+        self.failures = 0
+        self._policy = policy
+        self._journal = journal
+        self._lock = threading.RLock()
+
+    @property
+    def probing(self) -> bool:
+        """The sink was paused and has not delivered since: it gets one delivery at a time."""
+        return self.state.pauses > 0
+
+    def paused_for(self) -> float:
+        """Seconds until the sink may be called again; 0 when it may now."""
+        return max(0.0, self.state.paused_until - self._journal.now()) if self.probing else 0.0
+
+    def succeeded(self) -> None:
+        with self._lock:
+            self.failures = 0
+            if self.probing:
+                log.info("sink %s works again", self.state.name)
+                self._remember(SinkState(self.state.name))
+
+    def failed(self, why: str) -> None:
+        """One more failure; with too many in a row, or with one while probing, the sink is paused."""
+        with self._lock:
+            self.failures += 1
+            if self.probing or self.failures >= FAILURES_UNTIL_PAUSE:
+                self.pause(f"it keeps failing: {why}")
+
+    def pause(self, why: str, after: float | None = None) -> None:
+        """Call the sink no more for `after` seconds, or for longer each time in a row."""
+        with self._lock:
+            pauses = self.state.pauses + 1
+            length = pause_length(self._policy, pauses) if after is None else max(0.0, after)
+            log.warning("sink %s is paused for %.0f s: %s", self.state.name, length, why)
+            self._remember(SinkState(self.state.name, pauses, self._journal.now() + length, why))
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Remember that a doubtful sink is being called: if the process dies of it, the next one knows which it was."""
+        if self.probing or self.suspect:
+            self._remember(replace(self.state, on_trial=True))
+        yield
+        self.suspect = False
+        if self.state.on_trial:
+            self._remember(replace(self.state, on_trial=False))
+
+    def _remember(self, state: SinkState) -> None:
+        with self._lock:
+            self.state = state
+            self._journal.remember(state)

@@ -1,0 +1,69 @@
+"""The hooks: what a plugin can implement, and what it may rely on.
+
+A plugin is a module with `register_sinks`. A sink is an object, built by the receiver from the options in
+`[sinks.NAME]`, that implements exactly one of `deliver` and `deliver_batch`, and `open` and `close` if it needs
+them. An implementation names the arguments it wants and may leave out the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import pluggy
+
+from receiver.event import Event
+
+PROJECT = "receiver"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class PluginHooks:
+    """Hooks of a plugin module."""
+
+    @hookspec
+    def register_sinks(self, register: Callable[[str, type], None]) -> None:
+        """Offer sink types.
+
+        Called once at start, in the process that delivers (never where pushes are received), with `register(type,
+        cls)`: `type` is what users write in config.toml, and the constructor of `cls` is the schema of the options.
+        What it returns is ignored. If it raises, the plugin is reported and left out; the others work on.
+        """
+
+
+class SinkHooks:
+    """Hooks of one sink."""
+
+    @hookspec
+    def open(self, name: str, logger: logging.Logger) -> None:
+        """Get ready: files, connections, threads.
+
+        Called once before the first delivery, with the sink's name from config.toml and a logger of its own.
+        What it returns is ignored. If it raises, the sink is paused and opened again at the pause's end.
+        """
+
+    @hookspec
+    def deliver(self, event: Event, attempt: int) -> None:
+        """Hand one event to the destination; come back only when it is safe there.
+
+        Called for each event the sink is owed, from one thread at a time unless `concurrency` says otherwise.
+        Delivery is at least once: the same event can come again, with `attempt` (from 1) higher by one. Events
+        come in no promised order. Returning, with whatever value, is "delivered". Raise Retry, Pause or GiveUp to
+        ask for something else; any other exception is a fault: logged, and retried with growing pauses.
+        """
+
+    @hookspec
+    def deliver_batch(self, events: Sequence[Event], attempts: Sequence[int]) -> None:
+        """Hand several events to the destination at once; come back only when all of them are safe there.
+
+        Like `deliver`, with 1 to `batch_size` events and the number of the attempt of each, in the same order. If
+        it raises anything but Pause, the events are tried again one by one; GiveUp counts only then.
+        """
+
+    @hookspec
+    def close(self) -> None:
+        """Let go of what `open` took.
+
+        Called once after the last delivery, also when `open` raised. If it raises, that is logged.
+        """

@@ -1,0 +1,179 @@
+"""gunicorn, set up so that slow and greedy clients cannot stall it.
+
+Its threaded worker waits for ever on a client that sends half a request, and its main loop waits for clients that do
+not close. Both are bounded here.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import socket
+import time
+from typing import Any
+
+from gunicorn import util
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from gunicorn.workers import gthread
+
+from receiver.app import create_app
+from receiver.journal import open_journal
+from receiver.lifeline import Lifeline
+from receiver.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 2.0
+"""How long a client may take to send a complete request once it has begun."""
+
+CONNECTIONS = 4000
+"""Connections a worker holds at once; most of them idle."""
+
+
+def run(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
+    """Receive pushes on a bound socket until SIGTERM, or until the supervisor is gone. Ends the process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, CONNECTIONS + 500), hard), hard))
+    Intake(settings, listener, lifeline).run()
+
+
+class Intake(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn with the receiver's settings, and an app of its own in each worker."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._lifeline = lifeline
+        super().__init__()
+
+    def load_config(self) -> None:
+        options = {
+            "bind": f"fd://{self._listener.detach()}",
+            "workers": self._settings.workers,
+            "threads": self._settings.receiver.threads,
+            "worker_class": PatientWorker,
+            "worker_connections": CONNECTIONS,
+            "keepalive": 95,
+            "graceful_timeout": 8,
+            "timeout": 30,
+            "http_parser": "python",
+            "control_socket_disable": True,
+            "logger_class": OurLogger,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return create_app(self._settings, open_journal(self._settings))
+
+    def run(self) -> None:
+        gthread.DEFAULT_WORKER_DATA_TIMEOUT = 0.02
+        gthread.TConn = Connection
+        TiedArbiter(self, self._lifeline).run()
+
+
+class TiedArbiter(Arbiter):  # type: ignore[misc]
+    """gunicorn's master, which stops when its supervisor is gone."""
+
+    def __init__(self, app: BaseApplication, lifeline: Lifeline) -> None:
+        self._lifeline = lifeline
+        super().__init__(app)
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        if not self._lifeline.more_may_come():
+            return [signal.SIGTERM]
+        signals: list[int] = super().wait_for_signals(timeout)
+        return signals
+
+
+class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
+    """gunicorn's threaded worker with a deadline for each request, and no waiting for clients to close."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadlines: dict[Connection, float] = {}
+
+    def handle(self, conn: Connection) -> Any:
+        """Serve one request; one that is not complete in time is answered 408 and its connection closed."""
+        conn.served = False
+        self._deadlines[conn] = time.monotonic() + REQUEST_SECONDS
+        try:
+            keep = super().handle(conn)
+        finally:
+            del self._deadlines[conn]
+        if conn.cut_off and not conn.served:
+            refuse(conn.sock, 408, "Request Timeout", "request incomplete")
+        return False if conn.cut_off else keep
+
+    def handle_request(self, req: Any, conn: Connection) -> Any:
+        conn.served = True
+        return super().handle_request(req, conn)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        super().wait_for_and_dispatch_events(min(timeout, 0.25))
+        now = time.monotonic()
+        for conn, deadline in list(self._deadlines.items()):
+            if deadline < now and not conn.cut_off:
+                conn.cut_off = True
+                shut_down(conn.sock, socket.SHUT_RD)
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """Answer a request that gunicorn cannot read. Its own answer and log line repeat parts of the request."""
+        kind = type(exc).__name__
+        log.warning("request refused: %s (from %s)", kind, addr[0] if addr else "unknown")
+        status, reason = ERRORS.get(kind, (400, "Bad Request"))
+        refuse(client, status, reason, "malformed request")
+
+
+ERRORS = {
+    "LimitRequestLine": (414, "URI Too Long"),
+    "LimitRequestHeaders": (431, "Request Header Fields Too Large"),
+    "ExpectationFailed": (417, "Expectation Failed"),
+}
+
+
+class Connection(gthread.TConn):  # type: ignore[misc]
+    """A connection that knows whether its current request was served or cut off."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.served = False
+        self.cut_off = False
+
+    def close(self, graceful: bool = False) -> None:
+        """Close at once, after reading what is there: unread bytes would reset the connection and lose the answer."""
+        shut_down(self.sock, socket.SHUT_WR)
+        try:
+            self.sock.setblocking(False)
+            self.sock.recv(65536)
+        except OSError:
+            log.debug("nothing more to read")
+        util.close(self.sock)
+
+
+class OurLogger(Logger):  # type: ignore[misc]
+    """gunicorn's log lines, from warnings on, through the process's own logging."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log = logging.getLogger("gunicorn")
+        self.access_log = logging.getLogger("gunicorn.access")
+        self.error_log.setLevel(logging.WARNING)
+
+
+def refuse(client: socket.socket, status: int, reason: str, line: str) -> None:
+    """Answer without a request to answer to."""
+    head = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8"
+    try:
+        util.write_nonblock(client, f"{head}\r\nContent-Length: {len(line)}\r\n\r\n{line}".encode("ascii"))
+    except OSError:
+        log.debug("the client was gone before its answer")
+
+
+def shut_down(sock: socket.socket, how: int) -> None:
+    try:
+        sock.shutdown(how)
+    except OSError:
+        log.debug("the connection was closed already")

@@ -1,0 +1,179 @@
+"""The journal: the durable store of events and of what each sink is still owed.
+
+It is the only state that intake and dispatchers share, and the only queue. This file is its contract; each file
+beside it is one way to keep it. What the contract asks, an append-only log with consumers could do as well, so it has
+no queries by content: filters are the dispatcher's work.
+
+The guarantees:
+
+* When `accept` returns, the arrival survives a power cut. An event id is kept once.
+* An owed delivery is *pending* until it is settled as *delivered* or *dead*; no other way leads out of the journal.
+* A claimed delivery is given to nobody else until its claim ends. *Delivered* is believed from anyone; every other
+  result only from the holder of the claim.
+* Every call may raise JournalUnavailable, and then has done nothing or what it was asked to do, never a part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Acceptance(StrEnum):
+    """What became of an arrival; the value is the answer that DT gets."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A genuine push at the door.
+
+    `id` is the event's, or the SHA-256 of the body when `quarantine` says why it is no event. Times here and below
+    are seconds since 1970.
+    """
+
+    id: str
+    body: bytes
+    received_at: float
+    quarantine: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An event in the journal; `key` is the journal's own name for it."""
+
+    key: int
+    id: str
+    body: bytes
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A claimed delivery: `attempt` counts the calls of the sink from 1, `failures` those that came back failed.
+
+    `age` is the time in seconds since the first attempt, without the time in which the sink was paused.
+    """
+
+    event: Kept
+    sink: str
+    attempt: int
+    failures: int
+    age: float
+
+
+class Result(StrEnum):
+    """How an attempt ended."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    """Try again at `due`; counts as a failure."""
+    WAITING = "waiting"
+    """Try again at `due`; counts for nothing, because the sink is at fault and not the event."""
+    UNTOUCHED = "untouched"
+    """The sink was never called: as if it had not been claimed."""
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a claimed delivery came to; `due` is when it may be tried again, `why` is for people."""
+
+    delivery: Delivery
+    result: Result
+    due: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """What the journal knows of a sink across restarts.
+
+    `pauses` counts the pauses in a row; 0 means not paused. `paused_until` is on the journal's clock. `on_trial`
+    says that the sink was called alone and has not come back yet.
+    """
+
+    name: str
+    pauses: int = 0
+    paused_until: float = 0.0
+    pause_reason: str = ""
+    on_trial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SinkCount:
+    """How much a sink has been delivered, is owed, and has been given up on; `oldest` is the oldest pending one."""
+
+    delivered: int = 0
+    pending: int = 0
+    dead: int = 0
+    oldest: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is in the journal now."""
+
+    unmatched: int
+    quarantined: int
+    sinks: Mapping[str, SinkCount]
+
+
+class Journal(Protocol):
+    """The contract. Calls may come from many threads at once."""
+
+    def now(self) -> float:
+        """The journal's clock; all due times and claims are on it."""
+
+    def accept(self, arrival: Arrival) -> Acceptance:
+        """Keep an arrival, unless its id is there already. Returns after the commit."""
+
+    def unmatched(self, most: int) -> list[Kept]:
+        """Up to `most` events that `owe` has not seen yet, oldest first."""
+
+    def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
+        """Owe each event to the sinks named beside it. Owing again what is owed or settled changes nothing."""
+
+    def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
+        """Take up to `most` deliveries that are due, for `seconds`; the longest due come first."""
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> None:
+        """Make the claims on `deliveries`, where still held, end `seconds` from now."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Record results and end the claims."""
+
+    def next_due(self, sink: str) -> float | None:
+        """When the next pending delivery of a sink is due or its claim ends; None when nothing is pending."""
+
+    def begin(self) -> list[str]:
+        """Be the dispatcher. Void the claims of one that died here; the sinks that it held claims for."""
+
+    def beat(self) -> None:
+        """Say that this dispatcher is alive."""
+
+    def last_beat(self) -> float | None:
+        """When a dispatcher last said so (wall clock), or None if none ever did."""
+
+    def states(self) -> dict[str, SinkState]:
+        """What is remembered of every sink."""
+
+    def remember(self, state: SinkState) -> None:
+        """Replace what is remembered of a sink. Between pauses > 0 and pauses = 0 its deliveries do not age."""
+
+    def retire(self, received_before: float, most: int) -> int:
+        """Remove up to `most` old events that are delivered everywhere they were owed; how many were removed."""
+
+    def counts(self) -> Counts:
+        """What is in the journal now."""
+
+    def check_writable(self) -> None:
+        """Raise JournalUnavailable when `accept` would."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""

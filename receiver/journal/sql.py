@@ -1,0 +1,398 @@
+"""The journal in SQL: its tables, and each verb of the contract as one or two statements.
+
+A delivery that is pending has a due time; one that is settled has none. A claim moves the due time to its own end and
+writes its holder, so that a claim whose holder is gone becomes due by itself.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    exists,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert
+
+from receiver.errors import JournalError
+from receiver.journal.contract import (
+    Acceptance,
+    Arrival,
+    Counts,
+    Delivery,
+    Kept,
+    Result,
+    Settlement,
+    SinkCount,
+    SinkState,
+)
+from receiver.journal.group import GroupCommit
+from receiver.journal.sqlite import SqliteDatabase
+
+SCHEMA_VERSION = 1
+COMMIT_SECONDS = 4.5
+"""How long a push may wait for its commit, so that it is answered within 5 s."""
+
+_Key = BigInteger().with_variant(Integer, "sqlite")
+_PENDING, _DELIVERED, _DEAD = 0, 1, 2
+
+metadata = MetaData()
+versions = Table("receiver_schema", metadata, Column("version", Integer, primary_key=True))
+events = Table(
+    "events",
+    metadata,
+    Column("key", _Key, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("received_at", Double, nullable=False),
+    Column("matched", Boolean, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+Index("events_unmatched", events.c.key, sqlite_where=events.c.matched.is_(False))
+sinks = Table(
+    "sinks",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("delivered", BigInteger, nullable=False, default=0),
+    Column("dead", BigInteger, nullable=False, default=0),
+    Column("pauses", Integer, nullable=False, default=0),
+    Column("paused_until", Double, nullable=False, default=0.0),
+    Column("paused_since", Double),
+    Column("paused_seconds", Double, nullable=False, default=0.0),
+    Column("pause_reason", Text, nullable=False, default=""),
+    Column("on_trial", Boolean, nullable=False, default=False),
+)
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("event", _Key, ForeignKey("events.key"), primary_key=True),
+    Column("sink", Integer, ForeignKey("sinks.key"), primary_key=True),
+    Column("state", SmallInteger, nullable=False),
+    Column("due", Double),
+    Column("holder", String(32)),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("first_attempt_at", Double),
+    Column("settled_at", Double),
+    Column("why", Text),
+    sqlite_with_rowid=False,
+)
+Index(
+    "deliveries_pending",
+    deliveries.c.sink,
+    deliveries.c.due,
+    deliveries.c.event,
+    sqlite_where=deliveries.c.due.is_not(None),
+)
+Index("deliveries_held", deliveries.c.holder, sqlite_where=deliveries.c.holder.is_not(None))
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("received_at", Double, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+dispatchers = Table(
+    "dispatchers",
+    metadata,
+    Column("holder", String(32), primary_key=True),
+    Column("beat_at", Double, nullable=False),
+)
+
+
+class SqlJournal:
+    """The contract of receiver.journal, kept in a database."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+        self._holder = uuid.uuid4().hex
+        self._sink_keys: dict[str, int] = {}
+        self._retired_up_to = 0
+        self._group: GroupCommit[Arrival, Acceptance] = GroupCommit(self._accept_all, 256, COMMIT_SECONDS)
+        self.now = database.now
+        self._make_tables()
+
+    def accept(self, arrival: Arrival) -> Acceptance:
+        return self._group.submit(arrival)
+
+    def unmatched(self, most: int) -> list[Kept]:
+        query = select(events.c.key, events.c.id, events.c.body, events.c.received_at).where(
+            events.c.matched.is_(False)
+        )
+        with self._database.read() as connection:
+            return [Kept(*row) for row in connection.execute(query.order_by(events.c.key).limit(most))]
+
+    def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
+        now = self.now()
+        with self._database.write() as connection:
+            owed = [
+                {"event": kept.key, "sink": self._sink_key(connection, name), "due": now}
+                for kept, names in matches
+                for name in names
+            ]
+            if owed:
+                rows = insert(deliveries).values(state=_PENDING, attempts=0, failures=0)
+                connection.execute(rows.on_conflict_do_nothing(), owed)
+            connection.execute(
+                update(events).where(events.c.key == bindparam("seen")).values(matched=True),
+                [{"seen": kept.key} for kept, _ in matches],
+            )
+
+    def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
+        now = self.now()
+        with self._database.write() as connection:
+            key = self._sink_key(connection, sink)
+            active = self._active_time(connection, key, now)
+            due = (
+                select(deliveries.c.event)
+                .where(deliveries.c.sink == key, deliveries.c.due <= now)
+                .order_by(deliveries.c.due, deliveries.c.event)
+                .limit(most)
+            )
+            claimed = connection.execute(
+                update(deliveries)
+                .where(deliveries.c.sink == key, deliveries.c.event.in_(due.scalar_subquery()))
+                .values(
+                    due=now + seconds,
+                    holder=self._holder,
+                    attempts=deliveries.c.attempts + 1,
+                    first_attempt_at=func.coalesce(deliveries.c.first_attempt_at, active),
+                )
+                .returning(
+                    deliveries.c.event, deliveries.c.attempts, deliveries.c.failures, deliveries.c.first_attempt_at
+                )
+            ).all()
+            bodies = select(events.c.key, events.c.id, events.c.body, events.c.received_at).where(
+                events.c.key.in_([row.event for row in claimed])
+            )
+            kept = {row.key: Kept(*row) for row in connection.execute(bodies)}
+        return [
+            Delivery(kept[row.event], sink, row.attempts, row.failures, active - row.first_attempt_at)
+            for row in sorted(claimed, key=lambda row: row.event)
+        ]
+
+    def extend(self, held: Sequence[Delivery], seconds: float) -> None:
+        with self._database.write() as connection:
+            connection.execute(
+                update(deliveries).where(self._is(held=True)).values(due=self.now() + seconds),
+                [self._names(connection, delivery) for delivery in held],
+            )
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        with self._database.write() as connection:
+            for result in Result:
+                group = [settlement for settlement in settlements if settlement.result is result]
+                if group:
+                    self._settle(connection, result, group)
+
+    def next_due(self, sink: str) -> float | None:
+        query = select(func.min(deliveries.c.due)).join(sinks, sinks.c.key == deliveries.c.sink)
+        with self._database.read() as connection:
+            when: float | None = connection.scalar(query.where(sinks.c.name == sink, deliveries.c.due.is_not(None)))
+            return when
+
+    def begin(self) -> list[str]:
+        self._database.become_dispatcher()
+        held = deliveries.c.holder.is_not(None)
+        with self._database.write() as connection:
+            names = select(sinks.c.name).where(exists().where(held, deliveries.c.sink == sinks.c.key))
+            suspects = list(connection.scalars(names))
+            connection.execute(update(deliveries).where(held).values(holder=None, due=self.now()))
+            connection.execute(delete(dispatchers))
+        return suspects
+
+    def beat(self) -> None:
+        now = time.time()
+        beat = insert(dispatchers).values(holder=self._holder, beat_at=now)
+        with self._database.write() as connection:
+            connection.execute(beat.on_conflict_do_update(index_elements=["holder"], set_={"beat_at": now}))
+
+    def last_beat(self) -> float | None:
+        with self._database.read() as connection:
+            when: float | None = connection.scalar(select(func.max(dispatchers.c.beat_at)))
+            return when
+
+    def states(self) -> dict[str, SinkState]:
+        query = select(sinks.c.name, sinks.c.pauses, sinks.c.paused_until, sinks.c.pause_reason, sinks.c.on_trial)
+        with self._database.read() as connection:
+            return {row.name: SinkState(*row) for row in connection.execute(query)}
+
+    def remember(self, state: SinkState) -> None:
+        now = self.now()
+        with self._database.write() as connection:
+            key = self._sink_key(connection, state.name)
+            since = connection.scalar(select(sinks.c.paused_since).where(sinks.c.key == key))
+            changes: dict[str, Any] = {}
+            if state.pauses and since is None:
+                changes = {"paused_since": now}
+            if not state.pauses and since is not None:
+                changes = {"paused_since": None, "paused_seconds": sinks.c.paused_seconds + (now - since)}
+            connection.execute(
+                update(sinks)
+                .where(sinks.c.key == key)
+                .values(
+                    pauses=state.pauses,
+                    paused_until=state.paused_until,
+                    pause_reason=state.pause_reason,
+                    on_trial=state.on_trial,
+                    **changes,
+                )
+            )
+
+    def retire(self, received_before: float, most: int) -> int:
+        still_owed = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != _DELIVERED)
+        with self._database.read() as connection:
+            looked_at = connection.execute(
+                select(events.c.key, still_owed)
+                .where(
+                    events.c.key > self._retired_up_to,
+                    events.c.received_at < received_before,
+                    events.c.matched.is_(True),
+                )
+                .order_by(events.c.key)
+                .limit(most)
+            ).all()
+        self._retired_up_to = looked_at[-1].key if len(looked_at) == most else 0
+        removable = [{"old": key} for key, owed in looked_at if not owed]
+        if removable:
+            with self._database.write() as connection:
+                connection.execute(delete(deliveries).where(deliveries.c.event == bindparam("old")), removable)
+                connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
+        return len(removable)
+
+    def counts(self) -> Counts:
+        pending = (
+            select(deliveries.c.sink, func.count().label("pending"), func.min(events.c.received_at).label("oldest"))
+            .join(events, events.c.key == deliveries.c.event)
+            .where(deliveries.c.due.is_not(None))
+            .group_by(deliveries.c.sink)
+            .subquery()
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(sinks.c.name, sinks.c.delivered, pending.c.pending, sinks.c.dead, pending.c.oldest)
+                .join(pending, pending.c.sink == sinks.c.key, isouter=True)
+                .order_by(sinks.c.name)
+            )
+            by_sink = {row.name: SinkCount(row.delivered, row.pending or 0, row.dead, row.oldest) for row in rows}
+            unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
+            in_quarantine = connection.scalar(select(func.count()).select_from(quarantine)) or 0
+        return Counts(unmatched, in_quarantine, by_sink)
+
+    def check_writable(self) -> None:
+        self._database.check_room()
+        with self._database.write() as connection:
+            connection.execute(update(versions).values(version=versions.c.version))
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _make_tables(self) -> None:
+        with self._database.write() as connection:
+            metadata.create_all(connection)
+            version = connection.scalar(select(versions.c.version))
+            if version is None:
+                connection.execute(insert(versions).values(version=SCHEMA_VERSION))
+            elif version > SCHEMA_VERSION:
+                raise JournalError(
+                    f"the journal has schema {version}, this receiver knows {SCHEMA_VERSION}: "
+                    "run the newer receiver that wrote it"
+                )
+
+    def _accept_all(self, arrivals: Sequence[Arrival]) -> list[Acceptance]:
+        """One commit for all. A row that is new comes back from its insert; one that is not was there before."""
+        self._database.check_room()
+        named = [
+            {"id": arrival.id, "received_at": arrival.received_at, "matched": False, "body": arrival.body}
+            for arrival in arrivals
+            if arrival.quarantine is None
+        ]
+        unnamed = [
+            {"id": arrival.id, "received_at": arrival.received_at, "why": arrival.quarantine, "body": arrival.body}
+            for arrival in arrivals
+            if arrival.quarantine is not None
+        ]
+        new: set[str] = set()
+        with self._database.write() as connection:
+            if named:
+                new = set(connection.scalars(insert(events).on_conflict_do_nothing().returning(events.c.id), named))
+            if unnamed:
+                connection.execute(insert(quarantine).on_conflict_do_nothing(), unnamed)
+        return [self._acceptance(arrival, new) for arrival in arrivals]
+
+    @staticmethod
+    def _acceptance(arrival: Arrival, new: set[str]) -> Acceptance:
+        if arrival.quarantine is not None:
+            return Acceptance.QUARANTINED
+        if arrival.id in new:
+            new.remove(arrival.id)
+            return Acceptance.ACCEPTED
+        return Acceptance.DUPLICATE
+
+    def _settle(self, connection: Connection, result: Result, group: Sequence[Settlement]) -> None:
+        end: dict[str, Any] = {"holder": None, "settled_at": self.now(), "why": bindparam("why_now")}
+        values: dict[Result, dict[str, Any]] = {
+            Result.DELIVERED: {"state": _DELIVERED, "due": None, **end},
+            Result.DEAD: {"state": _DEAD, "due": None, "failures": deliveries.c.failures + 1, **end},
+            Result.FAILED: {"due": bindparam("due_next"), "failures": deliveries.c.failures + 1, **end},
+            Result.WAITING: {"due": bindparam("due_next"), **end},
+            Result.UNTOUCHED: {"due": self.now(), "holder": None, "attempts": deliveries.c.attempts - 1},
+        }
+        rows = [
+            {**self._names(connection, settlement.delivery), "due_next": settlement.due, "why_now": settlement.why}
+            for settlement in group
+        ]
+        changed = connection.execute(
+            update(deliveries).where(self._is(held=result is not Result.DELIVERED)).values(**values[result]), rows
+        ).rowcount
+        if result in (Result.DELIVERED, Result.DEAD):
+            column = sinks.c.delivered if result is Result.DELIVERED else sinks.c.dead
+            connection.execute(
+                update(sinks).where(sinks.c.key == rows[0]["of_sink"]).values({column: column + changed})
+            )
+
+    def _is(self, *, held: bool) -> Any:
+        """The pending delivery that `_names` names, held by this dispatcher if so asked."""
+        condition = (
+            (deliveries.c.event == bindparam("of_event"))
+            & (deliveries.c.sink == bindparam("of_sink"))
+            & deliveries.c.due.is_not(None)
+        )
+        return condition & (deliveries.c.holder == self._holder) if held else condition
+
+    def _names(self, connection: Connection, delivery: Delivery) -> dict[str, Any]:
+        return {"of_event": delivery.event.key, "of_sink": self._sink_key(connection, delivery.sink)}
+
+    def _sink_key(self, connection: Connection, name: str) -> int:
+        if name not in self._sink_keys:
+            connection.execute(insert(sinks).values(name=name).on_conflict_do_nothing())
+            self._sink_keys[name] = connection.scalars(select(sinks.c.key).where(sinks.c.name == name)).one()
+        return self._sink_keys[name]
+
+    def _active_time(self, connection: Connection, sink: int, now: float) -> float:
+        """The sink's own clock: it stands still while the sink is paused."""
+        row = connection.execute(select(sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.key == sink)).one()
+        stands_at: float = now if row.paused_since is None else row.paused_since
+        return stands_at - float(row.paused_seconds)

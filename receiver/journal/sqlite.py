@@ -1,0 +1,154 @@
+"""SQLite as the journal's database: one file on a disk that lasts, for one machine.
+
+Several processes write. SQLite's own waiting for a lock is unfair and slow, and some of its releases can corrupt a
+write-ahead log that two processes write at once (before 3.51.3), so whoever writes takes one file lock first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from receiver.errors import JournalError, JournalUnavailable
+
+LOCK_SECONDS = 4.0
+_MB = 1_000_000
+
+
+class SqliteDatabase:
+    """Connections, transactions and limits of one SQLite file."""
+
+    def __init__(self, path: Path, min_free_mb: int, max_size_mb: int | None) -> None:
+        """Open or create the file. Raises JournalError with what to do when that cannot be."""
+        self._path = path
+        self._min_free_mb = min_free_mb
+        self._max_size_mb = max_size_mb
+        self._wall_at_start = time.time() - time.monotonic()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path.with_name(path.name + ".lock"))
+        except OSError as error:
+            raise JournalError(
+                f"journal {path}: {error.strerror}; make it writable or set another [journal] path"
+            ) from None
+        self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
+        self._engine = self._connect()
+
+    def now(self) -> float:
+        """Seconds since 1970 that never jump while this process runs."""
+        return self._wall_at_start + time.monotonic()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A write transaction, committed durably at the end. Raises JournalUnavailable."""
+        with self._lock.held(LOCK_SECONDS), _translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A view that keeps nobody from writing. Raises JournalUnavailable."""
+        with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    def check_room(self) -> None:
+        """Raise JournalUnavailable when the disk or the journal is too full to take more events.
+
+        Settling and retention do not ask: on a full disk even they could not free anything, so room is kept for them.
+        """
+        free = shutil.disk_usage(self._path.parent).free
+        if free < self._min_free_mb * _MB:
+            raise JournalUnavailable(
+                f"only {free // _MB} MB free under {self._path.parent}, [journal] min_free_mb is {self._min_free_mb}"
+            )
+        if self._max_size_mb is not None:
+            size = sum(file.stat().st_size for file in self._path.parent.glob(self._path.name + "*"))
+            if size > self._max_size_mb * _MB:
+                raise JournalUnavailable(
+                    f"the journal has {size // _MB} MB, [journal] max_size_mb is {self._max_size_mb}"
+                )
+
+    def become_dispatcher(self) -> None:
+        """Be the only dispatcher of this journal, until the process ends. Raises JournalUnavailable."""
+        if not self._dispatcher.acquire(LOCK_SECONDS):
+            raise JournalUnavailable(f"another dispatcher works on {self._path}; stop it first")
+
+    def close(self) -> None:
+        with self._lock.held(LOCK_SECONDS):
+            self._engine.dispose()
+        self._dispatcher.close()
+        self._lock.close()
+
+    def _connect(self) -> Engine:
+        def connection() -> sqlite3.Connection:
+            raw = sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+            raw.execute("PRAGMA journal_mode = WAL")
+            raw.execute("PRAGMA synchronous = FULL")
+            return raw
+
+        engine = create_engine("sqlite://", creator=connection, poolclass=QueuePool, pool_size=8, max_overflow=64)
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+        return engine
+
+
+class FileLock:
+    """A lock between processes, and between the threads of each; freed by the system when its process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._threads = threading.Lock()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    @contextmanager
+    def held(self, seconds: float) -> Iterator[None]:
+        """Hold the lock, waiting for it up to `seconds`. Raises JournalUnavailable."""
+        if not self.acquire(seconds):
+            raise JournalUnavailable("the journal is locked by another process")
+        try:
+            yield
+        finally:
+            self.release()
+
+    def acquire(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        if not self._threads.acquire(timeout=seconds):
+            return False
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    self._threads.release()
+                    return False
+                time.sleep(0.0005)
+
+    def release(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Let no exception of the database out but JournalUnavailable; its text never holds a value from a row."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise JournalUnavailable(f"the journal's database says: {error.orig}") from None
+    except OSError as error:
+        raise JournalUnavailable(f"the journal's disk says: {error.strerror}") from None

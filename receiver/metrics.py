@@ -1,0 +1,72 @@
+"""What `/metrics` shows, in the Prometheus text format: counters over all processes, gauges from the journal."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from receiver.journal import Journal
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """The metrics of one process of intake."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._own = CollectorRegistry()
+        self._pushes = Counter(
+            "receiver_pushes",
+            "Pushes answered, by status code and text",
+            ["status", "answer"],
+            registry=self._own,
+        )
+        self._shown = CollectorRegistry()
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
+        else:
+            self._shown.register(self._pushes)
+        self._shown.register(JournalGauges(journal))
+
+    def answered(self, status: int, answer: str) -> None:
+        """Count one answer to a push."""
+        self._pushes.labels(str(status), answer).inc()
+
+    def page(self) -> bytes:
+        """All metrics as text. Raises JournalUnavailable."""
+        return generate_latest(self._shown)
+
+
+class JournalGauges(Collector):
+    """What the journal holds, read when asked."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._journal.counts()
+        states = self._journal.states()
+        yield GaugeMetricFamily("receiver_unmatched", "Events not yet matched to sinks", counts.unmatched)
+        yield GaugeMetricFamily("receiver_quarantined", "Pushes in quarantine", counts.quarantined)
+        delivered = CounterMetricFamily("receiver_delivered", "Deliveries made", labels=["sink"])
+        dead = CounterMetricFamily("receiver_dead", "Deliveries given up on", labels=["sink"])
+        pending = GaugeMetricFamily("receiver_pending", "Deliveries owed", labels=["sink"])
+        oldest = GaugeMetricFamily("receiver_oldest_pending_seconds", "Age of the oldest event owed", labels=["sink"])
+        paused = GaugeMetricFamily("receiver_paused", "1 while the sink is paused", labels=["sink"])
+        for name, count in counts.sinks.items():
+            delivered.add_metric([name], count.delivered)
+            dead.add_metric([name], count.dead)
+            pending.add_metric([name], count.pending)
+            oldest.add_metric([name], 0 if count.oldest is None else max(0.0, time.time() - count.oldest))
+            paused.add_metric([name], 1 if states[name].pauses else 0)
+        yield from (delivered, dead, pending, oldest, paused)

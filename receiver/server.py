@@ -1,0 +1,237 @@
+"""The supervisor: runs intake and the dispatcher as two processes, and keeps both running.
+
+Neither takes the other down. Each is restarted when it dies, after a pause that grows while it keeps dying; a
+dispatcher that sends no beat is taken for stuck and killed. On SIGTERM intake stops first, and what it took is drained.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from receiver.errors import ReceiverError
+from receiver.lifeline import Lifeline
+from receiver.settings import Settings
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+RAN_WELL_SECONDS = 60.0
+SILENT_SECONDS = 30.0
+STOP_SECONDS = 20.0
+WEAK_SECRET_BYTES = 32
+
+_fork = multiprocessing.get_context("fork")
+Work = Callable[[Lifeline], None]
+
+
+def serve(settings: Settings) -> int:
+    """Receive and deliver until SIGTERM or SIGINT; the exit code. Raises ReceiverError when it cannot start."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-")
+    try:
+        prepare(settings)
+        listener = listen(settings.receiver.host, settings.port)
+        log.info("receiving on %s port %d", settings.receiver.host, settings.port)
+        children = [Child("intake", lambda lifeline: receive(settings, listener, lifeline), silent_seconds=None)]
+        if settings.receiver.deliver:
+            children.append(Child("dispatcher", lambda lifeline: deliver(settings, lifeline), SILENT_SECONDS))
+        Supervisor(children, listener).run()
+        return 0
+    finally:
+        shutil.rmtree(counters, ignore_errors=True)
+
+
+def deliver(settings: Settings, lifeline: Lifeline | None = None) -> None:
+    """Deliver until told to stop: the dispatcher as a process of its own."""
+    from receiver.dispatcher import Dispatcher
+    from receiver.journal import open_journal
+    from receiver.plugins import build_all
+
+    lifeline = lifeline or Lifeline()
+    lifeline.catch_signals()
+    sinks, faulty = build_all(settings)
+    dispatcher = Dispatcher(
+        open_journal(settings),
+        settings.enabled_sinks,
+        sinks,
+        faulty,
+        retention_seconds=settings.journal.retention_days * 86400,
+        redact=settings.redact,
+    )
+    dispatcher.run(lifeline)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)  # threads whose call does not come back would keep the process
+
+
+def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
+    """Take pushes until told to stop: gunicorn as a process of its own."""
+    from receiver import intake
+
+    intake.run(settings, listener, lifeline)
+
+
+def prepare(settings: Settings) -> None:
+    """Find out now what would keep intake from working; what is imported here is shared by all processes."""
+    import receiver.intake  # noqa: F401  # forked processes share its memory and start at once
+    from receiver.journal import open_journal
+
+    for name, secret in settings.secrets.items():
+        if len(secret.encode()) < WEAK_SECRET_BYTES:
+            log.warning("%s is shorter than %d bytes; a longer one is harder to guess", name, WEAK_SECRET_BYTES)
+    if not settings.enabled_sinks:
+        log.warning("no sink is enabled in %s: events are journaled and go nowhere", settings.path.name)
+    open_journal(settings).close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that outlives restarts of intake. Raises ReceiverError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ReceiverError(
+            f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it, or set PORT to another one"
+        ) from None
+
+
+class Child:
+    """A process of the supervisor's, started again when it dies."""
+
+    def __init__(self, name: str, work: Work, silent_seconds: float | None) -> None:
+        self.name = name
+        self._work = work
+        self._silent_seconds = silent_seconds
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._line: socket.socket | None = None
+        self._started_at = self._heard_at = self._start_at = 0.0
+        self._pause = FIRST_PAUSE_SECONDS
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def tend(self, now: float, others: list[Child]) -> None:
+        """Start it, listen for its beats, or notice that it is gone."""
+        if self._process is None:
+            if now >= self._start_at:
+                self._start(now, others)
+        elif not self._process.is_alive():
+            self._bury(now)
+        elif self._silent_seconds is not None:
+            if self._hears_beats():
+                self._heard_at = now
+            if now - self._heard_at > self._silent_seconds:
+                log.error("%s has been stuck for %.0f s; it is killed", self.name, now - self._heard_at)
+                self._process.kill()
+
+    def excuse(self, now: float) -> None:
+        """Do not hold the silence so far against it: the supervisor itself was not running."""
+        self._heard_at = now
+
+    def signal(self, number: int) -> None:
+        if self._process is not None and self._process.is_alive() and self._process.pid is not None:
+            os.kill(self._process.pid, number)
+
+    def hang_up(self) -> None:
+        """Tell it that nothing more is to come."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    def _start(self, now: float, others: list[Child]) -> None:
+        self._line, theirs = socket.socketpair()
+        self._line.setblocking(False)
+        lines = [child._line for child in others if child._line is not None]
+        sys.stdout.flush()
+        self._process = _fork.Process(target=_run, args=(self._work, theirs, lines), name=self.name)
+        self._process.start()
+        theirs.close()
+        self._started_at = self._heard_at = now
+
+    def _bury(self, now: float) -> None:
+        assert self._process is not None
+        self._process.join()
+        self._pause = (
+            FIRST_PAUSE_SECONDS
+            if now - self._started_at > RAN_WELL_SECONDS
+            else min(self._pause * 2, LONGEST_PAUSE_SECONDS)
+        )
+        log.error("%s died (%s); it starts again in %.0f s", self.name, _ending(self._process.exitcode), self._pause)
+        self._start_at = now + self._pause
+        self._process = None
+        self.hang_up()
+
+    def _hears_beats(self) -> bool:
+        try:
+            return self._line is not None and self._line.recv(4096) != b""
+        except OSError:
+            return False
+
+
+class Supervisor:
+    """Runs children, the first of which is intake, until SIGTERM or SIGINT."""
+
+    def __init__(self, children: list[Child], listener: socket.socket) -> None:
+        self._children = children
+        self._listener = listener
+        self._signal: int | None = None
+
+    def run(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        tended_at = time.monotonic()
+        while self._signal is None:
+            now = time.monotonic()
+            for child in self._children:
+                if now - tended_at > SILENT_SECONDS / 2:
+                    child.excuse(now)
+                child.tend(now, self._children)
+            tended_at = now
+            time.sleep(TICK_SECONDS)
+        self._stop()
+
+    def _note(self, number: int, frame: object) -> None:
+        self._signal = number
+
+    def _stop(self) -> None:
+        """Signal all; when intake is gone, nothing more comes and the dispatcher can finish."""
+        log.info("stopping")
+        end = time.monotonic() + STOP_SECONDS
+        self._listener.close()
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        for child in self._children:
+            child.hang_up()
+            while child.alive and time.monotonic() < end:
+                time.sleep(TICK_SECONDS)
+            child.signal(signal.SIGKILL)
+
+
+def _run(work: Work, line: socket.socket, lines: list[socket.socket]) -> None:
+    """The life of a child: none of the supervisor's signal handlers, and none of its ends of any line."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    for other in lines:
+        other.close()
+    try:
+        work(Lifeline(line))
+    except ReceiverError as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"

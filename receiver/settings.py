@@ -1,0 +1,343 @@
+"""config.toml and the environment, read once into typed settings.
+
+Every problem is found in one go, and each names its place, what is wrong and the nearest right name. What intake
+needs must be right; a faulty `[sinks.NAME]` is kept with its fault, so that a typo in one sink never stops receiving.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from receiver.errors import ConfigError
+from receiver.event import Event
+
+SECRET = "DT_SIGNATURE_SECRET"
+SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(value: object) -> object:
+    """A length of time: a number of seconds, or a number with a unit: "30s", "5m", "2h", "3d"."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value)
+        if not match:
+            raise ValueError('give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"')
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
+
+
+class Table(BaseModel):
+    """A table of config.toml: exactly these keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReceiverTable(Table):
+    """[receiver]: what concerns the program as a whole."""
+
+    host: str = "0.0.0.0"
+    threads: int = Field(32, ge=1, le=512)
+    max_body: int = Field(256 * 1024, ge=1024, le=16 * 1024 * 1024)
+    log_format: Literal["text", "json"] = "text"
+    plugins: tuple[str, ...] = ()
+    deliver: bool = True
+
+
+class JournalTable(Table):
+    """[journal]: where events are kept, how long, and how full it may get."""
+
+    path: Path = Path("data/journal.sqlite")
+    retention_days: float = Field(7, ge=1)
+    min_free_mb: int = Field(100, ge=0)
+    max_size_mb: int | None = Field(default=None, ge=1)
+
+
+class Filter(Table):
+    """[sinks.NAME.filter]: which events a sink gets. All given conditions must hold."""
+
+    event_types: tuple[str, ...] | None = None
+    devices: tuple[str, ...] | None = None
+    projects: tuple[str, ...] | None = None
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    backfilled: bool | None = None
+
+    def misses(self, event: Event) -> list[str]:
+        """The conditions that `event` does not meet; empty when the sink gets it."""
+        met = {
+            "event_types": self.event_types is None or event.type in self.event_types,
+            "devices": self.devices is None or event.device_id in self.devices,
+            "projects": self.projects is None or event.project_id in self.projects,
+            "labels": all(event.labels.get(key) == value for key, value in self.labels.items()),
+            "backfilled": self.backfilled is None or event.backfilled is self.backfilled,
+        }
+        return [condition for condition, holds in met.items() if not holds]
+
+
+class RetryPolicy(Table):
+    """[sinks.NAME.retry]: how long and how often a delivery is tried before it is dead. Times in seconds."""
+
+    max_age: Seconds = 3 * 86400.0
+    max_attempts: int | None = Field(default=None, ge=1)
+    first_pause: Seconds = 5.0
+    longest_pause: Seconds = 3600.0
+
+
+class CommonOptions(BaseModel):
+    """The keys that every `[sinks.NAME]` understands; all others belong to the sink type."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: str
+    enabled: bool = True
+    filter: Filter = Field(default_factory=Filter)
+    retry: RetryPolicy = Field(default_factory=RetryPolicy)
+    concurrency: int = Field(1, ge=1, le=64)
+    batch_size: int = Field(500, ge=1, le=10_000)
+
+
+@dataclass(frozen=True)
+class SinkSettings:
+    """One `[sinks.NAME]`. `options` are the sink type's own; `faults` say why the table cannot be used as it is."""
+
+    name: str
+    common: CommonOptions
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    from_environment: frozenset[str] = frozenset()
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the receiver was told. `hidden` are the values that no log line may contain."""
+
+    path: Path
+    receiver: ReceiverTable
+    journal: JournalTable
+    sinks: tuple[SinkSettings, ...]
+    port: int
+    workers: int
+    secrets: Mapping[str, str] = field(repr=False)
+    hidden: frozenset[str] = field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths count from: the folder of config.toml."""
+        return self.path.parent
+
+    @property
+    def enabled_sinks(self) -> tuple[SinkSettings, ...]:
+        return tuple(sink for sink in self.sinks if sink.common.enabled)
+
+    @property
+    def journal_path(self) -> Path:
+        return self.folder / self.journal.path
+
+    def redact(self, text: str) -> str:
+        """`text` without any secret: for error messages that other people's code has written."""
+        for value in self.hidden:
+            text = text.replace(value, "***")
+        return text
+
+
+def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = True) -> Settings:
+    """Read the file that RECEIVER_CONFIG names (default config.toml) and the environment.
+
+    Raises ConfigError with every problem found, when one of them concerns more than a single sink.
+    """
+    path = Path(environ.get("RECEIVER_CONFIG") or "config.toml").absolute()
+    document = _read(path)
+    problems = [
+        f"{path.name}: no table [{name}]{nearest(name, ('receiver', 'journal', 'sinks'))}"
+        for name in document
+        if name not in ("receiver", "journal", "sinks")
+    ]
+    reader = _Reader(path.name, environ, problems)
+    receiver = reader.table(ReceiverTable, "receiver", document.get("receiver", {}))
+    journal = reader.table(JournalTable, "journal", document.get("journal", {}))
+    sinks = tuple(reader.sinks(document.get("sinks", {})))
+    secrets = _secrets(environ)
+    if secret_required and SECRET not in secrets:
+        problems.append(f"environment: {SECRET} is not set; set it to the signature secret of your Data Connector")
+    if environ.get("DATABASE_URL"):
+        problems.append("environment: DATABASE_URL is set, but this version keeps its journal on SQLite only; unset it")
+    port = _whole_number(environ, "PORT", 8000, 65535, problems)
+    workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
+    if problems or receiver is None or journal is None:
+        raise ConfigError([*problems, *(fault for sink in sinks for fault in sink.faults)])
+    hidden = frozenset(value for value in [*secrets.values(), *reader.looked_up] if len(value) >= 4)
+    return Settings(path, receiver, journal, sinks, port, workers, secrets, hidden)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        remedy = "start in the folder of your config.toml, or name the file in RECEIVER_CONFIG"
+        raise ConfigError([f"{path}: no such file; {remedy}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path.name}: not valid TOML: {error}"]) from None
+
+
+def _secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """Signature secrets by the name of their variable; an empty one counts as not set."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if value and (name == SECRET or name.startswith(f"{SECRET}_"))
+    }
+
+
+def _whole_number(environ: Mapping[str, str], name: str, default: int, most: int, problems: list[str]) -> int:
+    text = environ.get(name) or str(default)
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= most:
+        return int(text)
+    problems.append(f"environment: {name} must be a whole number from 1 to {most}")
+    return default
+
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+class _Reader:
+    """Turns tables into models; collects the problems and the environment values met on the way."""
+
+    def __init__(self, file: str, environ: Mapping[str, str], problems: list[str]) -> None:
+        self.file = file
+        self.environ = environ
+        self.problems = problems
+        self.looked_up: set[str] = set()
+
+    def table(self, model: type[AnyModel], name: str, given: object) -> AnyModel | None:
+        where = f"{self.file} [{name}]"
+        if not isinstance(given, dict):
+            self.problems.append(f"{where}: must be a table")
+            return None
+        values, from_environment, missing = self.look_up(where, given)
+        parsed, faults = parse(model, where, values, from_environment)
+        self.problems += [fault.line for fault in missing + faults]
+        return parsed
+
+    def sinks(self, given: object) -> Iterable[SinkSettings]:
+        if not isinstance(given, dict):
+            self.problems.append(f"{self.file} [sinks]: must hold tables such as [sinks.archive]")
+            return
+        for name, values in given.items():
+            if SINK_NAME.fullmatch(name) and isinstance(values, dict):
+                yield self.sink(name, values)
+            else:
+                self.problems.append(
+                    f"{self.file} [sinks.{name}]: must be a table named with 1 to 64 letters, digits, '_' or '-'"
+                )
+
+    def sink(self, name: str, values: dict[str, Any]) -> SinkSettings:
+        """One sink; whatever is wrong with it is its own fault, and it stays enabled and owed its events."""
+        where = f"{self.file} [sinks.{name}]"
+        common, faults = parse(CommonOptions, where, values)
+        if common is None:
+            usable = {key: value for key, value in values.items() if not any(fault.key == key for fault in faults)}
+            common = CommonOptions.model_validate({"type": "", **usable})
+        options = {key: value for key, value in values.items() if key not in CommonOptions.model_fields}
+        from_environment: frozenset[str] = frozenset()
+        if common.enabled:
+            options, from_environment, missing = self.look_up(where, options)
+            faults += missing
+        return SinkSettings(name, common, options, from_environment, tuple(fault.line for fault in faults))
+
+    def look_up(self, where: str, given: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str], list[Fault]]:
+        """Replace each `{ env = "NAME" }`: the values, the keys that were touched, and the missing ones."""
+        missing: list[Fault] = []
+
+        def resolve(key: str, value: Any) -> Any:
+            if isinstance(value, list):
+                return [resolve(key, item) for item in value]
+            if not isinstance(value, dict):
+                return value
+            if value.keys() != {"env"}:
+                return {name: resolve(f"{key}.{name}", item) for name, item in value.items()}
+            found = self.environ.get(str(value["env"]))
+            if found is None:
+                missing.append(Fault(key, f"{where}: {key}: the environment variable {value['env']} is not set"))
+                return None
+            touched.add(key.split(".")[0])
+            self.looked_up.add(found)
+            return found
+
+        touched: set[str] = set()
+        values = {key: resolve(key, value) for key, value in given.items()}
+        present = {key: value for key, value in values.items() if value is not None}
+        return present, frozenset(touched), missing
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a key of a table, as a line for the user."""
+
+    key: str
+    line: str
+
+
+def parse(
+    model: type[AnyModel], where: str, values: Mapping[str, Any], from_environment: frozenset[str] = frozenset()
+) -> tuple[AnyModel | None, list[Fault]]:
+    """`values` as `model`, or None and what is wrong with them.
+
+    A line shows the value it complains about only when a person wrote it into the file under a known key.
+    """
+    try:
+        return model.model_validate(dict(values)), []
+    except ValidationError as error:
+        return None, [
+            Fault(str(problem["loc"][0]), _complaint(model, where, problem, from_environment))
+            for problem in error.errors(include_url=False)
+        ]
+
+
+def _complaint(model: type[BaseModel], where: str, problem: Any, from_environment: frozenset[str]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return f"{where}: no option '{key}'{nearest(path[-1], _names(model, path[:-1]))}"
+    if kind == "missing":
+        return f"{where}: option '{key}' is missing"
+    what = str(problem["msg"]).removeprefix("Value error, ")
+    known = path and path[0] in model.model_fields
+    secret = known and model.model_fields[path[0]].annotation not in (str, int, float, bool, Path)
+    value = problem["input"]
+    if known and not secret and path[0] not in from_environment and isinstance(value, str | int | float):
+        return f"{where}: {key} = {value!r}: {what}"
+    return f"{where}: {key}: {what}"
+
+
+def _names(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that are right at `path` inside `model`."""
+    for part in path:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [*model.model_fields, *(CommonOptions.model_fields if not issubclass(model, Table) else ())]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the right name for a wrong one, to append to a message; empty when none is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+Secret = SecretStr
+"""An option that must not be seen: hidden in `repr` and `str`, read with `get_secret_value()`."""

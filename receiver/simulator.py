@@ -1,0 +1,182 @@
+"""Sensors that exist only here: events of every type, signed and pushed as DT does it.
+
+For `send`, `demo`, tests and benchmarks. Device ids are those of emulated devices: 23 characters beginning with emu.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import urllib3
+
+from receiver.errors import ReceiverError
+from receiver.event import TYPES
+from receiver.signature import sign
+
+PROJECT = "emuproject0000000000"
+ALPHABET = "0123456789abcdefghijklmnopqrstuv"
+ANSWER_SECONDS = 10.0
+SAMPLE_INTERVAL = timedelta(minutes=1)
+
+Data = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a receiver said to a push; `status` is 0 when there was no answer, and `text` says why."""
+
+    event_id: str
+    event_type: str
+    status: int
+    text: str
+
+
+class Simulator:
+    """A source of events. The same `seed` gives the same events, ids included."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._random = random.Random(seed)
+        self._devices: dict[str, str] = {}
+
+    def body(self, event_type: str, at: datetime | None = None, samples: int = 1) -> bytes:
+        """The raw body of a new event of a type, as DT would send it at `at` (aware UTC; default now)."""
+        if event_type not in TYPES:
+            raise ReceiverError(f"no event type {event_type!r}; there are: {', '.join(TYPES)}")
+        time = at or datetime.now(UTC)
+        stamp = rfc3339(time)
+        data = MAKERS[event_type](self._random, time, samples)
+        fields = data if event_type == "labelsChanged" else {event_type: {**data, "updateTime": stamp}}
+        device = self._devices.setdefault(event_type, f"emu{self._name(20)}")
+        payload = {
+            "event": {
+                "eventId": self._name(20),
+                "targetName": f"projects/{PROJECT}/devices/{device}",
+                "eventType": event_type,
+                "data": fields,
+                "timestamp": stamp,
+            },
+            "labels": {"name": f"Simulated {event_type}"},
+            "metadata": {
+                "deviceId": device,
+                "projectId": PROJECT,
+                "deviceType": event_type,
+                "productNumber": "",
+            },
+        }
+        return json.dumps(payload, separators=(",", ":")).encode()
+
+    def bodies(self, types: Sequence[str] = TYPES) -> Iterator[bytes]:
+        """Events of these types in turn, for ever."""
+        while True:
+            for event_type in types:
+                yield self.body(event_type)
+
+    def _name(self, length: int) -> str:
+        return "".join(self._random.choices(ALPHABET, k=length))
+
+
+class Pusher:
+    """Pushes bodies to a receiver, over connections that are kept."""
+
+    def __init__(self, url: str, secret: str, connections: int = 1) -> None:
+        self._url = url
+        self._secret = secret
+        self._pool = urllib3.PoolManager(maxsize=connections, retries=False, timeout=ANSWER_SECONDS)
+
+    def push(self, body: bytes) -> Answer:
+        """Sign and push one body. Never raises for what the receiver does or does not answer."""
+        event = json.loads(body)["event"]
+        names = event["eventId"], event["eventType"]
+        try:
+            response = self._pool.request(
+                "POST", self._url, body=body, headers=sign(body, self._secret, time.time()), redirect=False
+            )
+        except urllib3.exceptions.HTTPError as error:
+            return Answer(*names, 0, f"no answer: {type(error).__name__}")
+        return Answer(*names, response.status, response.data[:200].decode("utf-8", "replace").splitlines()[0])
+
+
+def rfc3339(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _temperature(random: random.Random, time: datetime, samples: int) -> Data:
+    taken = [
+        {
+            "value": round(random.uniform(-25, 30), 2),
+            "sampleTime": rfc3339(time - n * SAMPLE_INTERVAL),
+        }
+        for n in range(samples)
+    ]
+    return {"value": taken[0]["value"], "samples": taken, "isBackfilled": False}
+
+
+def _humidity(random: random.Random, time: datetime, samples: int) -> Data:
+    taken = [
+        {
+            "temperature": round(random.uniform(15, 25), 2),
+            "relativeHumidity": round(random.uniform(20, 80), 1),
+            "sampleTime": rfc3339(time - n * SAMPLE_INTERVAL),
+        }
+        for n in range(samples)
+    ]
+    newest = {name: value for name, value in taken[0].items() if name != "sampleTime"}
+    return {**newest, "samples": taken, "isBackfilled": False}
+
+
+def _network(random: random.Random, time: datetime, samples: int) -> Data:
+    strength, rssi = random.randint(10, 100), random.randint(-110, -40)
+    cloud = {"id": f"emu{random.randrange(10**12)}", "signalStrength": strength, "rssi": rssi}
+    return {
+        "signalStrength": strength,
+        "rssi": rssi,
+        "transmissionMode": "LOW_POWER_STANDARD_MODE",
+        "cloudConnectors": [cloud],
+    }
+
+
+def _state(name: str, *states: str) -> Callable[[random.Random, datetime, int], Data]:
+    return lambda random, time, samples: {name: random.choice(states)}
+
+
+def _number(name: str, low: int, high: int) -> Callable[[random.Random, datetime, int], Data]:
+    return lambda random, time, samples: {name: random.randint(low, high)}
+
+
+MAKERS: dict[str, Callable[[random.Random, datetime, int], Data]] = {
+    "touch": lambda random, time, samples: {},
+    "temperature": _temperature,
+    "humidity": _humidity,
+    "objectPresent": _state("state", "PRESENT", "NOT_PRESENT"),
+    "waterPresent": _state("state", "PRESENT", "NOT_PRESENT"),
+    "objectPresentCount": _number("total", 0, 5000),
+    "touchCount": _number("total", 0, 5000),
+    "co2": _number("ppm", 400, 2000),
+    "pressure": _number("pascal", 98_000, 104_000),
+    "motion": _state("state", "MOTION_DETECTED", "NO_MOTION_DETECTED"),
+    "deskOccupancy": lambda random, time, samples: {
+        "state": random.choice(["OCCUPIED", "NOT_OCCUPIED"]),
+        "remarks": [],
+    },
+    "contact": _state("state", "OPEN", "CLOSED"),
+    "probeWireStatus": _state("state", "INVALID_WIRE_CONFIGURATION", "TWO_WIRE", "THREE_WIRE", "FOUR_WIRE"),
+    "networkStatus": _network,
+    "batteryStatus": _number("percentage", 1, 100),
+    "labelsChanged": lambda random, time, samples: {"added": {"room": "12"}, "modified": {}, "removed": ["old"]},
+    "connectionStatus": lambda random, time, samples: {
+        "connection": random.choice(["ETHERNET", "CELLULAR", "OFFLINE"]),
+        "available": ["ETHERNET", "CELLULAR"],
+    },
+    "ethernetStatus": lambda random, time, samples: {
+        "macAddress": "f0:b5:b7:00:0a:08",
+        "ipAddress": "10.0.0.1",
+        "errors": [],
+    },
+    "cellularStatus": lambda random, time, samples: {"signalStrength": random.randint(10, 100), "errors": []},
+}
