@@ -31,6 +31,8 @@ SILENT_SECONDS = 30.0
 STOP_SECONDS = 20.0
 WEAK_SECRET_BYTES = 32
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _fork = multiprocessing.get_context("fork")
 Work = Callable[[Lifeline], None]
 
@@ -155,20 +157,20 @@ class Child:
         lines = [child._line for child in others if child._line is not None]
         sys.stdout.flush()
         self._process = _fork.Process(target=_run, args=(self._work, theirs, lines), name=self.name)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # or one could reach the child while it has our handlers
         self._process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         theirs.close()
         self._started_at = self._heard_at = now
 
     def _bury(self, now: float) -> None:
         assert self._process is not None
         self._process.join()
-        self._pause = (
-            FIRST_PAUSE_SECONDS
-            if now - self._started_at > RAN_WELL_SECONDS
-            else min(self._pause * 2, LONGEST_PAUSE_SECONDS)
-        )
+        if now - self._started_at > RAN_WELL_SECONDS:
+            self._pause = FIRST_PAUSE_SECONDS
         log.error("%s died (%s); it starts again in %.0f s", self.name, _ending(self._process.exitcode), self._pause)
         self._start_at = now + self._pause
+        self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
         self._process = None
         self.hang_up()
 
@@ -188,7 +190,7 @@ class Supervisor:
         self._signal: int | None = None
 
     def run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note)
         tended_at = time.monotonic()
         while self._signal is None:
@@ -220,8 +222,9 @@ class Supervisor:
 
 def _run(work: Work, line: socket.socket, lines: list[socket.socket]) -> None:
     """The life of a child: none of the supervisor's signal handlers, and none of its ends of any line."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     for other in lines:
         other.close()
     try:

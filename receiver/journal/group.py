@@ -7,12 +7,15 @@ then; the others find their result when their turn comes.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from receiver.errors import JournalUnavailable
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -22,7 +25,7 @@ class _Waiting(Generic[Item, Outcome]):
     def __init__(self, item: Item) -> None:
         self.item = item
         self.outcome: Outcome | None = None
-        self.error: JournalUnavailable | None = None
+        self.error: BaseException | None = None
         self.done = False
 
 
@@ -48,19 +51,23 @@ class GroupCommit(Generic[Item, Outcome]):
         finally:
             self._turn.release()
         if waiting.error is not None:
-            raise JournalUnavailable(str(waiting.error)) from waiting.error
+            raise JournalUnavailable(str(waiting.error) or "the commit failed") from waiting.error
         return waiting.outcome  # type: ignore[return-value]  # set, since it is done without an error
 
     def _commit(self) -> None:
         group = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
         try:
             outcomes = self._write([waiting.item for waiting in group])
-        except JournalUnavailable as error:
-            for waiting in group:
-                waiting.error, waiting.done = error, True
-        else:
             for waiting, outcome in zip(group, outcomes, strict=True):
-                waiting.outcome, waiting.done = outcome, True
+                waiting.outcome = outcome
+        except BaseException as error:
+            for waiting in group:
+                waiting.error = error
+            if not isinstance(error, JournalUnavailable):
+                log.exception("a commit failed in a way that it should not")
+        finally:
+            for waiting in group:
+                waiting.done = True
 
     def _abandon(self, waiting: _Waiting[Item, Outcome]) -> JournalUnavailable:
         """Nobody waits for this item any more; one that is being written meanwhile may be kept all the same."""
