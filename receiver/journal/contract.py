@@ -107,12 +107,20 @@ class SinkState:
 
 @dataclass(frozen=True, slots=True)
 class SinkCount:
-    """How much a sink has been delivered, is owed, and has been given up on; `oldest` is the oldest pending one."""
+    """How a sink stands: what it has been delivered in all, is owed now, and has been given up on and not dropped.
+
+    `oldest` is when the oldest pending event was received. `attempts` and `failures` count all there ever were.
+    """
 
     delivered: int = 0
     pending: int = 0
     dead: int = 0
     oldest: float | None = None
+    attempts: int = 0
+    failures: int = 0
+    last_success_at: float | None = None
+    last_failure_at: float | None = None
+    last_failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

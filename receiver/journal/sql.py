@@ -1,7 +1,7 @@
-"""The journal in SQL: its tables, and each verb of the contract as one or two statements.
+"""The journal in SQL: each verb of the contract as one or two statements.
 
-A delivery that is pending has a due time; one that is settled has none. A claim moves the due time to its own end and
-writes its holder, so that a claim whose holder is gone becomes due by itself.
+A claim moves the due time of a delivery to the claim's own end and writes its holder, so that a claim whose holder is
+gone becomes due by itself.
 """
 
 from __future__ import annotations
@@ -11,28 +11,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    SmallInteger,
-    String,
-    Table,
-    Text,
-    bindparam,
-    delete,
-    exists,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from receiver.errors import JournalError
@@ -49,77 +28,23 @@ from receiver.journal.contract import (
 )
 from receiver.journal.group import GroupCommit
 from receiver.journal.sqlite import SqliteDatabase
+from receiver.journal.tables import (
+    DEAD,
+    DELIVERED,
+    IS_DEAD,
+    PENDING,
+    SCHEMA_VERSION,
+    deliveries,
+    dispatchers,
+    events,
+    metadata,
+    quarantine,
+    sinks,
+    versions,
+)
 
-SCHEMA_VERSION = 1
 COMMIT_SECONDS = 4.5
 """How long a push may wait for its commit, so that it is answered within 5 s."""
-
-_Key = BigInteger().with_variant(Integer, "sqlite")
-_PENDING, _DELIVERED, _DEAD = 0, 1, 2
-
-metadata = MetaData()
-versions = Table("receiver_schema", metadata, Column("version", Integer, primary_key=True))
-events = Table(
-    "events",
-    metadata,
-    Column("key", _Key, primary_key=True),
-    Column("id", String(64), nullable=False, unique=True),
-    Column("received_at", Double, nullable=False),
-    Column("matched", Boolean, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-)
-Index("events_unmatched", events.c.key, sqlite_where=events.c.matched.is_(False))
-sinks = Table(
-    "sinks",
-    metadata,
-    Column("key", Integer, primary_key=True),
-    Column("name", String(64), nullable=False, unique=True),
-    Column("delivered", BigInteger, nullable=False, default=0),
-    Column("dead", BigInteger, nullable=False, default=0),
-    Column("pauses", Integer, nullable=False, default=0),
-    Column("paused_until", Double, nullable=False, default=0.0),
-    Column("paused_since", Double),
-    Column("paused_seconds", Double, nullable=False, default=0.0),
-    Column("pause_reason", Text, nullable=False, default=""),
-    Column("on_trial", Boolean, nullable=False, default=False),
-)
-deliveries = Table(
-    "deliveries",
-    metadata,
-    Column("event", _Key, ForeignKey("events.key"), primary_key=True),
-    Column("sink", Integer, ForeignKey("sinks.key"), primary_key=True),
-    Column("state", SmallInteger, nullable=False),
-    Column("due", Double),
-    Column("holder", String(32)),
-    Column("attempts", Integer, nullable=False),
-    Column("failures", Integer, nullable=False),
-    Column("first_attempt_at", Double),
-    Column("settled_at", Double),
-    Column("why", Text),
-    sqlite_with_rowid=False,
-)
-Index(
-    "deliveries_pending",
-    deliveries.c.sink,
-    deliveries.c.due,
-    deliveries.c.event,
-    sqlite_where=deliveries.c.due.is_not(None),
-)
-Index("deliveries_held", deliveries.c.holder, sqlite_where=deliveries.c.holder.is_not(None))
-quarantine = Table(
-    "quarantine",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("received_at", Double, nullable=False),
-    Column("why", Text, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-)
-dispatchers = Table(
-    "dispatchers",
-    metadata,
-    Column("holder", String(32), primary_key=True),
-    Column("beat_at", Double, nullable=False),
-)
 
 
 class SqlJournal:
@@ -153,7 +78,7 @@ class SqlJournal:
                 for name in names
             ]
             if owed:
-                rows = insert(deliveries).values(state=_PENDING, attempts=0, failures=0)
+                rows = insert(deliveries).values(state=PENDING, attempts=0, failures=0)
                 connection.execute(rows.on_conflict_do_nothing(), owed)
             connection.execute(
                 update(events).where(events.c.key == bindparam("seen")).values(matched=True),
@@ -184,6 +109,10 @@ class SqlJournal:
                     deliveries.c.event, deliveries.c.attempts, deliveries.c.failures, deliveries.c.first_attempt_at
                 )
             ).all()
+            if claimed:
+                connection.execute(
+                    update(sinks).where(sinks.c.key == key).values(attempts=sinks.c.attempts + len(claimed))
+                )
             bodies = select(events.c.key, events.c.id, events.c.body, events.c.received_at).where(
                 events.c.key.in_([row.event for row in claimed])
             )
@@ -262,7 +191,7 @@ class SqlJournal:
             )
 
     def retire(self, received_before: float, most: int) -> int:
-        still_owed = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != _DELIVERED)
+        still_owed = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
         with self._database.read() as connection:
             looked_at = connection.execute(
                 select(events.c.key, still_owed)
@@ -290,13 +219,30 @@ class SqlJournal:
             .group_by(deliveries.c.sink)
             .subquery()
         )
+        dead = (
+            select(deliveries.c.sink, func.count().label("dead")).where(IS_DEAD).group_by(deliveries.c.sink).subquery()
+        )
+        query = (
+            select(sinks, pending.c.pending, pending.c.oldest, dead.c.dead)
+            .join(pending, pending.c.sink == sinks.c.key, isouter=True)
+            .join(dead, dead.c.sink == sinks.c.key, isouter=True)
+            .order_by(sinks.c.name)
+        )
         with self._database.read() as connection:
-            rows = connection.execute(
-                select(sinks.c.name, sinks.c.delivered, pending.c.pending, sinks.c.dead, pending.c.oldest)
-                .join(pending, pending.c.sink == sinks.c.key, isouter=True)
-                .order_by(sinks.c.name)
-            )
-            by_sink = {row.name: SinkCount(row.delivered, row.pending or 0, row.dead, row.oldest) for row in rows}
+            by_sink = {
+                row.name: SinkCount(
+                    delivered=row.delivered,
+                    pending=row.pending or 0,
+                    dead=row.dead or 0,
+                    oldest=row.oldest,
+                    attempts=row.attempts,
+                    failures=row.failures,
+                    last_success_at=row.last_success_at,
+                    last_failure_at=row.last_failure_at,
+                    last_failure=row.last_failure,
+                )
+                for row in connection.execute(query)
+            }
             unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
             in_quarantine = connection.scalar(select(func.count()).select_from(quarantine)) or 0
         return Counts(unmatched, in_quarantine, by_sink)
@@ -354,8 +300,8 @@ class SqlJournal:
     def _settle(self, connection: Connection, result: Result, group: Sequence[Settlement]) -> None:
         end: dict[str, Any] = {"holder": None, "settled_at": self.now(), "why": bindparam("why_now")}
         values: dict[Result, dict[str, Any]] = {
-            Result.DELIVERED: {"state": _DELIVERED, "due": None, **end},
-            Result.DEAD: {"state": _DEAD, "due": None, "failures": deliveries.c.failures + 1, **end},
+            Result.DELIVERED: {"state": DELIVERED, "due": None, **end},
+            Result.DEAD: {"state": DEAD, "due": None, "failures": deliveries.c.failures + 1, **end},
             Result.FAILED: {"due": bindparam("due_next"), "failures": deliveries.c.failures + 1, **end},
             Result.WAITING: {"due": bindparam("due_next"), **end},
             Result.UNTOUCHED: {"due": self.now(), "holder": None, "attempts": deliveries.c.attempts - 1},
@@ -367,11 +313,16 @@ class SqlJournal:
         changed = connection.execute(
             update(deliveries).where(self._is(held=result is not Result.DELIVERED)).values(**values[result]), rows
         ).rowcount
-        if result in (Result.DELIVERED, Result.DEAD):
-            column = sinks.c.delivered if result is Result.DELIVERED else sinks.c.dead
-            connection.execute(
-                update(sinks).where(sinks.c.key == rows[0]["of_sink"]).values({column: column + changed})
-            )
+        tally = self._tally(result, changed, group[-1].why)
+        connection.execute(update(sinks).where(sinks.c.key == rows[0]["of_sink"]).values(**tally))
+
+    def _tally(self, result: Result, changed: int, why: str) -> dict[str, Any]:
+        """What `changed` settled deliveries add to the totals of their sink."""
+        if result is Result.UNTOUCHED:
+            return {"attempts": sinks.c.attempts - changed}
+        if result is Result.DELIVERED:
+            return {"delivered": sinks.c.delivered + changed, "last_success_at": self.now()}
+        return {"failures": sinks.c.failures + changed, "last_failure_at": self.now(), "last_failure": why}
 
     def _is(self, *, held: bool) -> Any:
         """The pending delivery that `_names` names, held by this dispatcher if so asked."""
