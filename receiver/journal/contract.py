@@ -132,8 +132,51 @@ class Counts:
     sinks: Mapping[str, SinkCount]
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A delivery given up on."""
+
+    sink: str
+    event_id: str
+    received_at: float
+    attempts: int
+    died_at: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A genuine push that is no event, under the SHA-256 of its body."""
+
+    id: str
+    received_at: float
+    why: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LastAttempt:
+    """Where the delivery of an event to a sink stands: `state` is pending, delivered or dead."""
+
+    sink: str
+    state: str
+    attempts: int
+    at: float | None
+    why: str | None
+    due: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """An event, and its last recorded attempt at each sink that it is or was owed to."""
+
+    event: Kept
+    matched: bool
+    deliveries: tuple[LastAttempt, ...]
+
+
 class Journal(Protocol):
-    """The contract. Calls may come from many threads at once."""
+    """What intake and dispatchers ask of the journal. Calls may come from many threads at once."""
 
     def now(self) -> float:
         """The journal's clock; all due times and claims are on it."""
@@ -182,6 +225,49 @@ class Journal(Protocol):
 
     def check_writable(self) -> None:
         """Raise JournalUnavailable when `accept` would."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+class Records(Protocol):
+    """What people ask of the journal, beside intake and dispatchers at work."""
+
+    def counts(self) -> Counts:
+        """What is in the journal now."""
+
+    def states(self) -> dict[str, SinkState]:
+        """What is remembered of every sink."""
+
+    def dead_letters(self, sink: str | None, most: int) -> list[DeadLetter]:
+        """Up to `most` dead letters, of one sink or of all, the latest first."""
+
+    def retry_dead(self, sink: str, event_ids: Sequence[str] | None) -> int:
+        """Make dead letters pending again, as if never tried: those named, or all; how many they were."""
+
+    def drop_dead(self, sink: str, event_ids: Sequence[str] | None) -> int:
+        """Forget dead letters: those named, or all; how many they were."""
+
+    def quarantined(self, most: int) -> list[Quarantined]:
+        """Up to `most` pushes in quarantine, the latest first."""
+
+    def in_quarantine(self, id_prefix: str) -> list[Quarantined]:
+        """The pushes in quarantine whose id begins so."""
+
+    def release(self, quarantined: Quarantined, event_id: str) -> None:
+        """Make a push in quarantine an event, unless its id is known already; either way it leaves quarantine."""
+
+    def received(self, since: float, until: float, after: int, most: int) -> list[Kept]:
+        """Up to `most` matched events received in [since, until), with a key above `after`, in the order of keys."""
+
+    def owe_again(self, sink: str, events: Sequence[Kept]) -> int:
+        """Owe events to a sink, also those that are delivered or dead; how many were not pending before."""
+
+    def history(self, event_id: str) -> History | None:
+        """What happened to an event, or None when it is not here."""
+
+    def forget(self, sink: str) -> int:
+        """Let go of a sink and of all it is owed; how many deliveries were pending or dead."""
 
     def close(self) -> None:
         """Let go of files and connections."""

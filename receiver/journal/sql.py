@@ -14,30 +14,25 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from receiver.errors import JournalError
 from receiver.journal.contract import (
     Acceptance,
     Arrival,
-    Counts,
     Delivery,
     Kept,
     Result,
     Settlement,
-    SinkCount,
     SinkState,
 )
 from receiver.journal.group import GroupCommit
+from receiver.journal.sql_state import KEPT, SqlState
 from receiver.journal.sqlite import SqliteDatabase
 from receiver.journal.tables import (
     DEAD,
     DELIVERED,
-    IS_DEAD,
     PENDING,
-    SCHEMA_VERSION,
     deliveries,
     dispatchers,
     events,
-    metadata,
     quarantine,
     sinks,
     versions,
@@ -47,25 +42,20 @@ COMMIT_SECONDS = 4.5
 """How long a push may wait for its commit, so that it is answered within 5 s."""
 
 
-class SqlJournal:
-    """The contract of receiver.journal, kept in a database."""
+class SqlJournal(SqlState):
+    """The contract of Journal, kept in a database."""
 
     def __init__(self, database: SqliteDatabase) -> None:
-        self._database = database
+        super().__init__(database)
         self._holder = uuid.uuid4().hex
-        self._sink_keys: dict[str, int] = {}
         self._retired_up_to = 0
         self._group: GroupCommit[Arrival, Acceptance] = GroupCommit(self._accept_all, 256, COMMIT_SECONDS)
-        self.now = database.now
-        self._make_tables()
 
     def accept(self, arrival: Arrival) -> Acceptance:
         return self._group.submit(arrival)
 
     def unmatched(self, most: int) -> list[Kept]:
-        query = select(events.c.key, events.c.id, events.c.body, events.c.received_at).where(
-            events.c.matched.is_(False)
-        )
+        query = select(*KEPT).where(events.c.matched.is_(False))
         with self._database.read() as connection:
             return [Kept(*row) for row in connection.execute(query.order_by(events.c.key).limit(most))]
 
@@ -113,9 +103,7 @@ class SqlJournal:
                 connection.execute(
                     update(sinks).where(sinks.c.key == key).values(attempts=sinks.c.attempts + len(claimed))
                 )
-            bodies = select(events.c.key, events.c.id, events.c.body, events.c.received_at).where(
-                events.c.key.in_([row.event for row in claimed])
-            )
+            bodies = select(*KEPT).where(events.c.key.in_([row.event for row in claimed]))
             kept = {row.key: Kept(*row) for row in connection.execute(bodies)}
         return [
             Delivery(kept[row.event], sink, row.attempts, row.failures, active - row.first_attempt_at)
@@ -163,11 +151,6 @@ class SqlJournal:
             when: float | None = connection.scalar(select(func.max(dispatchers.c.beat_at)))
             return when
 
-    def states(self) -> dict[str, SinkState]:
-        query = select(sinks.c.name, sinks.c.pauses, sinks.c.paused_until, sinks.c.pause_reason, sinks.c.on_trial)
-        with self._database.read() as connection:
-            return {row.name: SinkState(*row) for row in connection.execute(query)}
-
     def remember(self, state: SinkState) -> None:
         now = self.now()
         with self._database.write() as connection:
@@ -211,61 +194,10 @@ class SqlJournal:
                 connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
         return len(removable)
 
-    def counts(self) -> Counts:
-        pending = (
-            select(deliveries.c.sink, func.count().label("pending"), func.min(events.c.received_at).label("oldest"))
-            .join(events, events.c.key == deliveries.c.event)
-            .where(deliveries.c.due.is_not(None))
-            .group_by(deliveries.c.sink)
-            .subquery()
-        )
-        dead = (
-            select(deliveries.c.sink, func.count().label("dead")).where(IS_DEAD).group_by(deliveries.c.sink).subquery()
-        )
-        query = (
-            select(sinks, pending.c.pending, pending.c.oldest, dead.c.dead)
-            .join(pending, pending.c.sink == sinks.c.key, isouter=True)
-            .join(dead, dead.c.sink == sinks.c.key, isouter=True)
-            .order_by(sinks.c.name)
-        )
-        with self._database.read() as connection:
-            by_sink = {
-                row.name: SinkCount(
-                    delivered=row.delivered,
-                    pending=row.pending or 0,
-                    dead=row.dead or 0,
-                    oldest=row.oldest,
-                    attempts=row.attempts,
-                    failures=row.failures,
-                    last_success_at=row.last_success_at,
-                    last_failure_at=row.last_failure_at,
-                    last_failure=row.last_failure,
-                )
-                for row in connection.execute(query)
-            }
-            unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
-            in_quarantine = connection.scalar(select(func.count()).select_from(quarantine)) or 0
-        return Counts(unmatched, in_quarantine, by_sink)
-
     def check_writable(self) -> None:
         self._database.check_room()
         with self._database.write() as connection:
             connection.execute(update(versions).values(version=versions.c.version))
-
-    def close(self) -> None:
-        self._database.close()
-
-    def _make_tables(self) -> None:
-        with self._database.write() as connection:
-            metadata.create_all(connection)
-            version = connection.scalar(select(versions.c.version))
-            if version is None:
-                connection.execute(insert(versions).values(version=SCHEMA_VERSION))
-            elif version > SCHEMA_VERSION:
-                raise JournalError(
-                    f"the journal has schema {version}, this receiver knows {SCHEMA_VERSION}: "
-                    "run the newer receiver that wrote it"
-                )
 
     def _accept_all(self, arrivals: Sequence[Arrival]) -> list[Acceptance]:
         """One commit for all. A row that is new comes back from its insert; one that is not was there before."""
@@ -335,12 +267,6 @@ class SqlJournal:
 
     def _names(self, connection: Connection, delivery: Delivery) -> dict[str, Any]:
         return {"of_event": delivery.event.key, "of_sink": self._sink_key(connection, delivery.sink)}
-
-    def _sink_key(self, connection: Connection, name: str) -> int:
-        if name not in self._sink_keys:
-            connection.execute(insert(sinks).values(name=name).on_conflict_do_nothing())
-            self._sink_keys[name] = connection.scalars(select(sinks.c.key).where(sinks.c.name == name)).one()
-        return self._sink_keys[name]
 
     def _active_time(self, connection: Connection, sink: int, now: float) -> float:
         """The sink's own clock: it stands still while the sink is paused."""

@@ -1,0 +1,217 @@
+"""What a person asks about deliveries and orders done to them; each function is a command.
+
+All of it goes through the journal's records, beside a receiver that runs or does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from receiver.errors import NotAnEvent, ReceiverError
+from receiver.event import TYPES, Event, event_id
+from receiver.journal import DeadLetter, Kept, LastAttempt, Quarantined, Records
+from receiver.settings import Settings, SinkSettings, nearest
+
+AT_ONCE = 1000
+LIST_AT_MOST = 1000
+
+
+@dataclass(frozen=True)
+class SinkStatus:
+    """How one sink stands. `configured` is "enabled", "disabled" or "removed"; times are aware UTC."""
+
+    sink: str
+    configured: str
+    pending: int
+    oldest_pending_seconds: float | None
+    delivered: int
+    dead: int
+    last_success: datetime | None
+    last_failure: datetime | None
+    last_error: str | None
+    paused_until: datetime | None
+    paused_because: str | None
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where an event goes or does not go: the filter of a sink, computed again, and the last attempt there."""
+
+    sink: str
+    misses: tuple[str, ...] | None
+    last: LastAttempt | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What happened to an event. `routes` is empty while it is not yet matched to sinks."""
+
+    event: Event
+    matched: bool
+    routes: tuple[Route, ...]
+
+
+def status(records: Records, settings: Settings) -> list[SinkStatus]:
+    """Every sink that is configured or remembered."""
+    counts, states = records.counts().sinks, records.states()
+    enabled = {sink.name: sink.common.enabled for sink in settings.sinks}
+    rows = []
+    for name in [*enabled, *sorted(counts.keys() - enabled.keys())]:
+        count, state = counts.get(name), states.get(name)
+        paused = state is not None and state.pauses > 0
+        rows.append(
+            SinkStatus(
+                sink=name,
+                configured={True: "enabled", False: "disabled", None: "removed"}[enabled.get(name)],
+                pending=count.pending if count else 0,
+                oldest_pending_seconds=max(0.0, time.time() - count.oldest) if count and count.oldest else None,
+                delivered=count.delivered if count else 0,
+                dead=count.dead if count else 0,
+                last_success=moment(count.last_success_at) if count else None,
+                last_failure=moment(count.last_failure_at) if count else None,
+                last_error=count.last_failure if count else None,
+                paused_until=moment(state.paused_until or None) if paused and state else None,
+                paused_because=state.pause_reason if paused and state else None,
+            )
+        )
+    return rows
+
+
+def dead_letters(records: Records, sink: str | None) -> list[DeadLetter]:
+    """The latest dead letters."""
+    return records.dead_letters(sink, LIST_AT_MOST)
+
+
+def retry_dead(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
+    """Owe dead letters of an enabled sink again: those named, or all when none is. How many there were."""
+    enabled(settings, sink)
+    return complete(records.retry_dead(sink, event_ids or None), sink, event_ids)
+
+
+def drop_dead(records: Records, sink: str, event_ids: Sequence[str]) -> int:
+    """Forget dead letters: those named, or all when none is. How many there were."""
+    return complete(records.drop_dead(sink, event_ids or None), sink, event_ids)
+
+
+def complete(done: int, sink: str, event_ids: Sequence[str]) -> int:
+    """`done`, or an error when nothing that was named is a dead letter."""
+    if event_ids and not done:
+        raise ReceiverError(f"none of these is a dead letter of sink {sink}; `dead list` shows them")
+    return done
+
+
+def quarantined(records: Records) -> list[Quarantined]:
+    """The latest pushes in quarantine."""
+    return records.quarantined(LIST_AT_MOST)
+
+
+def one_quarantined(records: Records, id_prefix: str) -> Quarantined:
+    """The push in quarantine whose id begins so."""
+    found = records.in_quarantine(id_prefix)
+    if len(found) != 1:
+        raise ReceiverError(f"{len(found)} pushes in quarantine have an id that begins with {id_prefix!r}; name one")
+    return found[0]
+
+
+def retry_quarantine(records: Records, id_prefix: str | None) -> tuple[int, int]:
+    """Decode pushes in quarantine again: how many are events now and go the normal way, and how many stay."""
+    chosen = records.quarantined(LIST_AT_MOST) if id_prefix is None else [one_quarantined(records, id_prefix)]
+    released = 0
+    for push in chosen:
+        try:
+            name = event_id(push.body)
+        except NotAnEvent:
+            continue
+        records.release(push, name)
+        released += 1
+    return released, len(chosen) - released
+
+
+def replay(
+    records: Records,
+    settings: Settings,
+    sink: str,
+    since: datetime,
+    until: datetime,
+    types: Sequence[str],
+    dry_run: bool,
+    progress: Callable[[int], object],
+) -> tuple[int, int]:
+    """Owe a sink again what was received in [since, until) and passes its filter (and is of one of `types`, if any).
+
+    How many events matched, and how many of them were not pending already. `progress` is told how many were looked at.
+    """
+    condition = enabled(settings, sink).common.filter
+    matched = owed = after = 0
+    while batch := records.received(since.timestamp(), until.timestamp(), after, AT_ONCE):
+        chosen = [kept for kept in batch if wanted(decode(kept), types) and not condition.misses(decode(kept))]
+        matched += len(chosen)
+        if chosen and not dry_run:
+            owed += records.owe_again(sink, chosen)
+        after = batch[-1].key
+        progress(len(batch))
+    return matched, owed
+
+
+def wanted(event: Event, types: Sequence[str]) -> bool:
+    return not types or event.type in types
+
+
+def explain(records: Records, settings: Settings, name: str) -> Explanation:
+    """What happened to an event, sink by sink. Raises ReceiverError when it is not in the journal."""
+    history = records.history(name)
+    if history is None:
+        raise ReceiverError(f"event {name} is not in the journal: it never came, or was delivered and retired long ago")
+    event = decode(history.event)
+    last = {attempt.sink: attempt for attempt in history.deliveries}
+    filters = {sink.name: tuple(sink.common.filter.misses(event)) for sink in settings.enabled_sinks}
+    names = sorted(last.keys() | filters.keys())
+    routes = tuple(Route(sink, filters.get(sink), last.get(sink)) for sink in names)
+    return Explanation(event, history.matched, routes)
+
+
+def forget(records: Records, settings: Settings, sink: str) -> int:
+    """Let go of a sink that is not enabled any more; how many deliveries went with it."""
+    if sink in {known.name for known in settings.enabled_sinks}:
+        raise ReceiverError(f"sink {sink} is enabled in {settings.path.name}; remove it there and restart first")
+    if sink not in records.states():
+        raise ReceiverError(f"the journal knows no sink {sink}{nearest(sink, records.states())}")
+    return records.forget(sink)
+
+
+def warnings(records: Records | None, settings: Settings) -> list[str]:
+    """What is no mistake, but worth knowing: filters that match no known type, and removed sinks still owed events."""
+    found = [
+        f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: "
+        f"DT documents no event type {name!r}{nearest(name, TYPES)}"
+        for sink in settings.sinks
+        for name in sink.common.filter.event_types or ()
+        if name not in TYPES
+    ]
+    names = {sink.name for sink in settings.enabled_sinks}
+    for name, count in (records.counts().sinks if records else {}).items():
+        if name not in names and count.pending:
+            found.append(
+                f"sink {name} is not enabled any more, and still owed {count.pending} events; enable it, or let them go "
+                f"with `python -m receiver sinks forget {name}`"
+            )
+    return found
+
+
+def enabled(settings: Settings, name: str) -> SinkSettings:
+    """An enabled sink by its name. Raises ReceiverError."""
+    sinks = {sink.name: sink for sink in settings.enabled_sinks}
+    if name not in sinks:
+        raise ReceiverError(f"no sink {name!r} is enabled in {settings.path.name}{nearest(name, sinks)}")
+    return sinks[name]
+
+
+def decode(kept: Kept) -> Event:
+    return Event.from_body(kept.body, datetime.fromtimestamp(kept.received_at, UTC))
+
+
+def moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,87 @@
+"""What every part of the journal in SQL shares: the tables made and checked, sinks by name, what is in them now."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects.sqlite import insert
+
+from receiver.errors import JournalError
+from receiver.journal.contract import Counts, SinkCount, SinkState
+from receiver.journal.sqlite import SqliteDatabase
+from receiver.journal.tables import IS_DEAD, SCHEMA_VERSION, deliveries, events, metadata, quarantine, sinks, versions
+
+KEPT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
+"""The columns of a Kept event, in its order."""
+
+
+class SqlState:
+    """An open database of the journal's."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        """Make the tables if need be. Raises JournalError when a newer receiver has made them."""
+        self._database = database
+        self._sink_keys: dict[str, int] = {}
+        self.now = database.now
+        self._make_tables()
+
+    def counts(self) -> Counts:
+        pending = (
+            select(deliveries.c.sink, func.count().label("pending"), func.min(deliveries.c.event).label("first"))
+            .where(deliveries.c.due.is_not(None))
+            .group_by(deliveries.c.sink)
+            .subquery()
+        )
+        dead = (
+            select(deliveries.c.sink, func.count().label("dead")).where(IS_DEAD).group_by(deliveries.c.sink).subquery()
+        )
+        query = (
+            select(sinks, pending.c.pending, events.c.received_at.label("oldest"), dead.c.dead)
+            .join(pending, pending.c.sink == sinks.c.key, isouter=True)
+            .join(events, events.c.key == pending.c.first, isouter=True)
+            .join(dead, dead.c.sink == sinks.c.key, isouter=True)
+            .order_by(sinks.c.name)
+        )
+        with self._database.read() as connection:
+            by_sink = {
+                row.name: SinkCount(
+                    delivered=row.delivered,
+                    pending=row.pending or 0,
+                    dead=row.dead or 0,
+                    oldest=row.oldest,
+                    attempts=row.attempts,
+                    failures=row.failures,
+                    last_success_at=row.last_success_at,
+                    last_failure_at=row.last_failure_at,
+                    last_failure=row.last_failure,
+                )
+                for row in connection.execute(query)
+            }
+            unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
+            in_quarantine = connection.scalar(select(func.count()).select_from(quarantine)) or 0
+        return Counts(unmatched, in_quarantine, by_sink)
+
+    def states(self) -> dict[str, SinkState]:
+        query = select(sinks.c.name, sinks.c.pauses, sinks.c.paused_until, sinks.c.pause_reason, sinks.c.on_trial)
+        with self._database.read() as connection:
+            return {row.name: SinkState(*row) for row in connection.execute(query)}
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _make_tables(self) -> None:
+        with self._database.write() as connection:
+            metadata.create_all(connection)
+            version = connection.scalar(select(versions.c.version))
+            if version is None:
+                connection.execute(insert(versions).values(version=SCHEMA_VERSION))
+            elif version > SCHEMA_VERSION:
+                raise JournalError(
+                    f"the journal has schema {version}, this receiver knows {SCHEMA_VERSION}: "
+                    "run the newer receiver that wrote it"
+                )
+
+    def _sink_key(self, connection: Connection, name: str) -> int:
+        if name not in self._sink_keys:
+            connection.execute(insert(sinks).values(name=name).on_conflict_do_nothing())
+            self._sink_keys[name] = connection.scalars(select(sinks.c.key).where(sinks.c.name == name)).one()
+        return self._sink_keys[name]

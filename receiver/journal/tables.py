@@ -1,0 +1,100 @@
+"""The tables of the journal in SQL.
+
+`events` holds each event once, `deliveries` a row for each event and sink, `sinks` what is remembered of a sink.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    literal_column,
+)
+
+SCHEMA_VERSION = 1
+
+_Key = BigInteger().with_variant(Integer, "sqlite")
+PENDING, DELIVERED, DEAD = 0, 1, 2
+"""States of a delivery. One that is pending has a due time, and only one that is pending."""
+
+metadata = MetaData()
+versions = Table("receiver_schema", metadata, Column("version", Integer, primary_key=True))
+events = Table(
+    "events",
+    metadata,
+    Column("key", _Key, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("received_at", Double, nullable=False),
+    Column("matched", Boolean, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+Index("events_unmatched", events.c.key, sqlite_where=events.c.matched.is_(False))
+sinks = Table(
+    "sinks",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("delivered", BigInteger, nullable=False, default=0),
+    Column("attempts", BigInteger, nullable=False, default=0),
+    Column("failures", BigInteger, nullable=False, default=0),
+    Column("last_success_at", Double),
+    Column("last_failure_at", Double),
+    Column("last_failure", Text),
+    Column("pauses", Integer, nullable=False, default=0),
+    Column("paused_until", Double, nullable=False, default=0.0),
+    Column("paused_since", Double),
+    Column("paused_seconds", Double, nullable=False, default=0.0),
+    Column("pause_reason", Text, nullable=False, default=""),
+    Column("on_trial", Boolean, nullable=False, default=False),
+)
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("event", _Key, ForeignKey("events.key"), primary_key=True),
+    Column("sink", Integer, ForeignKey("sinks.key"), primary_key=True),
+    Column("state", SmallInteger, nullable=False),
+    Column("due", Double),
+    Column("holder", String(32)),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("first_attempt_at", Double),
+    Column("settled_at", Double),
+    Column("why", Text),
+    sqlite_with_rowid=False,
+)
+IS_DEAD = deliveries.c.state == literal_column(str(DEAD))
+"""Spelt out, since an index on a part of a table is not used for a value that is bound later."""
+Index(
+    "deliveries_pending",
+    deliveries.c.sink,
+    deliveries.c.due,
+    deliveries.c.event,
+    sqlite_where=deliveries.c.due.is_not(None),
+)
+Index("deliveries_held", deliveries.c.holder, sqlite_where=deliveries.c.holder.is_not(None))
+Index("deliveries_dead", deliveries.c.sink, deliveries.c.event, sqlite_where=IS_DEAD)
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("received_at", Double, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+dispatchers = Table(
+    "dispatchers",
+    metadata,
+    Column("holder", String(32), primary_key=True),
+    Column("beat_at", Double, nullable=False),
+)
