@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from receiver import __version__, logs
+from receiver import __version__, desk, logs
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
-from receiver.settings import SECRET, Settings, load
+from receiver.output import cell, plain, show
+from receiver.settings import SECRET, Settings, load, seconds
+
+if TYPE_CHECKING:
+    from receiver.journal import Records
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class When(click.ParamType):
+    """A time: 2026-01-31, 2026-01-31T12:00 (UTC unless it says otherwise), or 3h, 2d (ago)."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            if value[-1:] in "smhd":
+                return datetime.now(UTC) - timedelta(seconds=float(str(seconds(value))))
+            time = datetime.fromisoformat(value)
+            return time if time.tzinfo else time.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            self.fail("give a time such as 2026-01-31, 2026-01-31T12:00, 3h or 2d", param, ctx)
 
 
 class OneLineErrors(click.Group):
@@ -72,47 +97,222 @@ def check() -> None:
     Example:
       python -m receiver check
     """
-    from receiver.plugins import build_sink, load_plugins
+    from receiver.plugins import problems
 
-    problems: list[str] = []
-    try:
-        settings = load()
-    except ConfigError as error:
-        raise ConfigError(list(error.problems)) from None
-    plugins = load_plugins(settings)
-    problems += [f"plugin {fault}" for fault in plugins.faults]
-    for sink in settings.sinks:
-        try:
-            if sink.common.enabled:
-                build_sink(plugins, settings, sink)
-            else:
-                problems += sink.faults
-        except ReceiverError as error:
-            problems += str(error).splitlines()
-    if problems:
-        raise ConfigError([settings.redact(problem) for problem in problems])
+    settings = load()
+    found = problems(settings)
+    for warning in desk.warnings(_records(settings) if settings.journal_path.exists() else None, settings):
+        click.echo(f"warning: {warning}", err=True)
+    if found:
+        raise ConfigError(found)
     names = ", ".join(sink.name for sink in settings.enabled_sinks) or "none"
     click.echo(f"{settings.path.name} is right. Enabled sinks: {names}. Signature secrets: {len(settings.secrets)}.")
 
 
-@main.command()
-def sinks() -> None:
-    """Show the sink types on offer, with their options.
+@main.group(invoke_without_command=True)
+@click.option("--status", is_flag=True, help="Show how each sink stands instead.")
+@JSON
+@click.pass_context
+def sinks(context: click.Context, status: bool, as_json: bool) -> None:
+    """Show the sink types on offer with their options; how each sink stands; let go of a removed sink.
+
+    \b
+    Examples:
+      python -m receiver sinks
+      python -m receiver sinks --status
+      python -m receiver sinks forget old_archive
+    """
+    if context.invoked_subcommand:
+        return
+    settings = load(secret_required=False)
+    if status:
+        rows = desk.status(_records(settings), settings)
+        show(rows, as_json=as_json, none="No sink is configured, and none was before.")
+    else:
+        _show_types(settings, as_json)
+
+
+@sinks.command("forget")
+@click.argument("name")
+def sinks_forget(name: str) -> None:
+    """Let go of a sink that is not enabled any more, and of all it is still owed.
 
     \b
     Example:
-      python -m receiver sinks
+      python -m receiver sinks forget old_archive
     """
-    from receiver.plugins import load_plugins
+    settings = load(secret_required=False)
+    gone = desk.forget(_records(settings), settings, name)
+    click.echo(f"Forgot sink {name}, and {gone} deliveries that were pending or dead.")
 
-    plugins = load_plugins(load(secret_required=False))
-    for name, sink_type in sorted(plugins.types.items()):
-        click.secho(name, bold=True, nl=False)
-        click.echo(f"  ({sink_type.source})")
-        click.echo(inspect.getdoc(sink_type.cls) or "No description.")
-        click.echo()
-    for fault in plugins.faults:
-        click.echo(f"left out: {fault}", err=True)
+
+@main.group()
+def dead() -> None:
+    """List, retry and drop dead letters: deliveries that were given up on.
+
+    \b
+    Example:
+      python -m receiver dead list
+    """
+
+
+@dead.command("list")
+@click.argument("sink", required=False)
+@JSON
+def dead_list(sink: str | None, as_json: bool) -> None:
+    """List the latest 1000 dead letters, of one sink or of all.
+
+    \b
+    Example:
+      python -m receiver dead list erp
+    """
+    show(desk.dead_letters(_records(load(secret_required=False)), sink), as_json=as_json, none="No dead letters.")
+
+
+@dead.command("retry")
+@click.argument("sink")
+@click.argument("event_ids", nargs=-1)
+@JSON
+def dead_retry(sink: str, event_ids: tuple[str, ...], as_json: bool) -> None:
+    """Owe dead letters of a sink again, as if never tried: those named, or all.
+
+    \b
+    Examples:
+      python -m receiver dead retry erp
+      python -m receiver dead retry erp c82gg9catj3vmh4248og
+    """
+    settings = load(secret_required=False)
+    count = desk.retry_dead(_records(settings), settings, sink, event_ids)
+    tell({"sink": sink, "retried": count}, f"{count} dead letters of sink {sink} are pending again.", as_json)
+
+
+@dead.command("drop")
+@click.argument("sink")
+@click.argument("event_ids", nargs=-1)
+@JSON
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def dead_drop(sink: str, event_ids: tuple[str, ...], as_json: bool, yes: bool) -> None:
+    """Forget dead letters of a sink: those named, or all.
+
+    \b
+    Example:
+      python -m receiver dead drop erp c82gg9catj3vmh4248og
+    """
+    if not event_ids and not yes:
+        click.confirm(f"Forget all dead letters of sink {sink}?", abort=True, err=True)
+    count = desk.drop_dead(_records(load(secret_required=False)), sink, event_ids)
+    tell({"sink": sink, "dropped": count}, f"{count} dead letters of sink {sink} are forgotten.", as_json)
+
+
+@main.group()
+def quarantine() -> None:
+    """List, show and retry pushes in quarantine: genuine, but no event that can be named.
+
+    \b
+    Example:
+      python -m receiver quarantine list
+    """
+
+
+@quarantine.command("list")
+@JSON
+def quarantine_list(as_json: bool) -> None:
+    """List the latest 1000 pushes in quarantine.
+
+    \b
+    Example:
+      python -m receiver quarantine list
+    """
+    show(desk.quarantined(_records(load(secret_required=False))), as_json=as_json, none="Nothing is in quarantine.")
+
+
+@quarantine.command("show")
+@click.argument("id")
+@JSON
+def quarantine_show(id: str, as_json: bool) -> None:
+    """Print the raw body of a push in quarantine; the beginning of its id is enough.
+
+    \b
+    Example:
+      python -m receiver quarantine show 5b5fc2e7
+    """
+    push = desk.one_quarantined(_records(load(secret_required=False)), id)
+    if as_json:
+        tell(plain(push), "", as_json)
+    else:
+        click.echo(push.body)
+
+
+@quarantine.command("retry")
+@click.argument("id", required=False)
+@JSON
+def quarantine_retry(id: str | None, as_json: bool) -> None:
+    """Decode pushes in quarantine again, after an upgrade: one, or all.
+
+    \b
+    Example:
+      python -m receiver quarantine retry
+    """
+    released, left = desk.retry_quarantine(_records(load(secret_required=False)), id)
+    text = f"{released} pushes are events now and on their way; {left} stay in quarantine."
+    tell({"released": released, "left": left}, text, as_json)
+
+
+@main.command()
+@click.argument("sink")
+@click.option("--since", type=When(), required=True, help="From when on, by time of receipt.")
+@click.option("--until", type=When(), help="Up to when; now if not given.")
+@click.option("--types", help="Only these event types, with commas between.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@JSON
+def replay(sink: str, since: datetime, until: datetime | None, types: str | None, dry_run: bool, as_json: bool) -> None:
+    """Owe past events to a sink again: those that pass its filter and are still in the journal.
+
+    Times are like 2026-01-31, 2026-01-31T12:00 (UTC) or 3h, 2d (ago).
+
+    \b
+    Example:
+      python -m receiver replay erp --since 2d --types temperature,humidity --dry-run
+    """
+    settings = load(secret_required=False)
+    records = _records(settings)
+    names = [name.strip() for name in (types or "").split(",") if name.strip()]
+    end = until or datetime.now(UTC)
+    with click.progressbar(length=records.received_count(since.timestamp(), end.timestamp()), file=sys.stderr) as bar:
+        matched, owed = desk.replay(records, settings, sink, since, end, names, dry_run, bar.update)
+    text = f"{matched} events match; " + (
+        "nothing was done." if dry_run else f"sink {sink} is owed {owed} of them again."
+    )
+    tell({"sink": sink, "matched": matched, "owed": owed, "dry_run": dry_run}, text, as_json)
+
+
+@main.command()
+@click.argument("event_id")
+@JSON
+def explain(event_id: str, as_json: bool) -> None:
+    """Say what happened to an event, sink by sink.
+
+    \b
+    Example:
+      python -m receiver explain c82gg9catj3vmh4248og
+    """
+    settings = load(secret_required=False)
+    found = desk.explain(_records(settings), settings, event_id)
+    event = found.event
+    facts = {
+        "event_id": event.id,
+        "event_type": event.type,
+        "device_id": event.device_id,
+        "occurred": plain(event.occurred_at),
+        "received": plain(event.received_at),
+    }
+    if as_json:
+        tell({**facts, "sinks": plain(found.routes)}, "", as_json)
+        return
+    for name, fact in facts.items():
+        click.echo(f"{name.replace('_', ' '):<11} {cell(fact)}")
+    click.echo()
+    show(found.routes, as_json=False, none="No sink is enabled.")
 
 
 @main.command()
@@ -157,6 +357,38 @@ def demo(seconds: float, rate: float) -> None:
     from receiver.demo import run
 
     run(seconds, rate, click.echo)
+
+
+def tell(result: Mapping[str, object], text: str, as_json: bool) -> None:
+    """What a command did: a line for people, or an object."""
+    click.echo(json.dumps(result, indent=2) if as_json else text)
+
+
+def _show_types(settings: Settings, as_json: bool) -> None:
+    from receiver.plugins import load_plugins
+
+    plugins = load_plugins(settings)
+    types = sorted(plugins.types.items())
+    if as_json:
+        described = {
+            name: {"source": sink_type.source, "options": list(sink_type.options().model_fields)}
+            for name, sink_type in types
+        }
+        click.echo(json.dumps(described, indent=2))
+    else:
+        for name, sink_type in types:
+            click.secho(name, bold=True, nl=False)
+            click.echo(f"  ({sink_type.source})")
+            click.echo(inspect.getdoc(sink_type.cls) or "No description.")
+            click.echo()
+    for fault in plugins.faults:
+        click.echo(f"left out: {settings.redact(fault)}", err=True)
+
+
+def _records(settings: Settings) -> Records:
+    from receiver.journal import open_records
+
+    return open_records(settings)
 
 
 def _settings(*, secret_required: bool = True) -> Settings:

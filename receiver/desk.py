@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
-from receiver.journal import DeadLetter, Kept, LastAttempt, Quarantined, Records
+from receiver.journal import Kept, LastAttempt, Quarantined, Records
 from receiver.settings import Settings, SinkSettings, nearest
 
 AT_ONCE = 1000
@@ -37,20 +37,44 @@ class SinkStatus:
 
 
 @dataclass(frozen=True)
-class Route:
-    """Where an event goes or does not go: the filter of a sink, computed again, and the last attempt there."""
+class Letter:
+    """A dead letter, for the eye; times are aware UTC."""
 
     sink: str
-    misses: tuple[str, ...] | None
-    last: LastAttempt | None
+    event_id: str
+    received: datetime
+    died: datetime
+    attempts: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """A push in quarantine, for the eye."""
+
+    id: str
+    received: datetime
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where an event goes or does not go: `state` is that of the delivery, or why there is none."""
+
+    sink: str
+    state: str
+    attempts: int
+    last_at: datetime | None
+    last_result: str | None
+    next_try: datetime | None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What happened to an event. `routes` is empty while it is not yet matched to sinks."""
+    """What happened to an event, sink by sink."""
 
     event: Event
-    matched: bool
     routes: tuple[Route, ...]
 
 
@@ -80,9 +104,12 @@ def status(records: Records, settings: Settings) -> list[SinkStatus]:
     return rows
 
 
-def dead_letters(records: Records, sink: str | None) -> list[DeadLetter]:
-    """The latest dead letters."""
-    return records.dead_letters(sink, LIST_AT_MOST)
+def dead_letters(records: Records, sink: str | None) -> list[Letter]:
+    """The latest dead letters, of one sink or of all."""
+    return [
+        Letter(dead.sink, dead.event_id, at(dead.received_at), at(dead.died_at), dead.attempts, dead.why)
+        for dead in records.dead_letters(sink, LIST_AT_MOST)
+    ]
 
 
 def retry_dead(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
@@ -103,9 +130,9 @@ def complete(done: int, sink: str, event_ids: Sequence[str]) -> int:
     return done
 
 
-def quarantined(records: Records) -> list[Quarantined]:
+def quarantined(records: Records) -> list[Held]:
     """The latest pushes in quarantine."""
-    return records.quarantined(LIST_AT_MOST)
+    return [Held(push.id, at(push.received_at), len(push.body), push.why) for push in records.quarantined(LIST_AT_MOST)]
 
 
 def one_quarantined(records: Records, id_prefix: str) -> Quarantined:
@@ -166,11 +193,20 @@ def explain(records: Records, settings: Settings, name: str) -> Explanation:
     if history is None:
         raise ReceiverError(f"event {name} is not in the journal: it never came, or was delivered and retired long ago")
     event = decode(history.event)
-    last = {attempt.sink: attempt for attempt in history.deliveries}
-    filters = {sink.name: tuple(sink.common.filter.misses(event)) for sink in settings.enabled_sinks}
-    names = sorted(last.keys() | filters.keys())
-    routes = tuple(Route(sink, filters.get(sink), last.get(sink)) for sink in names)
-    return Explanation(event, history.matched, routes)
+    routes = [route(attempt) for attempt in history.deliveries]
+    owed = {attempt.sink for attempt in history.deliveries}
+    for sink in settings.enabled_sinks:
+        if sink.name not in owed:
+            misses = sink.common.filter.misses(event)
+            why = f"not owed: filter {', '.join(misses)}" if misses else "not owed: the sink came later; replay it"
+            routes.append(Route(sink.name, why if history.matched else "not yet matched", 0, None, None, None))
+    return Explanation(event, tuple(sorted(routes, key=lambda route: route.sink)))
+
+
+def route(attempt: LastAttempt) -> Route:
+    return Route(
+        attempt.sink, attempt.state, attempt.attempts, moment(attempt.at), attempt.why or None, moment(attempt.due)
+    )
 
 
 def forget(records: Records, settings: Settings, sink: str) -> int:
@@ -213,5 +249,9 @@ def decode(kept: Kept) -> Event:
     return Event.from_body(kept.body, datetime.fromtimestamp(kept.received_at, UTC))
 
 
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 def moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return None if seconds is None else at(seconds)

@@ -124,6 +124,21 @@ def build_all(settings: Settings) -> tuple[list[Sink], dict[str, str]]:
     return sinks, faulty
 
 
+def problems(settings: Settings) -> list[str]:
+    """A line for everything that is wrong with the plugins and sinks, those of disabled sinks included."""
+    plugins = load_plugins(settings)
+    found = [f"plugin {fault}" for fault in plugins.faults]
+    for sink in settings.sinks:
+        try:
+            if sink.common.enabled:
+                build_sink(plugins, settings, sink)
+            else:
+                found += sink.faults
+        except PluginError as error:
+            found += str(error).splitlines()
+    return [settings.redact(problem) for problem in found]
+
+
 def where_and_what(error: BaseException, source: str) -> str:
     """An exception from a plugin in one line, with the line of the plugin's own file it came from."""
     if isinstance(error, PluginError):

@@ -257,6 +257,9 @@ class Records(Protocol):
     def release(self, quarantined: Quarantined, event_id: str) -> None:
         """Make a push in quarantine an event, unless its id is known already; either way it leaves quarantine."""
 
+    def received_count(self, since: float, until: float) -> int:
+        """How many events `received` would give in all."""
+
     def received(self, since: float, until: float, after: int, most: int) -> list[Kept]:
         """Up to `most` matched events received in [since, until), with a key above `after`, in the order of keys."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from receiver.journal.contract import DeadLetter, History, Kept, LastAttempt, Quarantined
@@ -71,13 +71,12 @@ class SqlRecords(SqlState):
             connection.execute(insert(events).values(event).on_conflict_do_nothing())
             connection.execute(delete(quarantine).where(quarantine.c.id == quarantined.id))
 
+    def received_count(self, since: float, until: float) -> int:
+        with self._database.read() as connection:
+            return connection.scalar(select(func.count()).where(*self._received(since, until))) or 0
+
     def received(self, since: float, until: float, after: int, most: int) -> list[Kept]:
-        query = select(*KEPT).where(
-            events.c.key > after,
-            events.c.received_at >= since,
-            events.c.received_at < until,
-            events.c.matched.is_(True),
-        )
+        query = select(*KEPT).where(events.c.key > after, *self._received(since, until))
         with self._database.read() as connection:
             return [Kept(*row) for row in connection.execute(query.order_by(events.c.key).limit(most))]
 
@@ -128,6 +127,10 @@ class SqlRecords(SqlState):
             connection.execute(delete(deliveries).where(of_sink))
             connection.execute(delete(sinks).where(sinks.c.key == key))
         return owed or 0
+
+    @staticmethod
+    def _received(since: float, until: float) -> tuple[ColumnElement[bool], ...]:
+        return (events.c.received_at >= since, events.c.received_at < until, events.c.matched.is_(True))
 
     def _dead(self, connection: Connection, sink: str, event_ids: Sequence[str] | None) -> list[dict[str, Any]]:
         """The dead letters of a sink, as what `THIS` is bound to."""

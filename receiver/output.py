@@ -1,0 +1,52 @@
+"""How commands show rows: aligned and short for people, in colour on a terminal only; or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+
+def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] = ()) -> None:
+    """Print dataclasses as a table, or as a JSON list; `none` is what a person reads when there are no rows."""
+    if as_json:
+        click.echo(json.dumps([plain(row) for row in rows], indent=2))
+    elif not rows:
+        click.echo(none)
+    else:
+        names = [field.name for field in dataclasses.fields(rows[0]) if field.name not in hide]
+        cells = [[cell(getattr(row, name)) for name in names] for row in rows]
+        used = [n for n in range(len(names)) if any(line[n] != "-" for line in cells)]
+        widths = [max(len(line[n]) for line in [names, *cells]) for n in used]
+        heading = "  ".join(names[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip()
+        click.secho(heading.replace("_", " "), bold=True)
+        for line in cells:
+            click.echo("  ".join(line[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: times as RFC 3339, bytes as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def cell(value: Any) -> str:
+    """A value as a person reads it in a table."""
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds").replace("+00:00", "Z")
+    if isinstance(value, float):
+        return f"{value:.0f}"
+    return "".join(character if character.isprintable() else " " for character in str(value))
