@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class When(click.ParamType):
+class When(click.ParamType[datetime]):
     """A time: 2026-01-31, 2026-01-31T12:00 (UTC unless it says otherwise), or 3h, 2d (ago)."""
 
     name = "time"
@@ -127,7 +127,10 @@ def sinks(context: click.Context, status: bool, as_json: bool) -> None:
     settings = load(secret_required=False)
     if status:
         rows = desk.status(_records(settings), settings)
-        show(rows, as_json=as_json, none="No sink is configured, and none was before.")
+        details = ("last_failure", "last_error", "paused_because")
+        show(rows, as_json=as_json, none="No sink is configured, and none was before.", hide=details)
+        for line in [] if as_json else desk.troubles(rows):
+            click.echo(line)
     else:
         _show_types(settings, as_json)
 
@@ -280,9 +283,8 @@ def replay(sink: str, since: datetime, until: datetime | None, types: str | None
     end = until or datetime.now(UTC)
     with click.progressbar(length=records.received_count(since.timestamp(), end.timestamp()), file=sys.stderr) as bar:
         matched, owed = desk.replay(records, settings, sink, since, end, names, dry_run, bar.update)
-    text = f"{matched} events match; " + (
-        "nothing was done." if dry_run else f"sink {sink} is owed {owed} of them again."
-    )
+    done = "nothing was done" if dry_run else f"sink {sink} is owed {owed} of them again"
+    text = f"{matched} events match; {done}."
     tell({"sink": sink, "matched": matched, "owed": owed, "dry_run": dry_run}, text, as_json)
 
 

@@ -104,6 +104,17 @@ def status(records: Records, settings: Settings) -> list[SinkStatus]:
     return rows
 
 
+def troubles(rows: Sequence[SinkStatus]) -> list[str]:
+    """A line for each sink that is paused or has failed."""
+    lines = []
+    for row in rows:
+        if row.paused_because:
+            lines.append(f"{row.sink} is paused: {row.paused_because}")
+        elif row.last_error:
+            lines.append(f"{row.sink} failed last with: {row.last_error}")
+    return lines
+
+
 def dead_letters(records: Records, sink: str | None) -> list[Letter]:
     """The latest dead letters, of one sink or of all."""
     return [
@@ -231,8 +242,8 @@ def warnings(records: Records | None, settings: Settings) -> list[str]:
     for name, count in (records.counts().sinks if records else {}).items():
         if name not in names and count.pending:
             found.append(
-                f"sink {name} is not enabled any more, and still owed {count.pending} events; enable it, or let them go "
-                f"with `python -m receiver sinks forget {name}`"
+                f"sink {name} is not enabled any more, and still owed {count.pending} events; enable it, or let go "
+                f"of them with `python -m receiver sinks forget {name}`"
             )
     return found
 

@@ -72,6 +72,9 @@ class SinkLoop:
             except JournalUnavailable as error:
                 log.error("sink %s waits for the journal: %s", self.sink.name, error)
                 wait = IDLE_SECONDS
+            except Exception:
+                log.exception("sink %s met a fault of the receiver's own and tries again", self.sink.name)
+                wait = IDLE_SECONDS
             self.came_back.set()
             if wait and self.finishing:
                 break

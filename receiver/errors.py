@@ -35,9 +35,9 @@ class Refusal(StrEnum):
     """Why a push is not proven genuine. The order is how far a token got before it failed."""
 
     MISSING_HEADER = "missing header X-Dt-Signature"
-    MALFORMED_TOKEN = "malformed token"
     WRONG_ALGORITHM = "token not signed with HS256"
     WRONG_SECRET = "wrong secret"
+    MALFORMED_TOKEN = "malformed token"
     NO_EXPIRY = "token without expiry"
     EXPIRED = "expired"
     NOT_YET_VALID = "not yet valid"

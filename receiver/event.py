@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -113,9 +113,9 @@ class Event:
     @cached_property
     def typed(self) -> Any:
         """The event as `disruptive.events.Event`, or None where the client library cannot build it."""
-        import disruptive  # slow to import, and only some sinks want it
-
         try:
+            import disruptive  # slow to import, and only some sinks want it
+
             return disruptive.events.Event(_parse(self.body)["event"])
         except Exception:
             return None
@@ -150,13 +150,27 @@ def event_id(body: bytes) -> str:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=lambda _: None)
+        return json.loads(body.decode("utf-8"), parse_int=_whole, parse_float=_finite, parse_constant=lambda _: None)
     except UnicodeDecodeError:
         raise NotAnEvent("the body is not UTF-8") from None
     except RecursionError:
         raise NotAnEvent("the body is nested too deeply") from None
     except ValueError:
         raise NotAnEvent("the body is not JSON") from None
+
+
+def _whole(digits: str) -> int | None:
+    """A whole number, or None where it has more digits than Python reads."""
+    try:
+        return int(digits)
+    except ValueError:
+        return None
+
+
+def _finite(digits: str) -> float | None:
+    """A number, or None where it is too large for a float, which JSON could not write again."""
+    number = float(digits)
+    return number if math.isfinite(number) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -228,7 +242,7 @@ def _values(event: Event) -> Iterator[Value]:
     if event.type == "touch":
         yield _time(event.data.get("updateTime")) or event.occurred_at, "touch", 1, "", ""
     elif event.type in _NUMBERS:
-        for sample in _samples(event.data):
+        for sample in _samples(event.data, [name for name, _, _ in _NUMBERS[event.type]]):
             time = _time(sample.get("sampleTime")) or _time(event.data.get("updateTime")) or event.occurred_at
             for name, quantity, unit in _NUMBERS[event.type]:
                 if (value := _number(sample.get(name))) is not None:
@@ -241,10 +255,11 @@ def _values(event: Event) -> Iterator[Value]:
             yield time, quantity, states[state], "", state
 
 
-def _samples(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The samples of an event, or its data as the only one: `samples` repeats `value` as its first element."""
+def _samples(data: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The samples that hold a number, or the data as the only one: `samples` repeats `value` as its first element."""
     samples = data.get("samples")
-    usable: list[Mapping[str, Any]] = []
-    if isinstance(samples, list):
-        usable = [sample for sample in samples if isinstance(sample, dict)]
+    given = [sample for sample in samples if isinstance(sample, dict)] if isinstance(samples, list) else []
+    usable: list[Mapping[str, Any]] = [
+        sample for sample in given if any(_number(sample.get(name)) is not None for name in names)
+    ]
     return usable or [data]

@@ -50,7 +50,7 @@ def verify(request: Request, secrets: Mapping[str, str]) -> str:
             return name
         refusals.append(refusal or Refusal.NO_EXPIRY)
     order = list(Refusal)
-    raise Refused(max(refusals, key=order.index))
+    raise Refused(max(refusals, key=order.index, default=Refusal.WRONG_SECRET))
 
 
 def sign(body: bytes, secret: str, now: float) -> dict[str, str]:

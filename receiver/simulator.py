@@ -99,7 +99,8 @@ class Pusher:
             )
         except urllib3.exceptions.HTTPError as error:
             return Answer(*names, 0, f"no answer: {type(error).__name__}")
-        return Answer(*names, response.status, response.data[:200].decode("utf-8", "replace").splitlines()[0])
+        line = response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()
+        return Answer(*names, response.status, line)
 
 
 def rfc3339(time: datetime) -> str:

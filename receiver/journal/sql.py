@@ -78,6 +78,7 @@ class SqlJournal(SqlState):
     def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
         now = self.now()
         with self._database.write() as connection:
+            self._sink_keys.pop(sink, None)  # somebody may have made the journal forget the sink
             key = self._sink_key(connection, sink)
             active = self._active_time(connection, key, now)
             due = (
