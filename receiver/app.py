@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
+import re
 import time
+import uuid
 from typing import Any
 
-from flask import Flask, Request, Response, jsonify, request
+from flask import Flask, Request, Response, g, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from receiver.errors import JournalUnavailable, NotAnEvent, Refused
 from receiver.event import event_id
 from receiver.journal import Arrival, Journal
+from receiver.logs import Seldom
 from receiver.metrics import CONTENT_TYPE, Metrics
 from receiver.settings import Settings
 from receiver.signature import HEADER, verify
@@ -24,6 +28,7 @@ DISPATCHER_SILENT_SECONDS = 30
 DISCARD_AT_MOST = 4 * 1024 * 1024
 """How much of a body that is too large is read off, so that the answer is not lost in a reset connection."""
 
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 HINT = f"POST / takes the pushes of a DT Data Connector, signed in {HEADER}; there are also /healthz, /readyz, /metrics"
 
 
@@ -32,10 +37,21 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     app = Flask("receiver", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.receiver.max_body + 1
     metrics = Metrics(journal)
+    door = Door(settings, journal, metrics)
+
+    @app.before_request
+    def name_request() -> None:
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+    @app.after_request
+    def tell_name(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
+        return response
 
     @app.post("/", provide_automatic_options=False)
     def push() -> Response:
-        answer = receive(request, settings, journal)
+        answer = door.receive(request)
         metrics.answered(answer.status_code, answer.get_data(as_text=True))
         return answer
 
@@ -46,10 +62,15 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
         faults, warnings = readiness(settings, journal)
-        return jsonify(ready=not faults, faults=faults, warnings=warnings), 503 if faults else 200
+        details = {"faults": faults, "warnings": warnings} if may_look(settings, request) else {}
+        return jsonify(ready=not faults, **details), 503 if faults else 200
 
     @app.get("/metrics")
     def show_metrics() -> Response:
+        if not may_look(settings, request):
+            answer = text(401, "Authorization: Bearer and [receiver] metrics_token are needed")
+            answer.headers["WWW-Authenticate"] = "Bearer"
+            return answer
         return Response(metrics.page(), content_type=CONTENT_TYPE)
 
     @app.errorhandler(HTTPException)
@@ -58,44 +79,67 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
         answer.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
         return answer
 
-    @app.errorhandler(JournalUnavailable)
-    def unavailable(error: JournalUnavailable) -> Response:
-        return text(503, "journal unavailable")
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        if not isinstance(error, JournalUnavailable):
+            log.exception("request %s met a fault of the receiver's own", g.request_id)
+        return text(503, "journal unavailable" if isinstance(error, JournalUnavailable) else "internal fault")
 
     return app
 
 
-def receive(push: Request, settings: Settings, journal: Journal) -> Response:
-    """Answer one push: 200 only when it is safe in the journal, 400 only when it is not proven genuine."""
-    try:
-        body = push.get_data(cache=True)
-    except RequestEntityTooLarge:
-        return too_large(push)
-    except (ClientDisconnected, OSError):
-        return text(408, "request incomplete")
-    except Exception:  # the server's reader of chunked bodies has its own exceptions for each kind of malformed chunk
-        return text(400, "malformed body")
-    if len(body) > settings.receiver.max_body:
-        return too_large(push)
-    try:
-        verify(push, settings.secrets)
-    except Refused as refused:
-        log.warning("push refused: %s (from %s, %d bytes)", refused, push.remote_addr, len(body))
-        return text(400, str(refused))
-    try:
-        return text(200, journal.accept(arrival(body)).value)
-    except JournalUnavailable as error:
-        log.error("push not taken: %s", error)
-        return text(503, "journal unavailable")
+class Door:
+    """Answers pushes: 200 only when they are safe in the journal, 400 only when they are not proven genuine."""
+
+    def __init__(self, settings: Settings, journal: Journal, metrics: Metrics) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._metrics = metrics
+        self._log = Seldom(log)
+
+    def receive(self, push: Request) -> Response:
+        try:
+            body = push.get_data(cache=True)
+        except RequestEntityTooLarge:
+            return too_large(push)
+        except (ClientDisconnected, OSError):
+            return text(408, "request incomplete")
+        except Exception:  # the server's reader of chunked bodies has its own exceptions for each malformed chunk
+            return text(400, "malformed body")
+        if len(body) > self._settings.receiver.max_body:
+            return too_large(push)
+        try:
+            secret = verify(push, self._settings.secrets, legacy_sha1=self._settings.receiver.legacy_sha1)
+        except Refused as refused:
+            self._log.warning(
+                str(refused),
+                "push refused: %s (from %s, %d bytes, request %s)",
+                refused,
+                push.remote_addr,
+                len(body),
+                g.request_id,
+            )
+            return text(400, str(refused))
+        return self._keep(arrival(body, secret))
+
+    def _keep(self, arrival: Arrival) -> Response:
+        start = time.monotonic()
+        try:
+            acceptance = self._journal.accept(arrival)
+        except JournalUnavailable as error:
+            self._log.error("unavailable", "push not taken: %s (request %s)", error, g.request_id)
+            return text(503, "journal unavailable")
+        self._metrics.committed(time.monotonic() - start)
+        return text(200, acceptance.value)
 
 
-def arrival(body: bytes) -> Arrival:
-    """What the journal is given for a genuine push."""
+def arrival(body: bytes, secret: str) -> Arrival:
+    """What the journal is given for a push that the named secret proves genuine."""
     now = time.time()
     try:
-        return Arrival(event_id(body), body, now)
+        return Arrival(event_id(body), body, now, secret=secret)
     except NotAnEvent as error:
-        return Arrival(hashlib.sha256(body).hexdigest(), body, now, quarantine=str(error))
+        return Arrival(hashlib.sha256(body).hexdigest(), body, now, quarantine=str(error), secret=secret)
 
 
 def readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str]]:
@@ -120,6 +164,15 @@ def readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str
     except JournalUnavailable as error:
         faults.append(f"the journal is unavailable: {error}")
     return faults, warnings
+
+
+def may_look(settings: Settings, request: Request) -> bool:
+    """Whether a request may see metrics and details: it has the token, or there is none to have."""
+    token = settings.receiver.metrics_token
+    if token is None:
+        return True
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return hmac.compare_digest(given.encode(), token.get_secret_value().encode())
 
 
 def too_large(push: Request) -> Response:

@@ -101,11 +101,14 @@ def check() -> None:
 
     settings = load()
     found = problems(settings)
-    for warning in desk.warnings(_records(settings) if settings.journal_path.exists() else None, settings):
+    records = _records(settings) if settings.journal_path.exists() else None
+    for warning in desk.warnings(records, settings):
         click.echo(f"warning: {warning}", err=True)
     if found:
         raise ConfigError(found)
     names = ", ".join(sink.name for sink in settings.enabled_sinks) or "none"
+    for line in desk.secrets_used(records, settings):
+        click.echo(line)
     click.echo(f"{settings.path.name} is right. Enabled sinks: {names}. Signature secrets: {len(settings.secrets)}.")
 
 

@@ -17,6 +17,8 @@ from receiver.settings import Settings, SinkSettings, nearest
 
 AT_ONCE = 1000
 LIST_AT_MOST = 1000
+SAFE_TO_REMOVE_SECONDS = 24 * 3600
+"""DT repeats a push for 12 hours; a secret that was of no use for twice as long is not needed any more."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,20 @@ def warnings(records: Records | None, settings: Settings) -> list[str]:
                 f"of them with `python -m receiver sinks forget {name}`"
             )
     return found
+
+
+def secrets_used(records: Records | None, settings: Settings) -> list[str]:
+    """A line for each signature secret, where there are several: when it last proved a push genuine."""
+    used = records.counts().secrets if records else {}
+    lines = []
+    for name in settings.secrets if len(settings.secrets) > 1 else ():
+        if name not in used:
+            lines.append(f"{name} has not been used yet")
+        elif time.time() - used[name].last_at > SAFE_TO_REMOVE_SECONDS:
+            lines.append(f"{name} was last used {at(used[name].last_at):%Y-%m-%d %H:%M} UTC; it is safe to remove")
+        else:
+            lines.append(f"{name} was last used {at(used[name].last_at):%Y-%m-%d %H:%M} UTC")
+    return lines
 
 
 def enabled(settings: Settings, name: str) -> SinkSettings:

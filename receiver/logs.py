@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from receiver.settings import Settings
+
+LINES_A_MINUTE = 10
 
 
 def set_up(settings: Settings) -> None:
@@ -47,6 +52,35 @@ class JsonLines(TextLines):
                 "message": self._message(record),
             }
         )
+
+
+class Seldom:
+    """A logger that a flood does not get past: so many lines a minute for each kind, then how many were left out."""
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger = logger
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._minutes: dict[str, tuple[float, int]] = {}
+
+    def warning(self, kind: str, message: str, *values: object) -> None:
+        self._say(logging.WARNING, kind, message, values)
+
+    def error(self, kind: str, message: str, *values: object) -> None:
+        self._say(logging.ERROR, kind, message, values)
+
+    def _say(self, level: int, kind: str, message: str, values: tuple[object, ...]) -> None:
+        with self._lock:
+            now = self._clock()
+            began, said = self._minutes.get(kind, (now, 0))
+            over = now - began >= 60
+            left_out = max(0, said - LINES_A_MINUTE) if over else 0
+            said = 1 if over else said + 1
+            self._minutes[kind] = (now if over else began, said)
+        if left_out:
+            self._logger.log(level, "%d more lines like the following were left out", left_out)
+        if said <= LINES_A_MINUTE:
+            self._logger.log(level, message, *values)
 
 
 def _time(record: logging.LogRecord) -> str:

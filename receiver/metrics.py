@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -28,16 +28,27 @@ class Metrics:
             ["status", "answer"],
             registry=self._own,
         )
+        self._commits = Histogram(
+            "receiver_commit_seconds",
+            "How long a push waited for its commit",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+            registry=self._own,
+        )
         self._shown = CollectorRegistry()
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
         else:
             self._shown.register(self._pushes)
+            self._shown.register(self._commits)
         self._shown.register(JournalGauges(journal))
 
     def answered(self, status: int, answer: str) -> None:
         """Count one answer to a push."""
         self._pushes.labels(str(status), answer).inc()
+
+    def committed(self, seconds: float) -> None:
+        """Count one commit that a push waited for."""
+        self._commits.observe(seconds)
 
     def page(self) -> bytes:
         """All metrics as text. Raises JournalUnavailable."""
@@ -58,6 +69,12 @@ class JournalGauges(Collector):
         states = self._journal.states()
         yield GaugeMetricFamily("receiver_unmatched", "Events not yet matched to sinks", counts.unmatched)
         yield GaugeMetricFamily("receiver_quarantined", "Pushes in quarantine", counts.quarantined)
+        secrets = CounterMetricFamily(
+            "receiver_secret_used", "Pushes that a signature secret proved genuine", labels=["secret"]
+        )
+        for name, use in counts.secrets.items():
+            secrets.add_metric([name], use.pushes)
+        yield secrets
         delivered = CounterMetricFamily("receiver_delivered", "Deliveries made", labels=["sink"])
         attempts = CounterMetricFamily("receiver_attempts", "Deliveries tried", labels=["sink"])
         failures = CounterMetricFamily("receiver_failures", "Deliveries tried in vain", labels=["sink"])

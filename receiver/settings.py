@@ -53,6 +53,8 @@ class ReceiverTable(Table):
     log_format: Literal["text", "json"] = "text"
     plugins: tuple[str, ...] = ()
     deliver: bool = True
+    legacy_sha1: bool = False
+    metrics_token: SecretStr | None = None
 
 
 class JournalTable(Table):
@@ -176,7 +178,8 @@ def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = Tru
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     if problems or receiver is None or journal is None:
         raise ConfigError([*problems, *(fault for sink in sinks for fault in sink.faults)])
-    hidden = frozenset(value for value in [*secrets.values(), *reader.looked_up] if len(value) >= 4)
+    token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
+    hidden = frozenset(value for value in [*secrets.values(), *reader.looked_up, token] if len(value) >= 4)
     return Settings(path, receiver, journal, sinks, port, workers, secrets, hidden)
 
 

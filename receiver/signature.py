@@ -32,20 +32,23 @@ LIFETIME_SECONDS = 3600
 warnings.filterwarnings("ignore", category=jwt.warnings.InsecureKeyLengthWarning)
 
 
-def verify(request: Request, secrets: Mapping[str, str]) -> str:
+def verify(request: Request, secrets: Mapping[str, str], *, legacy_sha1: bool = False) -> str:
     """Prove that a push comes from DT; answer the name of the secret that signed it.
 
     `request` is a Flask request whose raw body has been read (`get_data(cache=True)`), `secrets` maps names to
     signature secrets. `HttpPush.from_provider` is asked first. It also fails for genuine pushes (a shape it does
     not know, a clock a second behind), so on any failure signature, times (60 s leeway) and checksum are checked
-    here. Raises Refused with the reason of the secret that came furthest, and nothing else.
+    here. A token that carries only a SHA-1 (DT before February 2022) proves nothing unless `legacy_sha1`. Raises
+    Refused with the reason of the secret that came furthest, and nothing else.
     """
     token = request.headers.get(HEADER)
     if token is None:
         raise Refused(Refusal.MISSING_HEADER)
     refusals = []
     for name, secret in secrets.items():
-        refusal = None if _from_provider_accepts(request, secret) else _refusal(token, request.data, secret)
+        refusal = (
+            None if _from_provider_accepts(request, secret) else _refusal(token, request.data, secret, legacy_sha1)
+        )
         if refusal is None and _has_expiry(token):
             return name
         refusals.append(refusal or Refusal.NO_EXPIRY)
@@ -78,7 +81,7 @@ def _has_expiry(token: str) -> bool:
     return "exp" in claims
 
 
-def _refusal(token: str, body: bytes, secret: str) -> Refusal | None:
+def _refusal(token: str, body: bytes, secret: str, legacy_sha1: bool) -> Refusal | None:
     """Why this secret does not prove the push genuine, or None when it does."""
     try:
         if jwt.get_unverified_header(token).get("alg") != "HS256":
@@ -100,9 +103,11 @@ def _refusal(token: str, body: bytes, secret: str) -> Refusal | None:
         return Refusal.NOT_YET_VALID
     except Exception:  # whatever else a crafted token causes, it proves nothing
         return Refusal.MALFORMED_TOKEN
-    checksum = claims.get("checksum_sha256")
+    checksum, right = claims.get("checksum_sha256"), hashlib.sha256(body).hexdigest()
+    if checksum is None and legacy_sha1:
+        checksum, right = claims.get("checksum"), hashlib.sha1(body, usedforsecurity=False).hexdigest()
     if not isinstance(checksum, str):
         return Refusal.NO_CHECKSUM
-    if not hmac.compare_digest(checksum.encode("utf-8", "replace"), hashlib.sha256(body).hexdigest().encode()):
+    if not hmac.compare_digest(checksum.encode("utf-8", "replace"), right.encode()):
         return Refusal.CHECKSUM_MISMATCH
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 from conftest import ROOT, StartReceiver, wait_until
 
@@ -29,12 +30,27 @@ def test_every_setting_stands_in_the_readme(key: str) -> None:
     assert f"`{key}`" in README
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
+def commands(group: click.Group, before: str = "") -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found[before + name] = command
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{before}{name} ")
+    return found
+
+
+@pytest.mark.parametrize("command", [name for name in commands(main) if name not in ("dead", "quarantine")])
 def test_every_command_stands_in_the_readme_with_its_options(command: str) -> None:
-    assert re.search(rf"^\| `{command}\b", README, re.MULTILINE)
-    for option in main.commands[command].params:
+    assert re.search(rf"^\|.*`{command}\b", README, re.MULTILINE)
+    for option in commands(main)[command].params:
         if option.param_type_name == "option":
-            assert f"`{option.opts[0]}`" in README
+            assert option.opts[0] in README
+
+
+@pytest.mark.parametrize(("name", "command"), commands(main).items())
+def test_every_command_has_help_with_an_example(name: str, command: click.Command) -> None:
+    assert "Example" in (command.help or "")
+    assert f"python -m receiver {name.split()[0]}" in (command.help or "")
 
 
 @pytest.mark.parametrize("answer", [*Refusal, *Acceptance])
@@ -65,7 +81,7 @@ def test_every_metric_stands_in_the_readme(start_receiver: StartReceiver) -> Non
     receiver.push(Simulator().body("touch"))
     wait_until(receiver.rows)
     page = receiver.http.request("GET", f"{receiver.url}/metrics").data.decode()
-    shown = set(re.findall(r"^(receiver_\w+)", page, re.MULTILINE))
+    shown = set(re.findall(r"^(receiver_\w+?)(?:_bucket|_sum|_count)?[{ ]", page, re.MULTILINE))
     assert shown >= {"receiver_pushes_total", "receiver_delivered_total"}
     for name in shown:
         assert f"`{name}" in README

@@ -33,14 +33,15 @@ class Acceptance(StrEnum):
 class Arrival:
     """A genuine push at the door.
 
-    `id` is the event's, or the SHA-256 of the body when `quarantine` says why it is no event. Times here and below
-    are seconds since 1970.
+    `id` is the event's, or the SHA-256 of the body when `quarantine` says why it is no event. `secret` is the name of
+    the secret that proved it genuine. Times here and below are seconds since 1970.
     """
 
     id: str
     body: bytes
     received_at: float
     quarantine: str | None = None
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,21 @@ class SinkCount:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretUse:
+    """How many pushes a signature secret has proved genuine, and when it last did."""
+
+    pushes: int
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """What is in the journal now."""
+    """What is in the journal now. `secrets` are by name, and may lag some seconds behind."""
 
     unmatched: int
     quarantined: int
     sinks: Mapping[str, SinkCount]
+    secrets: Mapping[str, SecretUse]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +35,12 @@ from receiver.journal.tables import (
     dispatchers,
     events,
     quarantine,
+    secrets,
     sinks,
     versions,
 )
 
+SECRETS_SECONDS = 5.0
 COMMIT_SECONDS = 4.5
 """How long a push may wait for its commit, so that it is answered within 5 s."""
 
@@ -49,6 +52,8 @@ class SqlJournal(SqlState):
         super().__init__(database)
         self._holder = uuid.uuid4().hex
         self._retired_up_to = 0
+        self._secrets_used: Counter[str] = Counter()
+        self._secrets_written_at = float("-inf")
         self._group: GroupCommit[Arrival, Acceptance] = GroupCommit(self._accept_all, 256, COMMIT_SECONDS)
 
     def accept(self, arrival: Arrival) -> Acceptance:
@@ -219,7 +224,24 @@ class SqlJournal(SqlState):
                 new = set(connection.scalars(insert(events).on_conflict_do_nothing().returning(events.c.id), named))
             if unnamed:
                 connection.execute(insert(quarantine).on_conflict_do_nothing(), unnamed)
+            self._count_secrets(connection, arrivals)
         return [self._acceptance(arrival, new) for arrival in arrivals]
+
+    def _count_secrets(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+        """Write the use of secrets down now and then, in a transaction that is there anyway."""
+        self._secrets_used.update(arrival.secret for arrival in arrivals if arrival.secret)
+        now = self.now()
+        if now - self._secrets_written_at < SECRETS_SECONDS:
+            return
+        for name, pushes in self._secrets_used.items():
+            row = insert(secrets).values(name=name, pushes=pushes, last_at=now)
+            connection.execute(
+                row.on_conflict_do_update(
+                    index_elements=["name"], set_={"pushes": secrets.c.pushes + pushes, "last_at": now}
+                )
+            )
+        self._secrets_used.clear()
+        self._secrets_written_at = now
 
     @staticmethod
     def _acceptance(arrival: Arrival, new: set[str]) -> Acceptance:

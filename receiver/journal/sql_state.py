@@ -6,9 +6,19 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from receiver.errors import JournalError
-from receiver.journal.contract import Counts, SinkCount, SinkState
+from receiver.journal.contract import Counts, SecretUse, SinkCount, SinkState
 from receiver.journal.sqlite import SqliteDatabase
-from receiver.journal.tables import IS_DEAD, SCHEMA_VERSION, deliveries, events, metadata, quarantine, sinks, versions
+from receiver.journal.tables import (
+    IS_DEAD,
+    SCHEMA_VERSION,
+    deliveries,
+    events,
+    metadata,
+    quarantine,
+    secrets,
+    sinks,
+    versions,
+)
 
 KEPT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
 """The columns of a Kept event, in its order."""
@@ -58,7 +68,8 @@ class SqlState:
             }
             unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
             in_quarantine = connection.scalar(select(func.count()).select_from(quarantine)) or 0
-        return Counts(unmatched, in_quarantine, by_sink)
+            used = {row.name: SecretUse(row.pushes, row.last_at) for row in connection.execute(select(secrets))}
+        return Counts(unmatched, in_quarantine, by_sink, used)
 
     def states(self) -> dict[str, SinkState]:
         query = select(sinks.c.name, sinks.c.pauses, sinks.c.paused_until, sinks.c.pause_reason, sinks.c.on_trial)

@@ -98,3 +98,10 @@ dispatchers = Table(
     Column("holder", String(32), primary_key=True),
     Column("beat_at", Double, nullable=False),
 )
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("pushes", BigInteger, nullable=False),
+    Column("last_at", Double, nullable=False),
+)
