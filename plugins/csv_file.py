@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import socket
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -56,6 +58,8 @@ class Csv:
         self._columns = tuple(dict.fromkeys(chosen))
         self._file: AppendOnly | None = None
         self._lock: int | None = None
+        self._one_at_a_time = threading.Lock()
+        self._unwritten: set[str] = set()
         self._logger = logging.getLogger(__name__)
 
     @hookimpl
@@ -66,12 +70,26 @@ class Csv:
     @hookimpl
     def deliver_batch(self, events: Sequence[Event], attempts: Sequence[int]) -> None:
         """Append the rows of all events, or of none; raises OSError when the disk does not take them."""
-        self._take_lock()
-        file = self._current_file()
-        written = self._written([event for event, attempt in zip(events, attempts, strict=True) if attempt > 1])
-        new = {event.id: event for event in events if event.id not in written}
-        if new:
-            file.append(self._encode(row for event in new.values() for row in self._rows(event)))
+        with self._one_at_a_time:
+            again = {
+                event.id
+                for event, attempt in zip(events, attempts, strict=True)
+                if attempt > 1 and event.id not in self._unwritten
+            }
+            self._unwritten |= {event.id for event in events} - again
+            self._take_lock()
+            file = self._current_file()
+            unique = {event.id: event for event in events}
+            found, whole = self._written([event for event in unique.values() if event.id in again])
+            rows = [
+                row
+                for event in unique.values()
+                if event.id not in whole
+                for row in self._missing(event, found[event.id])
+            ]
+            if rows:
+                file.append(self._encode(iter(rows)))
+            self._unwritten -= unique.keys()
 
     @hookimpl
     def close(self) -> None:
@@ -80,6 +98,11 @@ class Csv:
         if self._lock is not None:
             os.close(self._lock)
         self._file = self._lock = None
+
+    def _missing(self, event: Event, found: int) -> list[Row]:
+        """The rows of an event that do not stand in the files: a crash may have left the first few of them there."""
+        rows = list(self._rows(event))
+        return rows[found % len(rows) or len(rows) :] if found else rows
 
     def _rows(self, event: Event) -> Iterator[Row]:
         row: Row = {
@@ -123,8 +146,9 @@ class Csv:
         """The file of today, opened anew when the day has changed or somebody has moved the file away."""
         base = self._path_of(datetime.now(UTC).date())
         if self._file is None or self._file.base != base or not self._file.in_place():
-            if self._file is not None:
-                self._file.close()
+            if (file := self._file) is not None:
+                self._file = None
+                file.close()
             self._file = self._open(base)
         return self._file
 
@@ -141,17 +165,23 @@ class Csv:
             self._logger.warning("%s has other columns than configured; it is left as it is", path)
         raise AssertionError("there is always one more sibling")
 
-    def _written(self, again: Sequence[Event]) -> set[str]:
-        """Which of these events stand in the files already: those that were delivered, but not recorded as such."""
+    def _written(self, again: Sequence[Event]) -> tuple[Counter[str], set[str]]:
+        """How many rows of these events stand in the files already: delivered, or begun, but not
+        recorded as such; and which stand in a file of another layout, where they are whole."""
         if not again:
-            return set()
+            return Counter(), set()
         assert self._file is not None
         wanted = {event.id.encode() for event in again}
         since = min(event.received_at for event in again) - CLOCK_MARGIN
-        found: set[bytes] = set()
+        found: Counter[str] = Counter()
+        whole: set[str] = set()
         for path in self._files_since(since.date()):
-            found |= _ids(path, wanted)
-        return {name.decode() for name in found}
+            rows = _ids(path, wanted)
+            if _begins_with(path, self._header()):
+                found += rows
+            else:
+                whole |= rows.keys()
+        return found, whole
 
     def _files_since(self, first: date) -> Iterator[Path]:
         today = datetime.now(UTC).date()
@@ -160,9 +190,10 @@ class Csv:
         )
         for base in bases:
             for path in _siblings(base):
-                if not path.exists():
+                if path.exists():
+                    yield path
+                elif path != base:
                     break
-                yield path
 
     def _path_of(self, day: date) -> Path:
         return Path(str(self.path).replace("{date}", day.isoformat()))
@@ -201,31 +232,37 @@ class AppendOnly:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         whole = _whole_length(path)
         size = os.fstat(self._fd).st_size
-        if whole < size:
-            self.torn = path.with_name(path.name + ".torn")
-            with self.torn.open("ab") as torn:
-                torn.write(os.pread(self._fd, size - whole, whole) + b"\n")
-            os.ftruncate(self._fd, whole)
-        if whole == 0:
-            self.append(header)
-            _flush_folder(path.parent)
+        self._size = whole
+        try:
+            if whole < size:
+                self.torn = path.with_name(path.name + ".torn")
+                with self.torn.open("ab") as torn:
+                    torn.write(os.pread(self._fd, size - whole, whole) + b"\n")
+                os.ftruncate(self._fd, whole)
+            if whole == 0:
+                self.append(header)
+                _flush_folder(path.parent)
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, data: bytes) -> None:
         """Write all of `data` and flush it to the disk, or leave the file as it was and raise OSError."""
-        size = os.fstat(self._fd).st_size
         try:
             left = memoryview(data)
             while left:
                 left = left[os.write(self._fd, left) :]
             os.fdatasync(self._fd)
         except BaseException:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self._fd, self._size)
             raise
+        self._size += len(data)
 
     def in_place(self) -> bool:
-        """Whether the path still leads to this file."""
+        """Whether the path still leads to this file, and nobody else has written or cut it."""
         try:
-            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+            found = os.fstat(self._fd)
+            return os.path.samestat(found, os.stat(self.path)) and found.st_size == self._size
         except FileNotFoundError:
             return False
 
@@ -277,8 +314,9 @@ def _whole_length(path: Path) -> int:
     return max((end for _, end in _records(path)), default=0)
 
 
-def _ids(path: Path, wanted: set[bytes]) -> set[bytes]:
-    return {name for first, _ in _records(path) if (name := first.partition(b",")[0].rstrip()) in wanted}
+def _ids(path: Path, wanted: set[bytes]) -> Counter[str]:
+    names = (first.partition(b",")[0].rstrip() for first, _ in _records(path))
+    return Counter(name.decode() for name in names if name in wanted)
 
 
 def _flush_folder(folder: Path) -> None:

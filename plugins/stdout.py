@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,8 @@ from typing import Literal
 from receiver import Event, hookimpl
 
 STDOUT = 1
+ONE_AT_A_TIME = threading.Lock()
+"""All sinks of this type share one standard output."""
 
 
 @dataclass
@@ -65,5 +68,6 @@ LINES: dict[str, Callable[[Event], str]] = {"json": json_line, "text": text_line
 
 
 def write_all(data: bytes) -> None:
-    while data:
-        data = data[os.write(STDOUT, data) :]
+    with ONE_AT_A_TIME:
+        while data:
+            data = data[os.write(STDOUT, data) :]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
 import logging
+import os
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -37,14 +38,28 @@ REFUSED_TRIES = 3
 """How often an event that the endpoint refuses (4xx) is tried before it is given up."""
 CONNECTIONS = 64
 
+TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+VISIBLE = re.compile(r"[\t\x20-\x7e]*")
+
 PAUSING = {401: "it refuses our credentials", 403: "it forbids us", 410: "it is gone"}
 RETRIED = (408, 425)
 OVERLOADED = (429, 503)
 
 AnyConnection = TypeVar("AnyConnection", bound=HTTPConnection)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
-METADATA = (ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200"))
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+METADATA = tuple(
+    ipaddress.ip_address(address)
+    for address in (
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+    )
+)
 
 
 @dataclass
@@ -72,11 +87,17 @@ class Webhook:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("url must begin with http:// or https:// and name a host")
-        if parts.username or parts.password:
+        if "@" in parts.netloc:
             raise ValueError("url must not hold a user name or password; use headers")
-        self._parts = parts
-        self._target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
-        secrets = self.secret if isinstance(self.secret, list) else [self.secret] if self.secret else []
+        try:
+            self._host, self._port = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("url must have a port from 0 to 65535, or none") from None
+        self._scheme = parts.scheme
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        secrets = self.secret if isinstance(self.secret, list) else [] if self.secret is None else [self.secret]
+        for name, value in self.headers.items():
+            check_header(name, value)
         self._keys = [signing_key(secret) for secret in secrets]
         self._watch = Watch()
         self._pool: HTTPConnectionPool | None = None
@@ -91,7 +112,7 @@ class Webhook:
         """Come back when the endpoint has answered 2xx; else raise what its answer asks for."""
         assert self._pool is not None
         try:
-            with self._watch.exchange():
+            with self._watch.exchange() as deadline:
                 response = self._pool.urlopen(
                     "POST",
                     self._target,
@@ -102,9 +123,12 @@ class Webhook:
                     preload_content=False,
                     decode_content=False,
                 )
+                if time.monotonic() > deadline:
+                    response.close()
+                    raise TimeoutError("cut off, perhaps in the middle of its headers")
                 read_off(response)
         except (HTTPError, OSError) as error:
-            raise Retry(f"no answer from {self._parts.hostname}: {type(error).__name__}") from None
+            raise Retry(f"no answer from {self._host}: {type(error).__name__}") from None
         judge(response, attempt)
 
     @hookimpl
@@ -114,9 +138,9 @@ class Webhook:
             self._pool.close()
 
     def _headers(self, event: Event, now: float) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "User-Agent": "dt-receiver"}
-        headers |= {name: value.get_secret_value() for name, value in self.headers.items()}
-        headers |= {"Idempotency-Key": event.id, "webhook-id": event.id}
+        headers = {"content-type": "application/json", "user-agent": "dt-receiver"}
+        headers |= {name.lower(): value.get_secret_value() for name, value in self.headers.items()}
+        headers |= {"idempotency-key": event.id, "webhook-id": event.id}
         if self._keys:
             stamp = str(int(now))
             signed = b".".join([event.id.encode(), stamp.encode(), event.body])
@@ -125,9 +149,9 @@ class Webhook:
         return headers
 
     def _make_pool(self) -> HTTPConnectionPool:
-        host, port = str(self._parts.hostname), self._parts.port
+        host, port = self._host, self._port
         timeout = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
-        if self._parts.scheme == "http":
+        if self._scheme == "http":
             plain = HTTPConnectionPool(host, port, maxsize=CONNECTIONS, timeout=timeout)
             plain.ConnectionCls = self._checked(HTTPConnection)
             return plain
@@ -142,10 +166,12 @@ class Webhook:
 
         class Checked(connection):  # type: ignore[valid-type, misc]
             def _new_conn(self) -> socket.socket:
-                return connect(self.host, self.port, allow_private)
+                connected = connect(self.host, self.port, allow_private)
+                watch.uses(connected)
+                return connected
 
             def putrequest(self, *args: object, **kwargs: object) -> None:
-                watch.uses(self)
+                watch.uses(self.sock)
                 super().putrequest(*args, **kwargs)
 
         return Checked
@@ -165,7 +191,7 @@ def judge(response: BaseHTTPResponse, attempt: int) -> None:
         raise Pause(f"HTTP {status}: it redirects, which is not followed; set url to where it leads")
     if status in PAUSING:
         raise Pause(f"HTTP {status}: {PAUSING[status]}")
-    if status in OVERLOADED and (after := retry_after(response)) is not None:
+    if status in OVERLOADED and (after := retry_after(response)):
         raise Pause(f"HTTP {status}: it asks to wait", after)
     if 400 <= status < 500 and status not in (*RETRIED, *OVERLOADED) and attempt >= REFUSED_TRIES:
         raise GiveUp(f"HTTP {status}: it refuses this event")
@@ -179,7 +205,7 @@ def retry_after(response: BaseHTTPResponse) -> float | None:
         return min(float(value), RETRY_AFTER_AT_MOST)
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return min(max(0.0, (when - datetime.now(UTC)).total_seconds()), RETRY_AFTER_AT_MOST)
@@ -187,7 +213,10 @@ def retry_after(response: BaseHTTPResponse) -> float | None:
 
 def read_off(response: BaseHTTPResponse) -> None:
     """Read a response of bounded length, so that the connection can be used again; close on a longer one."""
-    if len(response.read(RESPONSE_BYTES + 1)) > RESPONSE_BYTES:
+    if response.status >= 200:
+        with suppress(HTTPError, OSError):
+            response.read(RESPONSE_BYTES + 1)
+    if not response.closed or response.status < 200:
         response.close()
     response.release_conn()
 
@@ -195,9 +224,20 @@ def read_off(response: BaseHTTPResponse) -> None:
 def signing_key(secret: Secret) -> bytes:
     """The key in a Standard Webhooks secret."""
     try:
-        return base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        raise ValueError("secret must be base64, with or without whsec_ before it") from None
+        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise ValueError("secret must be base64, with or without whsec_ before it")
+    return key
+
+
+def check_header(name: str, value: Secret) -> None:
+    """Refuse what cannot be sent here, where the message is ours: http.client's would show the value."""
+    if not TOKEN.fullmatch(name):
+        raise ValueError("headers: a name is not a token of letters, digits and -")
+    if not VISIBLE.fullmatch(value.get_secret_value()):
+        raise ValueError(f"headers: the value of header {name} must be ASCII without line ends")
 
 
 def signature(key: bytes, signed: bytes) -> str:
@@ -208,14 +248,17 @@ def signature(key: bytes, signed: bytes) -> str:
 def connect(host: str, port: int, allow_private: bool) -> socket.socket:
     """Connect to the first address of a host that answers. Raises Pause for an address that is not allowed."""
     error: OSError | None = None
-    for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    end = time.monotonic() + CONNECT_SECONDS
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for number, (family, kind, protocol, _, place) in enumerate(found):
         forbidden = why_forbidden(ipaddress.ip_address(str(place[0]).partition("%")[0]), allow_private)
         if forbidden:
             raise Pause(f"{host} is at an address that is {forbidden}")
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(CONNECT_SECONDS)
+            connection.settimeout(max(0.01, (end - time.monotonic()) / (len(found) - number)))
             connection.connect(place)
+            connection.settimeout(CONNECT_SECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connection
         except OSError as failure:
@@ -231,16 +274,22 @@ def why_forbidden(address: Address, allow_private: bool) -> str | None:
         return "link-local or a cloud's metadata service, which is never allowed"
     if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
         return "no host's, which is never allowed"
-    if not address.is_global and not allow_private:
+    if is_private(address) and not allow_private:
         return "private; set allow_private = true if that is meant"
     return None
+
+
+def is_private(address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and (address.is_site_local or address in LOCAL_NAT64):
+        return True
+    return not address.is_global
 
 
 def unwrapped(address: Address) -> Address:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped or address.sixtofour:
             return address.ipv4_mapped or address.sixtofour or address
-        if any(address in network for network in NAT64):
+        if address in NAT64:
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address
 
@@ -249,7 +298,8 @@ class Watch:
     """Bounds whole exchanges: a server that sends a byte now and then would never run into a read time-out."""
 
     def __init__(self) -> None:
-        self._exchanges: dict[int, tuple[float, HTTPConnection | None]] = {}
+        self._exchanges: dict[int, tuple[float, socket.socket | None]] = {}
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -260,31 +310,41 @@ class Watch:
         self._stopped.set()
 
     @contextmanager
-    def exchange(self) -> Iterator[None]:
-        """A context in which this thread's request must be over in time."""
-        self._exchanges[threading.get_ident()] = (time.monotonic() + TOTAL_SECONDS, None)
+    def exchange(self) -> Iterator[float]:
+        """A context in which this thread's request must be over in time: the time when it is cut off."""
+        deadline = time.monotonic() + TOTAL_SECONDS
+        self._exchanges[threading.get_ident()] = (deadline, None)
         try:
-            yield
+            yield deadline
         finally:
+            self._replace(None)
             del self._exchanges[threading.get_ident()]
 
-    def uses(self, connection: HTTPConnection) -> None:
-        """This thread's request goes out on `connection`."""
-        thread = threading.get_ident()
-        if thread in self._exchanges:
-            self._exchanges[thread] = (self._exchanges[thread][0], connection)
+    def uses(self, connection: socket.socket | None) -> None:
+        """This thread's request goes out on `connection`. TLS takes a socket over, so a duplicate is watched."""
+        if connection is not None and threading.get_ident() in self._exchanges:
+            self._replace(socket.socket(fileno=os.dup(connection.fileno())))
+
+    def _replace(self, connection: socket.socket | None) -> None:
+        with self._lock:
+            thread = threading.get_ident()
+            deadline, before = self._exchanges[thread]
+            self._exchanges[thread] = (deadline, connection)
+            if before is not None:
+                before.close()
 
     def _run(self) -> None:
         while not self._stopped.wait(WATCH_SECONDS):
-            now = time.monotonic()
-            for deadline, connection in list(self._exchanges.values()):
-                if deadline < now and connection is not None and connection.sock is not None:
-                    cut(connection.sock)
+            with self._lock:
+                now = time.monotonic()
+                for deadline, connection in self._exchanges.copy().values():
+                    if deadline < now and connection is not None:
+                        cut(connection)
 
 
 def cut(connection: socket.socket) -> None:
-    """Shut a connection down under the thread that reads from it; the TLS state is left to that thread."""
+    """Shut a connection down under the thread that reads from it."""
     try:
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)
     except OSError:
         logging.getLogger(__name__).debug("the connection was closed already")

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 CLAIM_SECONDS = 60.0
 EXTEND_SECONDS = 15.0
 BEAT_SECONDS = 5.0
-RETIRE_SECONDS = 10.0
+RETIRE_SECONDS = 1.0
+RETIRE_BUDGET_SECONDS = 0.1
 POLL_SECONDS = 0.05
 IDLE_SECONDS = 1.0
 SETTLE_SECONDS = 0.5
@@ -227,7 +228,7 @@ class Dispatcher:
         while not lifeline.stopping():
             lifeline.beat()
             if not self.tick():
-                time.sleep(POLL_SECONDS)
+                self._journal.wait()
         self._drain(lifeline, threads)
         for sink in self._sinks:
             try:
@@ -268,6 +269,8 @@ class Dispatcher:
             self._every(BEAT_SECONDS, self._journal.beat)
             self._every(EXTEND_SECONDS, self._extend)
             self._every(RETIRE_SECONDS, self._retire)
+            if self._journal.shared:
+                self._every(IDLE_SECONDS, self._refresh)
         except JournalUnavailable as error:
             log.error("the dispatcher waits for the journal: %s", error)
             time.sleep(IDLE_SECONDS)
@@ -309,13 +312,19 @@ class Dispatcher:
             action()
             self._last_done[action] = now
 
+    def _refresh(self) -> None:
+        """Take over the pauses that other dispatchers have begun or ended."""
+        states = self._journal.states()
+        for loop in self._loops:
+            loop.health.state = states.get(loop.sink.name, loop.health.state)
+
     def _extend(self) -> None:
         for loop in self._loops:
             if held := loop.in_hand:
                 self._journal.extend(held, CLAIM_SECONDS)
 
     def _retire(self) -> None:
-        end = time.monotonic() + POLL_SECONDS
+        end = time.monotonic() + RETIRE_BUDGET_SECONDS
         while self._journal.retire(time.time() - self._retention_seconds, AT_ONCE) and time.monotonic() < end:
             pass
 

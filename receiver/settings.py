@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
@@ -132,6 +133,7 @@ class Settings:
     workers: int
     secrets: Mapping[str, str] = field(repr=False)
     hidden: frozenset[str] = field(repr=False)
+    database_url: str | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -172,15 +174,16 @@ def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = Tru
     secrets = _secrets(environ)
     if secret_required and SECRET not in secrets:
         problems.append(f"environment: {SECRET} is not set; set it to the signature secret of your Data Connector")
-    if environ.get("DATABASE_URL"):
-        problems.append("environment: DATABASE_URL is set, but this version keeps its journal on SQLite only; unset it")
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     if problems or receiver is None or journal is None:
         raise ConfigError([*problems, *(fault for sink in sinks for fault in sink.faults)])
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
-    hidden = frozenset(value for value in [*secrets.values(), *reader.looked_up, token] if len(value) >= 4)
-    return Settings(path, receiver, journal, sinks, port, workers, secrets, hidden)
+    database_url = environ.get("DATABASE_URL") or None
+    password = urlsplit(database_url or "").password or ""
+    hidden_values = [*secrets.values(), *reader.looked_up, token, database_url or "", password]
+    hidden = frozenset(value for value in hidden_values if len(value) >= 4)
+    return Settings(path, receiver, journal, sinks, port, workers, secrets, hidden, database_url)
 
 
 def _read(path: Path) -> dict[str, Any]:

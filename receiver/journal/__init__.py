@@ -25,7 +25,7 @@ from receiver.journal.contract import (
 from receiver.settings import Settings
 
 if TYPE_CHECKING:
-    from receiver.journal.sqlite import SqliteDatabase
+    from receiver.journal.database import Database
 
 __all__ = [
     "Acceptance",
@@ -49,14 +49,15 @@ __all__ = [
 ]
 
 
-def open_journal(settings: Settings) -> Journal:
+def open_journal(settings: Settings, holder: str | None = None) -> Journal:
     """The journal that the settings ask for, its tables made if need be. Raises JournalError.
 
-    Open it after a fork, never before: locks and connections do not survive one.
+    Open it after a fork, never before: locks and connections do not survive one. `holder` names who claims deliveries;
+    a dispatcher that takes the place of another one gives the same name.
     """
     from receiver.journal.sql import SqlJournal
 
-    return SqlJournal(_database(settings))
+    return SqlJournal(_database(settings), holder)
 
 
 def open_records(settings: Settings) -> Records:
@@ -66,8 +67,12 @@ def open_records(settings: Settings) -> Records:
     return SqlRecords(_database(settings))
 
 
-def _database(settings: Settings) -> SqliteDatabase:
+def _database(settings: Settings) -> Database:
+    table = settings.journal
+    if settings.database_url is not None:
+        from receiver.journal.postgres import PostgresDatabase
+
+        return PostgresDatabase(settings.database_url, table.max_size_mb)
     from receiver.journal.sqlite import SqliteDatabase
 
-    table = settings.journal
     return SqliteDatabase(settings.journal_path, table.min_free_mb, table.max_size_mb)

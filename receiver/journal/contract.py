@@ -188,8 +188,14 @@ class History:
 class Journal(Protocol):
     """What intake and dispatchers ask of the journal. Calls may come from many threads at once."""
 
+    shared: bool
+    """Whether several dispatchers may work at once, so that the state of a sink can change behind one's back."""
+
     def now(self) -> float:
         """The journal's clock; all due times and claims are on it."""
+
+    def wait(self) -> None:
+        """Come back when new events may be there, and after half a second at most."""
 
     def accept(self, arrival: Arrival) -> Acceptance:
         """Keep an arrival, unless its id is there already. Returns after the commit."""
@@ -207,13 +213,13 @@ class Journal(Protocol):
         """Make the claims on `deliveries`, where still held, end `seconds` from now."""
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Record results and end the claims."""
+        """Record the results of deliveries to one sink, and end their claims."""
 
     def next_due(self, sink: str) -> float | None:
         """When the next pending delivery of a sink is due or its claim ends; None when nothing is pending."""
 
     def begin(self) -> list[str]:
-        """Be the dispatcher. Void the claims of one that died here; the sinks that it held claims for."""
+        """Be a dispatcher. Void the claims of the one whose place it takes; the sinks that it held claims for."""
 
     def beat(self) -> None:
         """Say that this dispatcher is alive."""
@@ -227,8 +233,11 @@ class Journal(Protocol):
     def remember(self, state: SinkState) -> None:
         """Replace what is remembered of a sink. Between pauses > 0 and pauses = 0 its deliveries do not age."""
 
-    def retire(self, received_before: float, most: int) -> int:
-        """Remove up to `most` old events that are delivered everywhere they were owed; how many were removed."""
+    def retire(self, received_before: float, most: int) -> bool:
+        """Look at the next `most` events and remove those that are old and delivered everywhere they were owed.
+
+        Whether all of them were old, so that it may be worth to go on at once.
+        """
 
     def counts(self) -> Counts:
         """What is in the journal now."""

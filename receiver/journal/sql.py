@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from receiver.journal.contract import (
     Acceptance,
@@ -24,9 +23,9 @@ from receiver.journal.contract import (
     Settlement,
     SinkState,
 )
+from receiver.journal.database import Database
 from receiver.journal.group import GroupCommit
 from receiver.journal.sql_state import KEPT, SqlState
-from receiver.journal.sqlite import SqliteDatabase
 from receiver.journal.tables import (
     DEAD,
     DELIVERED,
@@ -41,6 +40,7 @@ from receiver.journal.tables import (
 )
 
 SECRETS_SECONDS = 5.0
+GONE_SECONDS = 3600.0
 COMMIT_SECONDS = 4.5
 """How long a push may wait for its commit, so that it is answered within 5 s."""
 
@@ -48,9 +48,11 @@ COMMIT_SECONDS = 4.5
 class SqlJournal(SqlState):
     """The contract of Journal, kept in a database."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
-        super().__init__(database)
-        self._holder = uuid.uuid4().hex
+    def __init__(self, database: Database, holder: str | None = None) -> None:
+        """`holder` names whoever claims: the same for a dispatcher and for the one that takes its place."""
+        super().__init__(database, holder or uuid.uuid4().hex)
+        self.shared = database.shared
+        self.wait = database.wait
         self._retired_up_to = 0
         self._secrets_used: Counter[str] = Counter()
         self._secrets_written_at = float("-inf")
@@ -73,7 +75,7 @@ class SqlJournal(SqlState):
                 for name in names
             ]
             if owed:
-                rows = insert(deliveries).values(state=PENDING, attempts=0, failures=0)
+                rows = self._database.insert(deliveries).values(state=PENDING, attempts=0, failures=0)
                 connection.execute(rows.on_conflict_do_nothing(), owed)
             connection.execute(
                 update(events).where(events.c.key == bindparam("seen")).values(matched=True),
@@ -83,18 +85,18 @@ class SqlJournal(SqlState):
     def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
         now = self.now()
         with self._database.write() as connection:
-            self._sink_keys.pop(sink, None)  # somebody may have made the journal forget the sink
-            key = self._sink_key(connection, sink)
-            active = self._active_time(connection, key, now)
+            key, active = self._active_time(connection, sink, now)
             due = (
                 select(deliveries.c.event)
                 .where(deliveries.c.sink == key, deliveries.c.due <= now)
                 .order_by(deliveries.c.due, deliveries.c.event)
                 .limit(most)
+                .with_for_update(skip_locked=True)
+                .cte("due")
             )
             claimed = connection.execute(
                 update(deliveries)
-                .where(deliveries.c.sink == key, deliveries.c.event.in_(due.scalar_subquery()))
+                .where(deliveries.c.sink == key, deliveries.c.event.in_(select(due.c.event)))
                 .values(
                     due=now + seconds,
                     holder=self._holder,
@@ -138,17 +140,17 @@ class SqlJournal(SqlState):
 
     def begin(self) -> list[str]:
         self._database.become_dispatcher()
-        held = deliveries.c.holder.is_not(None)
+        held = deliveries.c.holder == self._holder if self.shared else deliveries.c.holder.is_not(None)
         with self._database.write() as connection:
             names = select(sinks.c.name).where(exists().where(held, deliveries.c.sink == sinks.c.key))
             suspects = list(connection.scalars(names))
             connection.execute(update(deliveries).where(held).values(holder=None, due=self.now()))
-            connection.execute(delete(dispatchers))
+            connection.execute(delete(dispatchers).where(dispatchers.c.beat_at < time.time() - GONE_SECONDS))
         return suspects
 
     def beat(self) -> None:
         now = time.time()
-        beat = insert(dispatchers).values(holder=self._holder, beat_at=now)
+        beat = self._database.insert(dispatchers).values(holder=self._holder, beat_at=now)
         with self._database.write() as connection:
             connection.execute(beat.on_conflict_do_update(index_elements=["holder"], set_={"beat_at": now}))
 
@@ -174,31 +176,27 @@ class SqlJournal(SqlState):
                     pauses=state.pauses,
                     paused_until=state.paused_until,
                     pause_reason=state.pause_reason,
-                    on_trial=state.on_trial,
+                    on_trial=self._holder if state.on_trial else None,
                     **changes,
                 )
             )
 
-    def retire(self, received_before: float, most: int) -> int:
+    def retire(self, received_before: float, most: int) -> bool:
         still_owed = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
+        query = select(events.c.key, events.c.received_at, events.c.matched, still_owed.label("owed"))
         with self._database.read() as connection:
             looked_at = connection.execute(
-                select(events.c.key, still_owed)
-                .where(
-                    events.c.key > self._retired_up_to,
-                    events.c.received_at < received_before,
-                    events.c.matched.is_(True),
-                )
-                .order_by(events.c.key)
-                .limit(most)
+                query.where(events.c.key > self._retired_up_to).order_by(events.c.key).limit(most)
             ).all()
-        self._retired_up_to = looked_at[-1].key if len(looked_at) == most else 0
-        removable = [{"old": key} for key, owed in looked_at if not owed]
+        old = [row for row in looked_at if row.received_at < received_before]
+        removable = [{"old": row.key} for row in old if row.matched and not row.owed]
         if removable:
             with self._database.write() as connection:
                 connection.execute(delete(deliveries).where(deliveries.c.event == bindparam("old")), removable)
                 connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
-        return len(removable)
+        more = len(old) == most
+        self._retired_up_to = old[-1].key if more else 0
+        return more
 
     def check_writable(self) -> None:
         self._database.check_room()
@@ -206,7 +204,11 @@ class SqlJournal(SqlState):
             connection.execute(update(versions).values(version=versions.c.version))
 
     def _accept_all(self, arrivals: Sequence[Arrival]) -> list[Acceptance]:
-        """One commit for all. A row that is new comes back from its insert; one that is not was there before."""
+        """One commit for all. A row that is new comes back from its insert; one that is not was there before.
+
+        Rows go in by the order of their ids, so that two processes never wait for each other's.
+        """
+        arrivals = sorted(arrivals, key=lambda arrival: arrival.id)
         self._database.check_room()
         named = [
             {"id": arrival.id, "received_at": arrival.received_at, "matched": False, "body": arrival.body}
@@ -221,10 +223,15 @@ class SqlJournal(SqlState):
         new: set[str] = set()
         with self._database.write() as connection:
             if named:
-                new = set(connection.scalars(insert(events).on_conflict_do_nothing().returning(events.c.id), named))
+                new = set(
+                    connection.scalars(
+                        self._database.insert(events).on_conflict_do_nothing().returning(events.c.id), named
+                    )
+                )
             if unnamed:
-                connection.execute(insert(quarantine).on_conflict_do_nothing(), unnamed)
+                connection.execute(self._database.insert(quarantine).on_conflict_do_nothing(), unnamed)
             self._count_secrets(connection, arrivals)
+            self._database.announce(connection)
         return [self._acceptance(arrival, new) for arrival in arrivals]
 
     def _count_secrets(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
@@ -234,7 +241,7 @@ class SqlJournal(SqlState):
         if now - self._secrets_written_at < SECRETS_SECONDS:
             return
         for name, pushes in self._secrets_used.items():
-            row = insert(secrets).values(name=name, pushes=pushes, last_at=now)
+            row = self._database.insert(secrets).values(name=name, pushes=pushes, last_at=now)
             connection.execute(
                 row.on_conflict_do_update(
                     index_elements=["name"], set_={"pushes": secrets.c.pushes + pushes, "last_at": now}
@@ -291,8 +298,12 @@ class SqlJournal(SqlState):
     def _names(self, connection: Connection, delivery: Delivery) -> dict[str, Any]:
         return {"of_event": delivery.event.key, "of_sink": self._sink_key(connection, delivery.sink)}
 
-    def _active_time(self, connection: Connection, sink: int, now: float) -> float:
-        """The sink's own clock: it stands still while the sink is paused."""
-        row = connection.execute(select(sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.key == sink)).one()
-        stands_at: float = now if row.paused_since is None else row.paused_since
-        return stands_at - float(row.paused_seconds)
+    def _active_time(self, connection: Connection, sink: str, now: float) -> tuple[int, float]:
+        """The key of a sink and its own clock, which stands still while it is paused."""
+        query = select(sinks.c.key, sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.name == sink)
+        row = connection.execute(query).one_or_none()
+        if row is None:  # it is new, or somebody made the journal forget it
+            self._sink_keys.pop(sink, None)
+            return self._sink_key(connection, sink), now
+        self._sink_keys[sink] = row.key
+        return row.key, (now if row.paused_since is None else row.paused_since) - row.paused_seconds

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from receiver.journal.contract import DeadLetter, History, Kept, LastAttempt, Quarantined
 from receiver.journal.sql_state import KEPT, SqlState
@@ -68,7 +67,7 @@ class SqlRecords(SqlState):
     def release(self, quarantined: Quarantined, event_id: str) -> None:
         event = {"id": event_id, "received_at": quarantined.received_at, "matched": False, "body": quarantined.body}
         with self._database.write() as connection:
-            connection.execute(insert(events).values(event).on_conflict_do_nothing())
+            connection.execute(self._database.insert(events).values(event).on_conflict_do_nothing())
             connection.execute(delete(quarantine).where(quarantine.c.id == quarantined.id))
 
     def received_count(self, since: float, until: float) -> int:
@@ -83,7 +82,7 @@ class SqlRecords(SqlState):
     def owe_again(self, sink: str, events: Sequence[Kept]) -> int:
         with self._database.write() as connection:
             key = self._sink_key(connection, sink)
-            row = insert(deliveries).values(self._as_new())
+            row = self._database.insert(deliveries).values(self._as_new())
             owed = connection.execute(
                 row.on_conflict_do_update(
                     index_elements=["event", "sink"], set_=self._as_new(), where=deliveries.c.due.is_(None)

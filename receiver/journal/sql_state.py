@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects.sqlite import insert
 
 from receiver.errors import JournalError
 from receiver.journal.contract import Counts, SecretUse, SinkCount, SinkState
-from receiver.journal.sqlite import SqliteDatabase
+from receiver.journal.database import Database
 from receiver.journal.tables import (
     IS_DEAD,
     SCHEMA_VERSION,
@@ -27,9 +26,10 @@ KEPT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
 class SqlState:
     """An open database of the journal's."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: Database, holder: str = "") -> None:
         """Make the tables if need be. Raises JournalError when a newer receiver has made them."""
         self._database = database
+        self._holder = holder
         self._sink_keys: dict[str, int] = {}
         self.now = database.now
         self._make_tables()
@@ -74,7 +74,11 @@ class SqlState:
     def states(self) -> dict[str, SinkState]:
         query = select(sinks.c.name, sinks.c.pauses, sinks.c.paused_until, sinks.c.pause_reason, sinks.c.on_trial)
         with self._database.read() as connection:
-            return {row.name: SinkState(*row) for row in connection.execute(query)}
+            return {row.name: SinkState(*row[:4], self._mine(row.on_trial)) for row in connection.execute(query)}
+
+    def _mine(self, on_trial: str | None) -> bool:
+        """Whether a trial was begun by this dispatcher or the one in whose place it is."""
+        return on_trial is not None and (on_trial == self._holder or not self._database.shared)
 
     def close(self) -> None:
         self._database.close()
@@ -84,7 +88,7 @@ class SqlState:
             metadata.create_all(connection)
             version = connection.scalar(select(versions.c.version))
             if version is None:
-                connection.execute(insert(versions).values(version=SCHEMA_VERSION))
+                connection.execute(self._database.insert(versions).values(version=SCHEMA_VERSION))
             elif version > SCHEMA_VERSION:
                 raise JournalError(
                     f"the journal has schema {version}, this receiver knows {SCHEMA_VERSION}: "
@@ -93,6 +97,6 @@ class SqlState:
 
     def _sink_key(self, connection: Connection, name: str) -> int:
         if name not in self._sink_keys:
-            connection.execute(insert(sinks).values(name=name).on_conflict_do_nothing())
+            connection.execute(self._database.insert(sinks).values(name=name).on_conflict_do_nothing())
             self._sink_keys[name] = connection.scalars(select(sinks.c.key).where(sinks.c.name == name)).one()
         return self._sink_keys[name]

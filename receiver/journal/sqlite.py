@@ -15,18 +15,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 from receiver.errors import JournalError, JournalUnavailable
 
 LOCK_SECONDS = 4.0
+POLL_SECONDS = 0.05
 _MB = 1_000_000
 
 
 class SqliteDatabase:
     """Connections, transactions and limits of one SQLite file."""
+
+    shared = False
 
     def __init__(self, path: Path, min_free_mb: int, max_size_mb: int | None) -> None:
         """Open or create the file. Raises JournalError with what to do when that cannot be."""
@@ -44,27 +49,24 @@ class SqliteDatabase:
         self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
         self._engine = self._connect()
 
+    def insert(self, table: Table) -> Any:
+        return sqlite.insert(table)
+
     def now(self) -> float:
         """Seconds since 1970 that never jump while this process runs."""
         return self._wall_at_start + time.monotonic()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A write transaction, committed durably at the end. Raises JournalUnavailable."""
         with self._lock.held(LOCK_SECONDS), _translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A view that keeps nobody from writing. Raises JournalUnavailable."""
         with _translated(), self._engine.connect() as connection:
             yield connection
 
     def check_room(self) -> None:
-        """Raise JournalUnavailable when the disk or the journal is too full to take more events.
-
-        Settling and retention do not ask: on a full disk even they could not free anything, so room is kept for them.
-        """
         free = shutil.disk_usage(self._path.parent).free
         if free < self._min_free_mb * _MB:
             raise JournalUnavailable(
@@ -78,9 +80,15 @@ class SqliteDatabase:
                 )
 
     def become_dispatcher(self) -> None:
-        """Be the only dispatcher of this journal, until the process ends. Raises JournalUnavailable."""
+        """There can be only one."""
         if not self._dispatcher.acquire(LOCK_SECONDS):
             raise JournalUnavailable(f"another dispatcher works on {self._path}; stop it first")
+
+    def announce(self, connection: Connection) -> None:
+        """Nobody listens: looking is cheap."""
+
+    def wait(self) -> None:
+        time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
         with self._lock.held(LOCK_SECONDS):

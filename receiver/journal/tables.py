@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Double,
-    ForeignKey,
     Index,
     Integer,
     LargeBinary,
@@ -29,6 +31,13 @@ PENDING, DELIVERED, DEAD = 0, 1, 2
 """States of a delivery. One that is pending has a due time, and only one that is pending."""
 
 metadata = MetaData()
+
+
+def _part(condition: ColumnElement[bool], name: str, *columns: Column[Any]) -> None:
+    """An index of the rows that meet a condition."""
+    Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
 versions = Table("receiver_schema", metadata, Column("version", Integer, primary_key=True))
 events = Table(
     "events",
@@ -39,7 +48,7 @@ events = Table(
     Column("matched", Boolean, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
-Index("events_unmatched", events.c.key, sqlite_where=events.c.matched.is_(False))
+_part(events.c.matched.is_(False), "events_unmatched", events.c.key)
 sinks = Table(
     "sinks",
     metadata,
@@ -56,13 +65,13 @@ sinks = Table(
     Column("paused_since", Double),
     Column("paused_seconds", Double, nullable=False, default=0.0),
     Column("pause_reason", Text, nullable=False, default=""),
-    Column("on_trial", Boolean, nullable=False, default=False),
+    Column("on_trial", String(32)),
 )
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("event", _Key, ForeignKey("events.key"), primary_key=True),
-    Column("sink", Integer, ForeignKey("sinks.key"), primary_key=True),
+    Column("event", _Key, primary_key=True),
+    Column("sink", Integer, primary_key=True),
     Column("state", SmallInteger, nullable=False),
     Column("due", Double),
     Column("holder", String(32)),
@@ -75,15 +84,9 @@ deliveries = Table(
 )
 IS_DEAD = deliveries.c.state == literal_column(str(DEAD))
 """Spelt out, since an index on a part of a table is not used for a value that is bound later."""
-Index(
-    "deliveries_pending",
-    deliveries.c.sink,
-    deliveries.c.due,
-    deliveries.c.event,
-    sqlite_where=deliveries.c.due.is_not(None),
-)
-Index("deliveries_held", deliveries.c.holder, sqlite_where=deliveries.c.holder.is_not(None))
-Index("deliveries_dead", deliveries.c.sink, deliveries.c.event, sqlite_where=IS_DEAD)
+_part(deliveries.c.due.is_not(None), "deliveries_pending", deliveries.c.sink, deliveries.c.due, deliveries.c.event)
+_part(deliveries.c.holder.is_not(None), "deliveries_held", deliveries.c.holder)
+_part(IS_DEAD, "deliveries_dead", deliveries.c.sink, deliveries.c.event)
 quarantine = Table(
     "quarantine",
     metadata,

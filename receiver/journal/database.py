@@ -1,0 +1,45 @@
+"""What the journal in SQL asks of a database: transactions, a clock, limits, and who may dispatch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Table
+
+
+class Database(Protocol):
+    """An open database. All its calls may come from many threads, and raise nothing but JournalError."""
+
+    shared: bool
+    """Whether several dispatchers may work at once."""
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT of the dialect, which can say what to do on a conflict."""
+
+    def now(self) -> float:
+        """Seconds since 1970 on the clock that all claims are on."""
+
+    def write(self) -> AbstractContextManager[Connection]:
+        """A write transaction, committed durably at the end."""
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A view that keeps nobody from writing."""
+
+    def check_room(self) -> None:
+        """Raise JournalUnavailable when there is no room for more events.
+
+        Settling and retention do not ask: on a full disk even they could not free anything, so room is kept for them.
+        """
+
+    def become_dispatcher(self) -> None:
+        """Be a dispatcher until the process ends. Raises JournalUnavailable when another one excludes that."""
+
+    def announce(self, connection: Connection) -> None:
+        """With the commit of this transaction, wake whoever is in `wait`."""
+
+    def wait(self) -> None:
+        """Come back when new events may be there, and after half a second at most."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""

@@ -1,0 +1,173 @@
+"""PostgreSQL as the journal's database: for machines whose disks do not last, and for several machines at once.
+
+Claims are on the database's clock. A process that receives holds one connection, one that delivers two, since small
+plans allow twenty in all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, Connection, Table, create_engine, event, func, make_url, select, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from receiver.errors import JournalError, JournalUnavailable
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "receiver"
+CONNECT_SECONDS = 2
+STATEMENT_SECONDS = 3.0
+POOL_SECONDS = 4.0
+WAIT_SECONDS = 0.5
+CLOCK_SECONDS = 10.0
+SIZE_SECONDS = 10.0
+LISTEN_AGAIN_SECONDS = 5.0
+_MB = 1_000_000
+
+
+class PostgresDatabase:
+    """Connections, transactions and limits of one PostgreSQL database."""
+
+    shared = True
+
+    def __init__(self, url: str, max_size_mb: int | None) -> None:
+        """`url` as in DATABASE_URL. Raises JournalError when it cannot be one of PostgreSQL."""
+        self._url = database_url(url)
+        self._max_size_mb = max_size_mb
+        self._engine = create_engine(
+            self._url,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=POOL_SECONDS,
+            pool_pre_ping=True,
+            connect_args=CONNECT,
+            hide_parameters=True,
+        )
+        event.listen(self._engine, "connect", _prepare)
+        self._clock_lock = threading.Lock()
+        self._offset = 0.0
+        self._offset_at = float("-inf")
+        self._size = 0
+        self._size_at = float("-inf")
+        self._listener: psycopg.Connection[Any] | None = None
+        self._listen_at = float("-inf")
+
+    def insert(self, table: Table) -> Any:
+        return postgresql.insert(table)
+
+    def now(self) -> float:
+        """The database's clock, compared with our own now and then."""
+        if time.monotonic() - self._offset_at > CLOCK_SECONDS:
+            with self._clock_lock, self.read() as connection:
+                asked_at = time.monotonic()
+                its = connection.scalar(select(func.extract("epoch", func.clock_timestamp())))
+                self._offset, self._offset_at = float(its or 0.0) - asked_at, asked_at
+        return self._offset + time.monotonic()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        with _translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    def check_room(self) -> None:
+        if self._max_size_mb is None:
+            return
+        if time.monotonic() - self._size_at > SIZE_SECONDS:
+            with self.read() as connection:
+                self._size = connection.scalar(select(func.pg_database_size(func.current_database()))) or 0
+            self._size_at = time.monotonic()
+        if self._size > self._max_size_mb * _MB:
+            raise JournalUnavailable(
+                f"the database has {self._size // _MB} MB, [journal] max_size_mb is {self._max_size_mb}"
+            )
+
+    def become_dispatcher(self) -> None:
+        """Any number of dispatchers share the work."""
+
+    def announce(self, connection: Connection) -> None:
+        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
+
+    def wait(self) -> None:
+        """Listen; where that does not work, sleep, for polling does."""
+        try:
+            if self._listener is None and time.monotonic() - self._listen_at > LISTEN_AGAIN_SECONDS:
+                self._listen_at = time.monotonic()
+                self._listener = psycopg.connect(_conninfo(self._url), autocommit=True, **CONNECT)
+                self._listener.execute(f"LISTEN {CHANNEL}")
+            if self._listener is not None:
+                for _ in self._listener.notifies(timeout=WAIT_SECONDS, stop_after=1):
+                    pass
+                return
+        except psycopg.Error as error:
+            log.warning("the journal does not wake the dispatcher (%s); it looks by itself", type(error).__name__)
+            self._hang_up()
+        time.sleep(WAIT_SECONDS / 4)
+
+    def close(self) -> None:
+        self._engine.dispose()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        self._listener = None
+
+
+CONNECT: dict[str, Any] = {
+    "connect_timeout": CONNECT_SECONDS,
+    "application_name": "receiver",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 2000,
+    "prepare_threshold": None,
+}
+"""A connection that notices within seconds that the other side is gone, and that a pooler may stand in front of."""
+
+
+def database_url(text: str) -> URL:
+    """A DATABASE_URL, also one that begins with postgres://. Raises JournalError, without the URL in it."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise JournalError("DATABASE_URL is not a URL such as postgres://user:password@host:5432/name") from None
+    if url.get_backend_name() not in ("postgres", "postgresql"):
+        raise JournalError("DATABASE_URL must begin with postgres:// or postgresql://")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _conninfo(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def _prepare(connection: Any, record: object) -> None:
+    """A commit is durable when it returns, and no statement keeps a push waiting for long."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = on")
+        cursor.execute(f"SET statement_timeout = {int(STATEMENT_SECONDS * 1000)}")
+    connection.commit()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Let no exception of the database out but JournalUnavailable; only its kind, since its text can hold values."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise JournalUnavailable(f"the journal's database says: {type(error.orig).__name__}") from None
+    except PoolTimeout:
+        raise JournalUnavailable("the journal's database does not answer in time") from None
