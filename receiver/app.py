@@ -11,7 +11,8 @@ import uuid
 from typing import Any
 
 from flask import Flask, Request, Response, g, jsonify, request
-from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, NotFound, RequestEntityTooLarge
+from werkzeug.routing import RequestRedirect
 
 from receiver.errors import JournalUnavailable, NotAnEvent, Refused
 from receiver.event import event_id
@@ -43,6 +44,8 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     def name_request() -> None:
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        if isinstance(request.routing_exception, RequestRedirect):
+            raise NotFound  # a redirect would repeat the host that the client claims
 
     @app.after_request
     def tell_name(response: Response) -> Response:
@@ -104,10 +107,14 @@ class Door:
             return too_large(push)
         except (ClientDisconnected, OSError):
             return text(408, "request incomplete")
-        except Exception:  # the server's reader of chunked bodies has its own exceptions for each malformed chunk
+        except Exception as error:  # the server's reader of chunked bodies has its own for each malformed chunk
+            if len(getattr(error, "term", "  ")) < 2:  # the body ended within the two bytes that end a chunk
+                return text(408, "request incomplete")
             return text(400, "malformed body")
         if len(body) > self._settings.receiver.max_body:
             return too_large(push)
+        if len(body) < (push.content_length or 0):
+            return text(408, "request incomplete")
         try:
             secret = verify(push, self._settings.secrets, legacy_sha1=self._settings.receiver.legacy_sha1)
         except Refused as refused:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import select
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from gunicorn.workers import gthread
 from receiver.app import create_app
 from receiver.journal import open_journal
 from receiver.lifeline import Lifeline
+from receiver.logs import Seldom
 from receiver.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,11 +34,15 @@ REQUEST_SECONDS = 2.0
 CONNECTIONS = 4000
 """Connections a worker holds at once; most of them idle."""
 
+SPARE_FILES = 500
+"""Open files of a worker besides its connections, most of them the journal's."""
+
 
 def run(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
     """Receive pushes on a bound socket until SIGTERM, or until the supervisor is gone. Ends the process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, CONNECTIONS + 500), hard), hard))
+    wanted = max(soft, CONNECTIONS + SPARE_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
     Intake(settings, listener, lifeline).run()
 
 
@@ -60,6 +66,7 @@ class Intake(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "graceful_timeout": 8,
             "timeout": 30,
             "http_parser": "python",
+            "forwarded_allow_ips": "",
             "control_socket_disable": True,
             "logger_class": OurLogger,
         }
@@ -95,6 +102,9 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._deadlines: dict[Connection, float] = {}
+        self._log = Seldom(log)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.worker_connections = min(CONNECTIONS, max(files - SPARE_FILES, files // 2))
 
     def handle(self, conn: Connection) -> Any:
         """Serve one request; one that is not complete in time is answered 408 and its connection closed."""
@@ -115,15 +125,27 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         super().wait_for_and_dispatch_events(min(timeout, 0.25))
         now = time.monotonic()
-        for conn, deadline in list(self._deadlines.items()):
-            if deadline < now and not conn.cut_off:
-                conn.cut_off = True
-                shut_down(conn.sock, socket.SHUT_RD)
+        for conn, deadline in self._deadlines.copy().items():
+            if deadline < now:
+                if not conn.cut_off:
+                    conn.cut_off = True
+                    shut_down(conn.sock, socket.SHUT_RD)
+                if not writable(conn.sock):
+                    shut_down(conn.sock, socket.SHUT_WR)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connections that have been idle for longest, those that never said a word first."""
+        while self.nr_conns >= self.worker_connections and (idle := self.pending_conns or self.keepalived_conns):
+            conn = idle.popleft()
+            self.poller.unregister(conn.sock)
+            self.nr_conns -= 1
+            conn.close()
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer a request that gunicorn cannot read. Its own answer and log line repeat parts of the request."""
         kind = type(exc).__name__
-        log.warning("request refused: %s (from %s)", kind, addr[0] if addr else "unknown")
+        self._log.warning(kind, "request refused: %s (from %s)", kind, addr[0] if addr else "unknown")
         status, reason = ERRORS.get(kind, (400, "Bad Request"))
         refuse(client, status, reason, "malformed request")
 
@@ -170,6 +192,16 @@ def refuse(client: socket.socket, status: int, reason: str, line: str) -> None:
         util.write_nonblock(client, f"{head}\r\nContent-Length: {len(line)}\r\n\r\n{line}".encode("ascii"))
     except OSError:
         log.debug("the client was gone before its answer")
+
+
+def writable(sock: socket.socket) -> bool:
+    """Whether the client takes what is sent to it; a thread that sends to one that does not is stuck."""
+    poll = select.poll()
+    try:
+        poll.register(sock, select.POLLOUT)
+    except ValueError:  # closed meanwhile
+        return True
+    return bool(poll.poll(0))
 
 
 def shut_down(sock: socket.socket, how: int) -> None:
