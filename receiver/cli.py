@@ -17,12 +17,13 @@ from receiver import __version__, desk, logs
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.output import cell, plain, show
-from receiver.settings import SECRET, Settings, load, seconds
+from receiver.settings import SECRET, Settings, load, seconds, survey
 
 if TYPE_CHECKING:
     from receiver.journal import Records
 
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -48,7 +49,7 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(context)
         except ReceiverError as error:
-            for line in str(error).splitlines():
+            for line in _redacted(context, str(error)).splitlines():
                 click.echo(f"error: {line}", err=True)
             context.exit(1)
 
@@ -99,8 +100,9 @@ def check() -> None:
     """
     from receiver.plugins import problems
 
-    settings = load()
-    found = problems(settings)
+    settings, found = survey()
+    _remember(settings)
+    found += problems(settings)
     records = _records(settings) if settings.journal_path.exists() else None
     for warning in desk.warnings(records, settings):
         click.echo(f"warning: {warning}", err=True)
@@ -323,7 +325,7 @@ def explain(event_id: str, as_json: bool) -> None:
 @main.command()
 @click.argument("url")
 @click.option("--type", "types", multiple=True, type=click.Choice(TYPES), help="Event type; every type if not given.")
-@click.option("--count", default=1, show_default=True, help="How many events of each type.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many events of each type.")
 def send(url: str, types: tuple[str, ...], count: int) -> None:
     """Sign test events with DT_SIGNATURE_SECRET and push them to a receiver, from emulated devices.
 
@@ -350,8 +352,8 @@ def send(url: str, types: tuple[str, ...], count: int) -> None:
 
 
 @main.command()
-@click.option("--seconds", default=20.0, show_default=True, help="How long sensors push events.")
-@click.option("--rate", default=20.0, show_default=True, help="Events a second.")
+@click.option("--seconds", type=POSITIVE, default=20.0, show_default=True, help="How long sensors push events.")
+@click.option("--rate", type=POSITIVE, default=20.0, show_default=True, help="Events a second.")
 def demo(seconds: float, rate: float) -> None:
     """Run a receiver with simulated sensors, and watch events arrive and sinks fill.
 
@@ -376,8 +378,7 @@ def _show_types(settings: Settings, as_json: bool) -> None:
     types = sorted(plugins.types.items())
     if as_json:
         described = {
-            name: {"source": sink_type.source, "options": list(sink_type.options().model_fields)}
-            for name, sink_type in types
+            name: {"source": sink_type.source, "options": sink_type.option_names()} for name, sink_type in types
         }
         click.echo(json.dumps(described, indent=2))
     else:
@@ -398,5 +399,16 @@ def _records(settings: Settings) -> Records:
 
 def _settings(*, secret_required: bool = True) -> Settings:
     settings = load(secret_required=secret_required)
+    _remember(settings)
     logs.set_up(settings)
     return settings
+
+
+def _remember(settings: Settings) -> None:
+    """From here on, no error line shows what these settings hide."""
+    click.get_current_context().find_root().obj = settings
+
+
+def _redacted(context: click.Context, text: str) -> str:
+    settings = context.find_root().obj
+    return settings.redact(text) if isinstance(settings, Settings) else text

@@ -241,7 +241,7 @@ class Dispatcher:
         suspects = self._journal.begin()
         states = self._journal.states()
         for name, why in self._faulty.items():
-            log.error("sink %s is paused: %s", name, why.replace("\n", "; "))
+            log.error("sink %s is paused: %s", name, why)
             state = states.get(name, SinkState(name))
             self._journal.remember(replace(state, pauses=max(state.pauses, 1), pause_reason=why))
         for sink in self._sinks:

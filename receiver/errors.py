@@ -27,8 +27,8 @@ class ConfigError(ReceiverError):
     """config.toml or the environment is not usable; `problems` holds one line for each reason."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(" ".join(problem.splitlines()) for problem in problems)
+        super().__init__("\n".join(self.problems))
 
 
 class Refusal(StrEnum):

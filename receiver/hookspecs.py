@@ -17,6 +17,7 @@ from receiver.event import Event
 PROJECT = "receiver"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function or method of a plugin as the implementation of the hook of that name."""
 
 
 class PluginHooks:

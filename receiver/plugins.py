@@ -17,16 +17,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
+import pydantic
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from receiver.errors import PluginError
 from receiver.hookspecs import PROJECT, PluginHooks, SinkHooks
 from receiver.settings import CommonOptions, Settings, SinkSettings, nearest, parse
+from receiver.settings import fields as names_of
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +54,17 @@ class SinkType:
             if parameter.kind is parameter.VAR_KEYWORD:
                 extra = True
             elif parameter.kind is not parameter.VAR_POSITIONAL:
-                fields[parameter.name] = (annotation, ... if parameter.default is parameter.empty else Field(None))
+                default = ... if parameter.default is parameter.empty else None
+                fields[f"option_{len(fields)}"] = (annotation, Field(default, alias=parameter.name))
         config = ConfigDict(extra="allow" if extra else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
         return create_model("Options", __config__=config, **fields)
+
+    def option_names(self) -> list[str]:
+        """What the options are called; none where the constructor does not tell."""
+        try:
+            return list(names_of(self.options()))
+        except Exception:
+            return []
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,10 @@ def load_plugins(settings: Settings) -> Plugins:
             if taken:
                 raise PluginError(f"sink type '{taken[0]}' is already offered by {types[taken[0]].source}")
             types.update(offered)
-        except (Exception, SystemExit) as error:
-            faults.append(f"{source}: {where_and_what(error, source)}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything, and takes only itself down
+            faults.append(f"{source}: {where_and_what(error, settings.redact)}")
     return Plugins(types, tuple(faults))
 
 
@@ -94,19 +107,19 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
     """Make the sink that `[sinks.NAME]` describes. Raises PluginError, a line for each thing that is wrong."""
     where = f"{settings.path.name} [sinks.{sink.name}]"
     sink_type = plugins.types.get(sink.common.type)
-    if sink.faults or sink_type is None:
-        unknown = [] if sink_type or not sink.common.type else [_unknown_type(where, sink.common.type, plugins)]
+    if sink_type is None:
+        unknown = [_unknown_type(where, sink.common.type, plugins)] if sink.common.type or not sink.faults else []
         raise PluginError("\n".join([*sink.faults, *unknown]))
-    options, faults = parse(sink_type.options(), where, sink.options, sink.from_environment)
-    if options is None:
-        raise PluginError("\n".join(fault.line for fault in faults))
-    given = {name: getattr(options, name) for name in options.model_fields_set}
     try:
-        return _hooked(sink, sink_type.cls(**{name: _placed(value, settings) for name, value in given.items()}))
-    except PluginError as error:
-        raise PluginError(f"{where}: {error}") from None
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{where}: {where_and_what(error, sink_type.source)}") from None
+        options, faults = parse(sink_type.options(), where, sink.options, sink.from_environment)
+        lines = [*sink.faults, *(fault.line for fault in faults if fault.key not in sink.missing)]
+        if options is not None and not lines:
+            return _hooked(sink, sink_type.cls(**_given(options, settings)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
+        raise PluginError(f"{where}: {where_and_what(error, settings.redact)}") from None
+    raise PluginError("\n".join(lines))
 
 
 def build_all(settings: Settings) -> tuple[list[Sink], dict[str, str]]:
@@ -118,7 +131,7 @@ def build_all(settings: Settings) -> tuple[list[Sink], dict[str, str]]:
         try:
             sinks.append(build_sink(plugins, settings, sink))
         except PluginError as error:
-            faulty[sink.name] = settings.redact(str(error))
+            faulty[sink.name] = settings.redact("; ".join(str(error).splitlines()))
     for fault in plugins.faults:
         log.error("plugin left out: %s", settings.redact(fault))
     return sinks, faulty
@@ -139,16 +152,25 @@ def problems(settings: Settings) -> list[str]:
     return [settings.redact(problem) for problem in found]
 
 
-def where_and_what(error: BaseException, source: str) -> str:
-    """An exception from a plugin in one line, with the line of the plugin's own file it came from."""
+BETWEEN = (sys.modules[__name__], importlib, pluggy, pydantic)
+OURS = ("<", *(str(Path(str(module.__file__)).parent) for module in BETWEEN))
+"""Where the frames between us and a plugin come from."""
+
+
+def where_and_what(error: BaseException, redact: Callable[[str], str]) -> str:
+    """An exception from a plugin in one line, without secrets, with the line of the plugin's own file it came from."""
     if isinstance(error, PluginError):
         return str(error)
-    name = Path(source).name
-    if isinstance(error, SyntaxError):
-        return f"{Path(error.filename or name).name}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == name]
-    place = f"{name}:{frames[-1].lineno}: " if frames else ""
-    return f"{place}{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(OURS)]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    place = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
+    try:
+        text = " ".join(redact(str(error)).split())
+    except Exception:
+        text = "(it cannot say what)"
+    return f"{place}{type(error).__name__}: {text}"
 
 
 def _sources(settings: Settings) -> dict[str, Callable[[], ModuleType]]:
@@ -203,9 +225,22 @@ def _offered(source: str, plugin: ModuleType) -> dict[str, SinkType]:
     return offered
 
 
+def _given(options: BaseModel, settings: Settings) -> dict[str, object]:
+    """The options that were given, by name."""
+    known = type(options).model_fields
+    given = {str(known[name].alias): getattr(options, name) for name in known if name in options.model_fields_set}
+    return {name: _placed(value, settings) for name, value in {**given, **(options.model_extra or {})}.items()}
+
+
 def _placed(value: object, settings: Settings) -> object:
     """Paths count from the folder of config.toml."""
-    return settings.folder / value if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return settings.folder / value
+    if isinstance(value, list):
+        return [_placed(item, settings) for item in value]
+    if isinstance(value, dict):
+        return {key: _placed(item, settings) for key, item in value.items()}
+    return value
 
 
 def _hooked(sink: SinkSettings, instance: object) -> Sink:
@@ -216,6 +251,9 @@ def _hooked(sink: SinkSettings, instance: object) -> Sink:
         raise PluginError(
             f"{type(instance).__name__} must implement exactly one of deliver and deliver_batch, marked with @hookimpl"
         )
+    function = (manager.hook.deliver_batch if in_batches else manager.hook.deliver).get_hookimpls()[0].function
+    if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
+        raise PluginError(f"{function.__name__} must be a plain function: no async, no yield")
     return Sink(sink.name, sink.common, manager.hook, in_batches)
 
 

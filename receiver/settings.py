@@ -10,13 +10,15 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from receiver.errors import ConfigError
 from receiver.event import Event
@@ -26,8 +28,16 @@ SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+def number(value: object) -> object:
+    """Anything but true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
+
+
 def seconds(value: object) -> object:
     """A length of time: a number of seconds, or a number with a unit: "30s", "5m", "2h", "3d"."""
+    number(value)
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value)
         if not match:
@@ -36,6 +46,8 @@ def seconds(value: object) -> object:
     return value
 
 
+Whole = Annotated[int, BeforeValidator(number)]
+Number = Annotated[float, BeforeValidator(number)]
 Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
 
 
@@ -49,22 +61,22 @@ class ReceiverTable(Table):
     """[receiver]: what concerns the program as a whole."""
 
     host: str = "0.0.0.0"
-    threads: int = Field(32, ge=1, le=512)
-    max_body: int = Field(256 * 1024, ge=1024, le=16 * 1024 * 1024)
+    threads: Whole = Field(32, ge=1, le=512)
+    max_body: Whole = Field(256 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_format: Literal["text", "json"] = "text"
     plugins: tuple[str, ...] = ()
     deliver: bool = True
     legacy_sha1: bool = False
-    metrics_token: SecretStr | None = None
+    metrics_token: SecretStr | None = Field(default=None, min_length=8)
 
 
 class JournalTable(Table):
     """[journal]: where events are kept, how long, and how full it may get."""
 
     path: Path = Path("data/journal.sqlite")
-    retention_days: float = Field(7, ge=1)
-    min_free_mb: int = Field(100, ge=0)
-    max_size_mb: int | None = Field(default=None, ge=1)
+    retention_days: Number = Field(7, ge=1)
+    min_free_mb: Whole = Field(100, ge=0)
+    max_size_mb: Whole | None = Field(default=None, ge=1)
 
 
 class Filter(Table):
@@ -92,7 +104,7 @@ class RetryPolicy(Table):
     """[sinks.NAME.retry]: how long and how often a delivery is tried before it is dead. Times in seconds."""
 
     max_age: Seconds = 3 * 86400.0
-    max_attempts: int | None = Field(default=None, ge=1)
+    max_attempts: Whole | None = Field(default=None, ge=1)
     first_pause: Seconds = 5.0
     longest_pause: Seconds = 3600.0
 
@@ -106,19 +118,23 @@ class CommonOptions(BaseModel):
     enabled: bool = True
     filter: Filter = Field(default_factory=Filter)
     retry: RetryPolicy = Field(default_factory=RetryPolicy)
-    concurrency: int = Field(1, ge=1, le=64)
-    batch_size: int = Field(500, ge=1, le=10_000)
+    concurrency: Whole = Field(1, ge=1, le=64)
+    batch_size: Whole = Field(500, ge=1, le=10_000)
 
 
 @dataclass(frozen=True)
 class SinkSettings:
-    """One `[sinks.NAME]`. `options` are the sink type's own; `faults` say why the table cannot be used as it is."""
+    """One `[sinks.NAME]`. `options` are the sink type's own; `faults` say why the table cannot be used as it is.
+
+    `missing` are the keys whose environment variable is not set; they have their line in `faults`.
+    """
 
     name: str
     common: CommonOptions
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     from_environment: frozenset[str] = frozenset()
     faults: tuple[str, ...] = ()
+    missing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -150,7 +166,7 @@ class Settings:
 
     def redact(self, text: str) -> str:
         """`text` without any secret: for error messages that other people's code has written."""
-        for value in self.hidden:
+        for value in sorted(self.hidden, key=len, reverse=True):
             text = text.replace(value, "***")
         return text
 
@@ -159,6 +175,17 @@ def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = Tru
     """Read the file that RECEIVER_CONFIG names (default config.toml) and the environment.
 
     Raises ConfigError with every problem found, when one of them concerns more than a single sink.
+    """
+    settings, problems = survey(environ, secret_required=secret_required)
+    if problems:
+        raise ConfigError([*problems, *(fault for sink in settings.sinks for fault in sink.faults)])
+    return settings
+
+
+def survey(environ: Mapping[str, str] = os.environ, *, secret_required: bool = True) -> tuple[Settings, list[str]]:
+    """Like `load`, with what could be understood and the problems that concern more than a single sink.
+
+    Raises ConfigError when there is no file, or nothing can be understood in it.
     """
     path = Path(environ.get("RECEIVER_CONFIG") or "config.toml").absolute()
     document = _read(path)
@@ -176,25 +203,27 @@ def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = Tru
         problems.append(f"environment: {SECRET} is not set; set it to the signature secret of your Data Connector")
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
-    if problems or receiver is None or journal is None:
-        raise ConfigError([*problems, *(fault for sink in sinks for fault in sink.faults)])
+    problems += [
+        f"environment: {name} is not UTF-8; set it to a signature secret as DT shows it"
+        for name, value in secrets.items()
+        if not _is_text(value)
+    ]
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
     database_url = environ.get("DATABASE_URL") or None
-    password = urlsplit(database_url or "").password or ""
-    hidden_values = [*secrets.values(), *reader.looked_up, token, database_url or "", password]
+    hidden_values = [*secrets.values(), *reader.looked_up, token, database_url or "", _password(database_url or "")]
     hidden = frozenset(value for value in hidden_values if len(value) >= 4)
-    return Settings(path, receiver, journal, sinks, port, workers, secrets, hidden, database_url)
+    return Settings(path, receiver, journal, sinks, port, workers, secrets, hidden, database_url), problems
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         remedy = "start in the folder of your config.toml, or name the file in RECEIVER_CONFIG"
         raise ConfigError([f"{path}: no such file; {remedy}"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number too long, nested too deeply
         raise ConfigError([f"{path.name}: not valid TOML: {error}"]) from None
 
 
@@ -207,9 +236,21 @@ def _secrets(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _password(url: str) -> str:
+    try:
+        return urlsplit(url).password or ""
+    except ValueError:
+        return ""
+
+
+def _is_text(value: str) -> bool:
+    """Whether a value of the environment was text: what was not holds surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _whole_number(environ: Mapping[str, str], name: str, default: int, most: int, problems: list[str]) -> int:
     text = environ.get(name) or str(default)
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= most:
+    if re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= most:
         return int(text)
     problems.append(f"environment: {name} must be a whole number from 1 to {most}")
     return default
@@ -227,14 +268,14 @@ class _Reader:
         self.problems = problems
         self.looked_up: set[str] = set()
 
-    def table(self, model: type[AnyModel], name: str, given: object) -> AnyModel | None:
+    def table(self, model: type[AnyModel], name: str, given: object) -> AnyModel:
         where = f"{self.file} [{name}]"
         if not isinstance(given, dict):
             self.problems.append(f"{where}: must be a table")
-            return None
+            return model()
         values, from_environment, missing = self.look_up(where, given)
-        parsed, faults = parse(model, where, values, from_environment)
-        self.problems += [fault.line for fault in missing + faults]
+        parsed, faults = salvage(model, where, values, from_environment, missing)
+        self.problems += [fault.line for fault in faults]
         return parsed
 
     def sinks(self, given: object) -> Iterable[SinkSettings]:
@@ -252,39 +293,42 @@ class _Reader:
     def sink(self, name: str, values: dict[str, Any]) -> SinkSettings:
         """One sink; whatever is wrong with it is its own fault, and it stays enabled and owed its events."""
         where = f"{self.file} [sinks.{name}]"
-        common, faults = parse(CommonOptions, where, values)
-        if common is None:
-            usable = {key: value for key, value in values.items() if not any(fault.key == key for fault in faults)}
-            common = CommonOptions.model_validate({"type": "", **usable})
-        options = {key: value for key, value in values.items() if key not in CommonOptions.model_fields}
-        from_environment: frozenset[str] = frozenset()
-        if common.enabled:
-            options, from_environment, missing = self.look_up(where, options)
-            faults += missing
-        return SinkSettings(name, common, options, from_environment, tuple(fault.line for fault in faults))
+        asked = {key: value for key, value in values.items() if key != "filter" and values.get("enabled") is not False}
+        found, from_environment, missing = self.look_up(where, asked)
+        given = {**{key: value for key, value in values.items() if key not in asked}, **found}
+        common, faults = salvage(CommonOptions, where, given, from_environment, missing, {"type": ""})
+        return SinkSettings(
+            name,
+            common,
+            {key: value for key, value in given.items() if key not in CommonOptions.model_fields},
+            from_environment,
+            tuple(fault.line for fault in faults),
+            frozenset(fault.key for fault in missing),
+        )
 
     def look_up(self, where: str, given: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str], list[Fault]]:
         """Replace each `{ env = "NAME" }`: the values, the keys that were touched, and the missing ones."""
         missing: list[Fault] = []
+        touched: set[str] = set()
 
-        def resolve(key: str, value: Any) -> Any:
+        def resolve(key: str, path: str, value: Any) -> Any:
             if isinstance(value, list):
-                return [resolve(key, item) for item in value]
+                return [resolve(key, path, item) for item in value]
             if not isinstance(value, dict):
                 return value
             if value.keys() != {"env"}:
-                return {name: resolve(f"{key}.{name}", item) for name, item in value.items()}
+                return {name: resolve(key, f"{path}.{name}", item) for name, item in value.items()}
+            touched.add(key)
             found = self.environ.get(str(value["env"]))
             if found is None:
-                missing.append(Fault(key, f"{where}: {key}: the environment variable {value['env']} is not set"))
+                missing.append(Fault(key, f"{where}: {path}: the environment variable {value['env']} is not set"))
                 return None
-            touched.add(key.split(".")[0])
             self.looked_up.add(found)
             return found
 
-        touched: set[str] = set()
-        values = {key: resolve(key, value) for key, value in given.items()}
-        present = {key: value for key, value in values.items() if value is not None}
+        values = {key: resolve(key, key, value) for key, value in given.items()}
+        unset = {fault.key for fault in missing}
+        present = {key: value for key, value in values.items() if key not in unset}
         return present, frozenset(touched), missing
 
 
@@ -294,6 +338,24 @@ class Fault:
 
     key: str
     line: str
+
+
+def salvage(
+    model: type[AnyModel],
+    where: str,
+    values: Mapping[str, Any],
+    from_environment: frozenset[str],
+    missing: Sequence[Fault],
+    in_place_of: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[AnyModel, list[Fault]]:
+    """What is right in `values` as `model`, with `in_place_of` what is wrong or missing; and all that is wrong."""
+    parsed, faults = parse(model, where, values, from_environment)
+    unset = {fault.key for fault in missing}
+    wrong = {fault.key for fault in faults}
+    if parsed is None:
+        right = {key: value for key, value in values.items() if key not in wrong}
+        parsed = model.model_validate({**in_place_of, **right})
+    return parsed, [*(fault for fault in faults if fault.key not in unset), *missing]
 
 
 def parse(
@@ -321,10 +383,11 @@ def _complaint(model: type[BaseModel], where: str, problem: Any, from_environmen
     if kind == "missing":
         return f"{where}: option '{key}' is missing"
     what = str(problem["msg"]).removeprefix("Value error, ")
-    known = path and path[0] in model.model_fields
-    secret = known and model.model_fields[path[0]].annotation not in (str, int, float, bool, Path)
+    field = fields(model).get(path[0])
+    secret = field is None or field.annotation not in (str, int, float, bool, Path)
     value = problem["input"]
-    if known and not secret and path[0] not in from_environment and isinstance(value, str | int | float):
+    too_long = isinstance(value, int) and value.bit_length() > 64
+    if not secret and not too_long and path[0] not in from_environment and isinstance(value, str | int | float):
         return f"{where}: {key} = {value!r}: {what}"
     return f"{where}: {key}: {what}"
 
@@ -332,11 +395,16 @@ def _complaint(model: type[BaseModel], where: str, problem: Any, from_environmen
 def _names(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys that are right at `path` inside `model`."""
     for part in path:
-        inner = model.model_fields[part].annotation
+        inner = fields(model)[part].annotation if part in fields(model) else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner
-    return [*model.model_fields, *(CommonOptions.model_fields if not issubclass(model, Table) else ())]
+    return [*fields(model), *(CommonOptions.model_fields if not issubclass(model, Table) else ())]
+
+
+def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the name they have in config.toml."""
+    return {info.alias or name: info for name, info in model.model_fields.items()}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

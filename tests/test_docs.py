@@ -14,7 +14,7 @@ from receiver.errors import Refusal
 from receiver.hookspecs import PluginHooks, SinkHooks
 from receiver.journal import Acceptance
 from receiver.plugins import load_plugins
-from receiver.settings import CommonOptions, Filter, JournalTable, ReceiverTable, RetryPolicy, load
+from receiver.settings import CommonOptions, Filter, JournalTable, ReceiverTable, RetryPolicy, fields, load
 from receiver.simulator import Simulator
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_every_option_of_every_built_in_sink_stands_in_the_readme_and_in_its_doc
     types = load_plugins(load(secret_required=False)).types
     assert sorted(types) == ["csv", "stdout", "webhook"]
     for sink_type in types.values():
-        for option in sink_type.options().model_fields:
+        for option in fields(sink_type.options()):
             assert f"`{option}`" in README
             assert f"\n    {option}: " in (sink_type.cls.__doc__ or "")
 

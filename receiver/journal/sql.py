@@ -208,16 +208,15 @@ class SqlJournal(SqlState):
 
         Rows go in by the order of their ids, so that two processes never wait for each other's.
         """
-        arrivals = sorted(arrivals, key=lambda arrival: arrival.id)
         self._database.check_room()
         named = [
             {"id": arrival.id, "received_at": arrival.received_at, "matched": False, "body": arrival.body}
-            for arrival in arrivals
+            for arrival in sorted(arrivals, key=lambda arrival: arrival.id)
             if arrival.quarantine is None
         ]
         unnamed = [
             {"id": arrival.id, "received_at": arrival.received_at, "why": arrival.quarantine, "body": arrival.body}
-            for arrival in arrivals
+            for arrival in sorted(arrivals, key=lambda arrival: arrival.id)
             if arrival.quarantine is not None
         ]
         new: set[str] = set()

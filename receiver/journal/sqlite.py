@@ -42,10 +42,9 @@ class SqliteDatabase:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(path.name + ".lock"))
-        except OSError as error:
-            raise JournalError(
-                f"journal {path}: {error.strerror}; make it writable or set another [journal] path"
-            ) from None
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise JournalError(f"journal {path}: {why}; make it writable or set another [journal] path") from None
         self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
         self._engine = self._connect()
 
