@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -35,6 +36,7 @@ SETTLE_SECONDS = 0.5
 TRIAL_SECONDS = 5.0
 DRAIN_SECONDS = 17.0
 ABANDONED_SECONDS = 4.0
+CLOSE_SECONDS = 1.0
 AT_ONCE = 500
 """How many events are matched or retired in one transaction."""
 
@@ -61,7 +63,7 @@ class SinkLoop:
         self._random = random
         self._redact = redact
         self._first = first
-        self._opened = False
+        self._pace = 1
         self._unsettled: list[Settlement] = []
 
     def run(self) -> None:
@@ -77,7 +79,7 @@ class SinkLoop:
                 log.exception("sink %s met a fault of the receiver's own and tries again", self.sink.name)
                 wait = IDLE_SECONDS
             self.came_back.set()
-            if wait and self.finishing:
+            if wait and self.finishing and not self._unsettled:
                 break
             if wait:
                 self.wake.wait(min(wait, IDLE_SECONDS))
@@ -88,26 +90,48 @@ class SinkLoop:
         self._settle()
         if paused_for := self.health.paused_for():
             return paused_for
-        if self.health.probing and not self._first:
-            return IDLE_SECONDS
-        with self.health.trial():
-            if not self._open():
-                return self.health.paused_for()
-            most = 1 if self.health.probing else self.sink.common.batch_size
-            self.in_hand = claimed = self._journal.claim(self.sink.name, most, CLAIM_SECONDS)
-            self._deliver(claimed)
-        self._settle()
+        if not self._first and (self.health.probing or not self.health.opened):
+            return IDLE_SECONDS if self.health.probing else POLL_SECONDS
+        if not self.health.opened and not self._open():
+            return self.health.paused_for()
+        claimed = self._claim()
+        if not claimed:
+            self.health.suspect = False
+            return self._until_due()
+        try:
+            with self.health.trial():
+                self._deliver(claimed)
+            self._settle()
+        finally:
+            self.health.in_hand.difference_update(delivery.event.key for delivery in claimed)
         self.in_hand = ()
-        return 0.0 if claimed else self._until_due()
+        return 0.0
+
+    def _claim(self) -> Sequence[Delivery]:
+        """Claim what is due, without what another thread still calls the sink with although its claim ran out."""
+        claimed = self._journal.claim(self.sink.name, self._most(), CLAIM_SECONDS)
+        self.in_hand = [delivery for delivery in claimed if delivery.event.key not in self.health.in_hand]
+        self.health.in_hand.update(delivery.event.key for delivery in self.in_hand)
+        return self.in_hand
+
+    def _most(self) -> int:
+        """One for a probe, a batch for a sink in batches; else little enough to leave some to the other threads."""
+        if self.health.probing:
+            return 1
+        if self.sink.in_batches or self.sink.common.concurrency == 1:
+            return self.sink.common.batch_size
+        return min(self._pace, self.sink.common.batch_size)
 
     def _open(self) -> bool:
-        if not self._opened and self._first:
+        suspect = self.health.suspect
+        with self.health.trial():
             try:
                 self.sink.hook.open(name=self.sink.name, logger=logging.getLogger(f"sink.{self.sink.name}"))
-            except (Exception, SystemExit) as error:
-                self.health.pause(f"it does not open: {self._text(error)}", getattr(error, "after", None))
+            except BaseException as error:
+                self.health.pause(f"it does not open: {self._text(error)}", asked_wait(error))
                 return False
-        self._opened = True
+        self.health.suspect = suspect
+        self.health.opened = True
         return True
 
     def _deliver(self, claimed: Sequence[Delivery]) -> None:
@@ -121,8 +145,10 @@ class SinkLoop:
                 return
             if isinstance(error, Pause):
                 self.health.pause(self._text(error), error.after)
+            else:
+                log.warning("sink %s failed with a batch of %d: %s", self.sink.name, len(claimed), self._text(error))
             left = Result.WAITING
-        settled_at = time.monotonic()
+        began = settled_at = time.monotonic()
         for number, delivery in enumerate(claimed):
             if self.stopping or self.health.paused_for():
                 now = self._journal.now()
@@ -130,8 +156,10 @@ class SinkLoop:
                 break
             self._unsettled.append(self._settlement(delivery, self._call([delivery])))
             if time.monotonic() - settled_at > SETTLE_SECONDS:
-                self._settle()
+                with suppress(JournalUnavailable):
+                    self._settle()
                 settled_at = time.monotonic()
+        self._pace = self._pace * 2 if time.monotonic() - began < SETTLE_SECONDS / 2 else max(1, self._pace // 2)
 
     def _call(self, deliveries: Sequence[Delivery]) -> BaseException | None:
         """Call the sink: None when it came back, else what it raised."""
@@ -144,7 +172,7 @@ class SinkLoop:
                 self.sink.hook.deliver(event=events[0], attempt=deliveries[0].attempt)
         except NotAnEvent as error:
             return GiveUp(f"it cannot be decoded any more: {error}")
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             return error
         return None
 
@@ -164,7 +192,7 @@ class SinkLoop:
             log.warning("sink %s failed with event %s: %s", self.sink.name, delivery.event.id, why, exc_info=details)
         probing = self.health.probing
         self.health.failed(why)
-        return self._again(delivery, getattr(error, "after", None), why, counts=not probing)
+        return self._again(delivery, asked_wait(error), why, counts=not probing)
 
     def _again(self, delivery: Delivery, after: float | None, why: str, *, counts: bool) -> Settlement:
         policy = self.sink.common.retry
@@ -182,6 +210,7 @@ class SinkLoop:
 
     def _settle(self) -> None:
         """Record results. They stay here until the journal has taken them, and with them the claims."""
+        self.health.save()
         if self._unsettled:
             self._journal.settle(self._unsettled)
             self._unsettled = []
@@ -192,8 +221,18 @@ class SinkLoop:
 
     def _text(self, error: BaseException) -> str:
         """An exception in one bounded line, without secrets. A signal of ours speaks for itself."""
-        text = " ".join(self._redact(str(error)).split())[:500]
+        try:
+            text = str(error)
+        except Exception:
+            text = "it cannot be shown"
+        text = self._redact(text.encode("utf-8", "replace").decode().replace("\0", "?"))
+        text = " ".join(text.split())[:500]
         return text if isinstance(error, SinkSignal) else f"{type(error).__name__}: {text}"
+
+
+def asked_wait(error: BaseException) -> float | None:
+    """What one of our signals asks for; an attribute of a foreign error may be anything."""
+    return error.after if isinstance(error, SinkSignal) else None
 
 
 class Dispatcher:
@@ -230,11 +269,18 @@ class Dispatcher:
             if not self.tick():
                 self._journal.wait()
         self._drain(lifeline, threads)
-        for sink in self._sinks:
-            try:
-                sink.hook.close()
-            except (Exception, SystemExit) as error:
-                log.warning("sink %s does not close: %s", sink.name, self._redact(str(error)))
+        closing = [threading.Thread(target=self._close, args=(sink,), daemon=True) for sink in self._sinks]
+        for thread in closing:
+            thread.start()
+        end = time.monotonic() + CLOSE_SECONDS
+        for thread in closing:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _close(self, sink: Sink) -> None:
+        try:
+            sink.hook.close()
+        except BaseException as error:
+            log.warning("sink %s does not close: %s", sink.name, self._redact(str(error)))
 
     def start(self) -> list[threading.Thread]:
         """Become the dispatcher, and make the threads of all sinks; `tick` lets them begin."""
@@ -316,7 +362,8 @@ class Dispatcher:
         """Take over the pauses that other dispatchers have begun or ended."""
         states = self._journal.states()
         for loop in self._loops:
-            loop.health.state = states.get(loop.sink.name, loop.health.state)
+            if loop.sink.name in states:
+                loop.health.take_over(states[loop.sink.name])
 
     def _extend(self) -> None:
         for loop in self._loops:
@@ -347,3 +394,5 @@ class Dispatcher:
             loop.stopping = True
         for thread in threads:
             thread.join(max(0.0, end + IDLE_SECONDS - time.monotonic()))
+        for loop in self._loops:
+            loop.health.acquit()

@@ -15,6 +15,7 @@ ReceiverError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -72,6 +73,17 @@ class PluginError(ReceiverError):
 class SinkSignal(ReceiverError):
     """What a sink raises to ask for something other than "delivered"."""
 
+    after: float | None = None
+
+
+def _wait(after: float | None) -> float | None:
+    """A wait that can be kept. Raises TypeError inside the sink that asks for any other: a fault like others."""
+    if after is None:
+        return None
+    if not isinstance(after, int | float) or not math.isfinite(after):
+        raise TypeError(f"after must be a finite number of seconds, not {type(after).__name__}")
+    return max(0.0, after)
+
 
 class Retry(SinkSignal):
     """Deliver this event again: `after` that many seconds, or after the sink's own back-off.
@@ -81,7 +93,7 @@ class Retry(SinkSignal):
 
     def __init__(self, why: str = "the sink asked for a retry", after: float | None = None) -> None:
         super().__init__(why)
-        self.after = after
+        self.after = _wait(after)
 
 
 class Pause(SinkSignal):
@@ -92,7 +104,7 @@ class Pause(SinkSignal):
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
-        self.after = after
+        self.after = _wait(after)
 
 
 class GiveUp(SinkSignal):

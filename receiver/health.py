@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from receiver.errors import JournalUnavailable
 from receiver.journal import Journal, SinkState
 from receiver.settings import RetryPolicy
 
 log = logging.getLogger(__name__)
 
 FAILURES_UNTIL_PAUSE = 5
+SHORTEST_PAUSE_SECONDS = 1.0
 
 Random = Callable[[], float]
 """A number from 0 to 1."""
@@ -39,6 +41,10 @@ class Health:
         self.state = state
         self.suspect = False
         self.failures = 0
+        self.opened = False
+        self.in_hand: set[int] = set()
+        """The events that a thread of the sink calls it with now."""
+        self._unsaved = False
         self._policy = policy
         self._journal = journal
         self._lock = threading.RLock()
@@ -55,9 +61,10 @@ class Health:
     def succeeded(self) -> None:
         with self._lock:
             self.failures = 0
-            if self.probing:
+            if self.probing and not self.paused_for():
                 log.info("sink %s works again", self.state.name)
-                self._remember(SinkState(self.state.name))
+                self._change(SinkState(self.state.name))
+            self.save()
 
     def failed(self, why: str) -> None:
         """One more failure; with too many in a row, or with one while probing, the sink is paused."""
@@ -67,24 +74,57 @@ class Health:
                 self.pause(f"it keeps failing: {why}")
 
     def pause(self, why: str, after: float | None = None) -> None:
-        """Call the sink no more for `after` seconds, or for longer each time in a row."""
+        """Call the sink no more for `after` seconds, or for longer each time in a row.
+
+        Calls that were under way when a pause began do not lengthen it, unless they ask for more.
+        """
         with self._lock:
-            pauses = self.state.pauses + 1
-            length = pause_length(self._policy, pauses) if after is None else max(0.0, after)
+            left = self.paused_for()
+            if left and (after is None or after <= left):
+                return
+            pauses = max(1, self.state.pauses) if left else self.state.pauses + 1
+            length = pause_length(self._policy, pauses) if after is None else max(SHORTEST_PAUSE_SECONDS, after)
             log.warning("sink %s is paused for %.0f s: %s", self.state.name, length, why)
-            self._remember(SinkState(self.state.name, pauses, self._journal.now() + length, why))
+            self._change(SinkState(self.state.name, pauses, self._journal.now() + length, why))
+            self.save()
 
     @contextmanager
     def trial(self) -> Iterator[None]:
         """Remember that a doubtful sink is being called: if the process dies of it, the next one knows which it was."""
         if self.probing or self.suspect:
-            self._remember(replace(self.state, on_trial=True))
-        yield
-        self.suspect = False
-        if self.state.on_trial:
-            self._remember(replace(self.state, on_trial=False))
+            self._journal.remember(replace(self.state, on_trial=True))
+            self._change(replace(self.state, on_trial=True))
+        try:
+            yield
+            self.suspect = False
+        finally:
+            self.acquit()
 
-    def _remember(self, state: SinkState) -> None:
+    def take_over(self, state: SinkState) -> None:
+        """What another dispatcher has written of this sink, unless there is something newer here."""
+        with self._lock:
+            if not self._unsaved and not self.state.on_trial:
+                self.state = state
+
+    def acquit(self) -> None:
+        """A call that has not come back by the end of a stop is no crime."""
+        if self.state.on_trial:
+            self._change(replace(self.state, on_trial=False))
+            self.save()
+
+    def save(self) -> bool:
+        """Let the journal know what changed, as soon as it can take it; whether it knows all."""
+        with self._lock:
+            if self._unsaved:
+                try:
+                    self._journal.remember(self.state)
+                except JournalUnavailable as error:
+                    log.error("sink %s: its state cannot be kept yet: %s", self.state.name, error)
+                    return False
+                self._unsaved = False
+            return True
+
+    def _change(self, state: SinkState) -> None:
         with self._lock:
             self.state = state
-            self._journal.remember(state)
+            self._unsaved = True

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from receiver.errors import JournalUnavailable
 from receiver.journal.contract import (
     Acceptance,
     Arrival,
@@ -60,26 +57,14 @@ def open_journal(settings: Settings, holder: str | None = None) -> Journal:
     """
     from receiver.journal.sql import SqlJournal
 
-    with _naming(settings):
-        return SqlJournal(_database(settings), holder)
+    return SqlJournal(_database(settings), holder)
 
 
 def open_records(settings: Settings) -> Records:
     """The journal as people look at it and mend it. Raises JournalError."""
     from receiver.journal.sql_records import SqlRecords
 
-    with _naming(settings):
-        return SqlRecords(_database(settings))
-
-
-@contextmanager
-def _naming(settings: Settings) -> Iterator[None]:
-    """Name the journal in what its database says while it is opened."""
-    try:
-        yield
-    except JournalUnavailable as error:
-        name = settings.journal_path if settings.database_url is None else "in DATABASE_URL"
-        raise JournalUnavailable(f"journal {name}: {error}") from None
+    return SqlRecords(_database(settings))
 
 
 def _database(settings: Settings) -> Database:

@@ -282,7 +282,7 @@ class Records(Protocol):
     def received(self, since: float, until: float, after: int, most: int) -> list[Kept]:
         """Up to `most` matched events received in [since, until), with a key above `after`, in the order of keys."""
 
-    def owe_again(self, sink: str, events: Sequence[Kept]) -> int:
+    def owe_again(self, sink: str, again: Sequence[Kept]) -> int:
         """Owe events to a sink, also those that are delivered or dead; how many were not pending before."""
 
     def history(self, event_id: str) -> History | None:

@@ -55,7 +55,10 @@ class GroupCommit(Generic[Item, Outcome]):
         return waiting.outcome  # type: ignore[return-value]  # set, since it is done without an error
 
     def _commit(self) -> None:
-        group = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
+        group: list[_Waiting[Item, Outcome]] = []
+        with contextlib.suppress(IndexError):  # whoever gives up takes its item out meanwhile
+            while len(group) < self._most:
+                group.append(self._queue.popleft())
         try:
             outcomes = self._write([waiting.item for waiting in group])
             for waiting, outcome in zip(group, outcomes, strict=True):

@@ -7,7 +7,6 @@ plans allow twenty in all.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,9 +52,8 @@ class PostgresDatabase:
             hide_parameters=True,
         )
         event.listen(self._engine, "connect", _prepare)
-        self._clock_lock = threading.Lock()
         self._offset = 0.0
-        self._offset_at = float("-inf")
+        self._offset_at: float | None = None
         self._size = 0
         self._size_at = float("-inf")
         self._listener: psycopg.Connection[Any] | None = None
@@ -66,21 +64,21 @@ class PostgresDatabase:
 
     def now(self) -> float:
         """The database's clock, compared with our own now and then."""
-        if time.monotonic() - self._offset_at > CLOCK_SECONDS:
-            with self._clock_lock, self.read() as connection:
-                asked_at = time.monotonic()
-                its = connection.scalar(select(func.extract("epoch", func.clock_timestamp())))
-                self._offset, self._offset_at = float(its or 0.0) - asked_at, asked_at
+        if self._offset_at is None:
+            with self.read():
+                log.debug("the clock was compared")
         return self._offset + time.monotonic()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         with _translated(), self._engine.begin() as connection:
+            self._compare_clocks(connection)
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         with _translated(), self._engine.connect() as connection:
+            self._compare_clocks(connection)
             yield connection
 
     def check_room(self) -> None:
@@ -120,6 +118,12 @@ class PostgresDatabase:
     def close(self) -> None:
         self._engine.dispose()
         self._hang_up()
+
+    def _compare_clocks(self, connection: Connection) -> None:
+        asked_at = time.monotonic()
+        if self._offset_at is None or asked_at - self._offset_at > CLOCK_SECONDS:
+            its = connection.scalar(select(func.extract("epoch", func.clock_timestamp())))
+            self._offset, self._offset_at = float(its or 0.0) - asked_at, asked_at
 
     def _hang_up(self) -> None:
         if self._listener is not None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
+from sqlalchemy import Connection, bindparam, case, delete, exists, func, select, update
 
 from receiver.journal.contract import (
     Acceptance,
@@ -41,8 +41,8 @@ from receiver.journal.tables import (
 
 SECRETS_SECONDS = 5.0
 GONE_SECONDS = 3600.0
-COMMIT_SECONDS = 4.5
-"""How long a push may wait for its commit, so that it is answered within 5 s."""
+COMMIT_SECONDS = 2.0
+"""How long a push may wait for its turn to commit; with the waits for locks in it, it is answered within 5 s."""
 
 
 class SqlJournal(SqlState):
@@ -67,12 +67,18 @@ class SqlJournal(SqlState):
             return [Kept(*row) for row in connection.execute(query.order_by(events.c.key).limit(most))]
 
     def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
+        if not matches:
+            return
         now = self.now()
         with self._database.write() as connection:
+            here = self._still_here(connection, [kept for kept, _ in matches])
+            named = sorted({name for _, names in matches for name in names})
+            keys = {name: self._sink_key(connection, name) for name in named}
             owed = [
-                {"event": kept.key, "sink": self._sink_key(connection, name), "due": now}
+                {"event": kept.key, "sink": keys[name], "due": now}
                 for kept, names in matches
                 for name in names
+                if kept.key in here
             ]
             if owed:
                 rows = self._database.insert(deliveries).values(state=PENDING, attempts=0, failures=0)
@@ -85,7 +91,8 @@ class SqlJournal(SqlState):
     def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
         now = self.now()
         with self._database.write() as connection:
-            key, active = self._active_time(connection, sink, now)
+            key = self._sink_key(connection, sink)
+            active = self._active_time(connection, key, now)
             due = (
                 select(deliveries.c.event)
                 .where(deliveries.c.sink == key, deliveries.c.due <= now)
@@ -119,10 +126,12 @@ class SqlJournal(SqlState):
         ]
 
     def extend(self, held: Sequence[Delivery], seconds: float) -> None:
+        if not held:
+            return
         with self._database.write() as connection:
             connection.execute(
                 update(deliveries).where(self._is(held=True)).values(due=self.now() + seconds),
-                [self._names(connection, delivery) for delivery in held],
+                self._names(connection, held),
             )
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -184,19 +193,19 @@ class SqlJournal(SqlState):
     def retire(self, received_before: float, most: int) -> bool:
         still_owed = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
         query = select(events.c.key, events.c.received_at, events.c.matched, still_owed.label("owed"))
+        query = query.where(events.c.key > self._retired_up_to).order_by(events.c.key).limit(most)
         with self._database.read() as connection:
-            looked_at = connection.execute(
-                query.where(events.c.key > self._retired_up_to).order_by(events.c.key).limit(most)
-            ).all()
-        old = [row for row in looked_at if row.received_at < received_before]
-        removable = [{"old": row.key} for row in old if row.matched and not row.owed]
-        if removable:
-            with self._database.write() as connection:
+            if not any(row.received_at < received_before for row in connection.execute(query)):
+                self._retired_up_to = 0
+                return False
+        with self._database.write() as connection:
+            old = [row for row in connection.execute(query) if row.received_at < received_before]
+            removable = [{"old": row.key} for row in old if row.matched and not row.owed]
+            if removable:
                 connection.execute(delete(deliveries).where(deliveries.c.event == bindparam("old")), removable)
                 connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
-        more = len(old) == most
-        self._retired_up_to = old[-1].key if more else 0
-        return more
+        self._retired_up_to = old[-1].key if len(old) == most else 0
+        return len(old) == most
 
     def check_writable(self) -> None:
         self._database.check_room()
@@ -265,17 +274,24 @@ class SqlJournal(SqlState):
             Result.DEAD: {"state": DEAD, "due": None, "failures": deliveries.c.failures + 1, **end},
             Result.FAILED: {"due": bindparam("due_next"), "failures": deliveries.c.failures + 1, **end},
             Result.WAITING: {"due": bindparam("due_next"), **end},
-            Result.UNTOUCHED: {"due": self.now(), "holder": None, "attempts": deliveries.c.attempts - 1},
+            Result.UNTOUCHED: {
+                "due": self.now(),
+                "holder": None,
+                "attempts": deliveries.c.attempts - 1,
+                "first_attempt_at": case((deliveries.c.attempts > 1, deliveries.c.first_attempt_at)),
+            },
         }
+        names = self._names(connection, [settlement.delivery for settlement in group])
         rows = [
-            {**self._names(connection, settlement.delivery), "due_next": settlement.due, "why_now": settlement.why}
-            for settlement in group
+            {**name, "due_next": settlement.due, "why_now": settlement.why}
+            for name, settlement in zip(names, group, strict=True)
         ]
         changed = connection.execute(
             update(deliveries).where(self._is(held=result is not Result.DELIVERED)).values(**values[result]), rows
         ).rowcount
-        tally = self._tally(result, changed, group[-1].why)
-        connection.execute(update(sinks).where(sinks.c.key == rows[0]["of_sink"]).values(**tally))
+        if changed:
+            tally = self._tally(result, changed, group[-1].why)
+            connection.execute(update(sinks).where(sinks.c.key == rows[0]["of_sink"]).values(**tally))
 
     def _tally(self, result: Result, changed: int, why: str) -> dict[str, Any]:
         """What `changed` settled deliveries add to the totals of their sink."""
@@ -283,7 +299,8 @@ class SqlJournal(SqlState):
             return {"attempts": sinks.c.attempts - changed}
         if result is Result.DELIVERED:
             return {"delivered": sinks.c.delivered + changed, "last_success_at": self.now()}
-        return {"failures": sinks.c.failures + changed, "last_failure_at": self.now(), "last_failure": why}
+        counted = 0 if result is Result.WAITING else changed
+        return {"failures": sinks.c.failures + counted, "last_failure_at": self.now(), "last_failure": why}
 
     def _is(self, *, held: bool) -> Any:
         """The pending delivery that `_names` names, held by this dispatcher if so asked."""
@@ -292,17 +309,17 @@ class SqlJournal(SqlState):
             & (deliveries.c.sink == bindparam("of_sink"))
             & deliveries.c.due.is_not(None)
         )
-        return condition & (deliveries.c.holder == self._holder) if held else condition
+        if not held:
+            return condition
+        return condition & (deliveries.c.holder == self._holder) & (deliveries.c.attempts == bindparam("of_attempt"))
 
-    def _names(self, connection: Connection, delivery: Delivery) -> dict[str, Any]:
-        return {"of_event": delivery.event.key, "of_sink": self._sink_key(connection, delivery.sink)}
+    def _names(self, connection: Connection, named: Sequence[Delivery]) -> list[dict[str, Any]]:
+        """Deliveries to one sink, as what `_is` is bound to."""
+        key = self._sink_key(connection, named[0].sink)
+        return [{"of_event": delivery.event.key, "of_sink": key, "of_attempt": delivery.attempt} for delivery in named]
 
-    def _active_time(self, connection: Connection, sink: str, now: float) -> tuple[int, float]:
-        """The key of a sink and its own clock, which stands still while it is paused."""
-        query = select(sinks.c.key, sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.name == sink)
-        row = connection.execute(query).one_or_none()
-        if row is None:  # it is new, or somebody made the journal forget it
-            self._sink_keys.pop(sink, None)
-            return self._sink_key(connection, sink), now
-        self._sink_keys[sink] = row.key
-        return row.key, (now if row.paused_since is None else row.paused_since) - row.paused_seconds
+    def _active_time(self, connection: Connection, key: int, now: float) -> float:
+        """The sink's own clock: it stands still while the sink is paused."""
+        row = connection.execute(select(sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.key == key)).one()
+        stands_at: float = now if row.paused_since is None else row.paused_since
+        return stands_at - float(row.paused_seconds)

@@ -79,15 +79,16 @@ class SqlRecords(SqlState):
         with self._database.read() as connection:
             return [Kept(*row) for row in connection.execute(query.order_by(events.c.key).limit(most))]
 
-    def owe_again(self, sink: str, events: Sequence[Kept]) -> int:
+    def owe_again(self, sink: str, again: Sequence[Kept]) -> int:
         with self._database.write() as connection:
+            here = self._still_here(connection, again)
             key = self._sink_key(connection, sink)
             row = self._database.insert(deliveries).values(self._as_new())
             owed = connection.execute(
                 row.on_conflict_do_update(
                     index_elements=["event", "sink"], set_=self._as_new(), where=deliveries.c.due.is_(None)
                 ).returning(deliveries.c.event),
-                [{"event": kept.key, "sink": key} for kept in events],
+                [{"event": kept.key, "sink": key} for kept in again if kept.key in here],
             )
             return len(owed.all())
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, func, select
 
 from receiver.errors import JournalError
-from receiver.journal.contract import Counts, SecretUse, SinkCount, SinkState
+from receiver.journal.contract import Counts, Kept, SecretUse, SinkCount, SinkState
 from receiver.journal.database import Database
 from receiver.journal.tables import (
     IS_DEAD,
@@ -30,7 +32,6 @@ class SqlState:
         """Make the tables if need be. Raises JournalError when a newer receiver has made them."""
         self._database = database
         self._holder = holder
-        self._sink_keys: dict[str, int] = {}
         self.now = database.now
         self._make_tables()
 
@@ -96,7 +97,14 @@ class SqlState:
                 )
 
     def _sink_key(self, connection: Connection, name: str) -> int:
-        if name not in self._sink_keys:
+        """Not remembered beyond the transaction: it may be rolled back, and people can make the journal forget it."""
+        query = select(sinks.c.key).where(sinks.c.name == name)
+        key: int | None = connection.scalar(query)
+        if key is None:
             connection.execute(self._database.insert(sinks).values(name=name).on_conflict_do_nothing())
-            self._sink_keys[name] = connection.scalars(select(sinks.c.key).where(sinks.c.name == name)).one()
-        return self._sink_keys[name]
+            key = connection.scalars(query).one()
+        return key
+
+    def _still_here(self, connection: Connection, kept: Sequence[Kept]) -> set[int]:
+        """The keys of those events that have not been retired meanwhile."""
+        return set(connection.scalars(select(events.c.key).where(events.c.key.in_([event.key for event in kept]))))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ from sqlalchemy.exc import DBAPIError
 
 from receiver.errors import JournalError, JournalUnavailable
 
-LOCK_SECONDS = 4.0
+LOCK_SECONDS = 2.0
+"""How long to wait for another process of ours."""
+
+BUSY_SECONDS = 0.5
+"""How long to wait for a foreign program that holds the database."""
+
 POLL_SECONDS = 0.05
 _MB = 1_000_000
 
@@ -42,10 +48,11 @@ class SqliteDatabase:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(path.name + ".lock"))
+            self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise JournalError(f"journal {path}: {why}; make it writable or set another [journal] path") from None
-        self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
+        self._dispatches = False
         self._engine = self._connect()
 
     def insert(self, table: Table) -> Any:
@@ -57,31 +64,30 @@ class SqliteDatabase:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        with self._lock.held(LOCK_SECONDS), _translated(), self._engine.begin() as connection:
+        with _translated(self._path), self._lock.held(LOCK_SECONDS), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect() as connection:
+        with _translated(self._path), self._engine.connect() as connection:
             yield connection
 
     def check_room(self) -> None:
-        free = shutil.disk_usage(self._path.parent).free
-        if free < self._min_free_mb * _MB:
+        """The file never shrinks, so the pages that retention has freed in it count as room."""
+        with _translated(self._path):
+            free = shutil.disk_usage(self._path.parent).free
+        if free < self._min_free_mb * _MB and free + self._pages().free < self._min_free_mb * _MB:
             raise JournalUnavailable(
                 f"only {free // _MB} MB free under {self._path.parent}, [journal] min_free_mb is {self._min_free_mb}"
             )
-        if self._max_size_mb is not None:
-            size = sum(file.stat().st_size for file in self._path.parent.glob(self._path.name + "*"))
-            if size > self._max_size_mb * _MB:
-                raise JournalUnavailable(
-                    f"the journal has {size // _MB} MB, [journal] max_size_mb is {self._max_size_mb}"
-                )
+        if self._max_size_mb is not None and (used := self._pages().used) > self._max_size_mb * _MB:
+            raise JournalUnavailable(f"the journal has {used // _MB} MB, [journal] max_size_mb is {self._max_size_mb}")
 
     def become_dispatcher(self) -> None:
         """There can be only one."""
-        if not self._dispatcher.acquire(LOCK_SECONDS):
+        if not self._dispatches and not self._dispatcher.acquire(LOCK_SECONDS):
             raise JournalUnavailable(f"another dispatcher works on {self._path}; stop it first")
+        self._dispatches = True
 
     def announce(self, connection: Connection) -> None:
         """Nobody listens: looking is cheap."""
@@ -95,11 +101,23 @@ class SqliteDatabase:
         self._dispatcher.close()
         self._lock.close()
 
+    def _pages(self) -> Pages:
+        with self.read() as connection:
+            count, free, size = (
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return Pages(used=(count - free) * size, free=free * size)
+
     def _connect(self) -> Engine:
         def connection() -> sqlite3.Connection:
-            raw = sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
-            raw.execute("PRAGMA journal_mode = WAL")
-            raw.execute("PRAGMA synchronous = FULL")
+            raw = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            try:
+                raw.execute("PRAGMA journal_mode = WAL")
+                raw.execute("PRAGMA synchronous = FULL")
+            except BaseException:
+                raw.close()
+                raise
             return raw
 
         engine = create_engine("sqlite://", creator=connection, poolclass=QueuePool, pool_size=8, max_overflow=64)
@@ -109,6 +127,14 @@ class SqliteDatabase:
             connection.exec_driver_sql("BEGIN")
 
         return engine
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Bytes of the database file that are in use, and that are free to be filled again."""
+
+    used: int
+    free: int
 
 
 class FileLock:
@@ -151,11 +177,11 @@ class FileLock:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
     """Let no exception of the database out but JournalUnavailable; its text never holds a value from a row."""
     try:
         yield
     except DBAPIError as error:
-        raise JournalUnavailable(f"the journal's database says: {error.orig}") from None
+        raise JournalUnavailable(f"journal {path}: the database says: {error.orig}") from None
     except OSError as error:
-        raise JournalUnavailable(f"the journal's disk says: {error.strerror}") from None
+        raise JournalUnavailable(f"journal {path}: the disk says: {error.strerror}") from None
