@@ -12,8 +12,6 @@ from typing import Literal
 from receiver import Event, hookimpl
 
 STDOUT = 1
-ONE_AT_A_TIME = threading.Lock()
-"""All sinks of this type share one standard output."""
 
 
 @dataclass
@@ -32,7 +30,7 @@ class Stdout:
         """Each line is one write, so that lines of several writers do not mix; a closed pipe raises OSError."""
         line = LINES[self.format]
         for event in events:
-            write_all(f"{line(event)}\n".encode("utf-8", "backslashreplace"))
+            OUTPUT.write(f"{line(event)}\n".encode("utf-8", "backslashreplace"))
 
 
 @hookimpl
@@ -67,7 +65,20 @@ def text_line(event: Event) -> str:
 LINES: dict[str, Callable[[Event], str]] = {"json": json_line, "text": text_line}
 
 
-def write_all(data: bytes) -> None:
-    with ONE_AT_A_TIME:
-        while data:
-            data = data[os.write(STDOUT, data) :]
+class Output:
+    """Standard output, which all sinks of this type share: whole lines, one write each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._torn = False
+
+    def write(self, line: bytes) -> None:
+        """Write a line; after one that broke off in the middle, it begins on a line of its own all the same."""
+        with self._lock:
+            left = b"\n" + line if self._torn else line
+            while left:
+                left = left[os.write(STDOUT, left) :]
+                self._torn = bool(left)
+
+
+OUTPUT = Output()

@@ -178,8 +178,9 @@ def may_look(settings: Settings, request: Request) -> bool:
     token = settings.receiver.metrics_token
     if token is None:
         return True
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), token.get_secret_value().encode())
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    right = hmac.compare_digest(given.encode(), token.get_secret_value().encode())
+    return right and scheme.lower() == "bearer"
 
 
 def too_large(push: Request) -> Response:

@@ -52,6 +52,9 @@ class OneLineErrors(click.Group):
             for line in _redacted(context, str(error)).splitlines():
                 click.echo(f"error: {line}", err=True)
             context.exit(1)
+        except UnicodeEncodeError:
+            click.echo("error: an argument holds bytes that are no text", err=True)
+            context.exit(1)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,13 +132,13 @@ def sinks(context: click.Context, status: bool, as_json: bool) -> None:
     """
     if context.invoked_subcommand:
         return
-    settings = load(secret_required=False)
+    settings = _load()
     if status:
         rows = desk.status(_records(settings), settings)
         details = ("last_failure", "last_error", "paused_because")
         show(rows, as_json=as_json, none="No sink is configured, and none was before.", hide=details)
         for line in [] if as_json else desk.troubles(rows):
-            click.echo(line)
+            click.echo(cell(line))
     else:
         _show_types(settings, as_json)
 
@@ -149,7 +152,7 @@ def sinks_forget(name: str) -> None:
     Example:
       python -m receiver sinks forget old_archive
     """
-    settings = load(secret_required=False)
+    settings = _load()
     gone = desk.forget(_records(settings), settings, name)
     click.echo(f"Forgot sink {name}, and {gone} deliveries that were pending or dead.")
 
@@ -174,7 +177,8 @@ def dead_list(sink: str | None, as_json: bool) -> None:
     Example:
       python -m receiver dead list erp
     """
-    show(desk.dead_letters(_records(load(secret_required=False)), sink), as_json=as_json, none="No dead letters.")
+    settings = _load()
+    show(desk.dead_letters(_records(settings), settings, sink), as_json=as_json, none="No dead letters.")
 
 
 @dead.command("retry")
@@ -189,7 +193,7 @@ def dead_retry(sink: str, event_ids: tuple[str, ...], as_json: bool) -> None:
       python -m receiver dead retry erp
       python -m receiver dead retry erp c82gg9catj3vmh4248og
     """
-    settings = load(secret_required=False)
+    settings = _load()
     count = desk.retry_dead(_records(settings), settings, sink, event_ids)
     tell({"sink": sink, "retried": count}, f"{count} dead letters of sink {sink} are pending again.", as_json)
 
@@ -208,7 +212,8 @@ def dead_drop(sink: str, event_ids: tuple[str, ...], as_json: bool, yes: bool) -
     """
     if not event_ids and not yes:
         click.confirm(f"Forget all dead letters of sink {sink}?", abort=True, err=True)
-    count = desk.drop_dead(_records(load(secret_required=False)), sink, event_ids)
+    settings = _load()
+    count = desk.drop_dead(_records(settings), settings, sink, event_ids)
     tell({"sink": sink, "dropped": count}, f"{count} dead letters of sink {sink} are forgotten.", as_json)
 
 
@@ -231,7 +236,7 @@ def quarantine_list(as_json: bool) -> None:
     Example:
       python -m receiver quarantine list
     """
-    show(desk.quarantined(_records(load(secret_required=False))), as_json=as_json, none="Nothing is in quarantine.")
+    show(desk.quarantined(_records(_load())), as_json=as_json, none="Nothing is in quarantine.")
 
 
 @quarantine.command("show")
@@ -244,11 +249,11 @@ def quarantine_show(id: str, as_json: bool) -> None:
     Example:
       python -m receiver quarantine show 5b5fc2e7
     """
-    push = desk.one_quarantined(_records(load(secret_required=False)), id)
+    push = desk.one_quarantined(_records(_load()), id)
     if as_json:
         tell(plain(push), "", as_json)
     else:
-        click.echo(push.body)
+        click.echo(cell(plain(push.body)) if sys.stdout.isatty() else push.body)
 
 
 @quarantine.command("retry")
@@ -261,7 +266,7 @@ def quarantine_retry(id: str | None, as_json: bool) -> None:
     Example:
       python -m receiver quarantine retry
     """
-    released, left = desk.retry_quarantine(_records(load(secret_required=False)), id)
+    released, left = desk.retry_quarantine(_records(_load()), id)
     text = f"{released} pushes are events now and on their way; {left} stay in quarantine."
     tell({"released": released, "left": left}, text, as_json)
 
@@ -282,7 +287,7 @@ def replay(sink: str, since: datetime, until: datetime | None, types: str | None
     Example:
       python -m receiver replay erp --since 2d --types temperature,humidity --dry-run
     """
-    settings = load(secret_required=False)
+    settings = _load()
     records = _records(settings)
     names = [name.strip() for name in (types or "").split(",") if name.strip()]
     end = until or datetime.now(UTC)
@@ -303,7 +308,7 @@ def explain(event_id: str, as_json: bool) -> None:
     Example:
       python -m receiver explain c82gg9catj3vmh4248og
     """
-    settings = load(secret_required=False)
+    settings = _load()
     found = desk.explain(_records(settings), settings, event_id)
     event = found.event
     facts = {
@@ -391,15 +396,23 @@ def _show_types(settings: Settings, as_json: bool) -> None:
         click.echo(f"left out: {settings.redact(fault)}", err=True)
 
 
+def _load(*, secret_required: bool = False) -> Settings:
+    """The settings; from here on, no error line shows what they hide."""
+    settings = load(secret_required=secret_required)
+    _remember(settings)
+    return settings
+
+
 def _records(settings: Settings) -> Records:
     from receiver.journal import open_records
 
-    return open_records(settings)
+    records = open_records(settings)
+    click.get_current_context().call_on_close(records.close)
+    return records
 
 
 def _settings(*, secret_required: bool = True) -> Settings:
-    settings = load(secret_required=secret_required)
-    _remember(settings)
+    settings = _load(secret_required=secret_required)
     logs.set_up(settings)
     return settings
 

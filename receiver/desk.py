@@ -117,8 +117,10 @@ def troubles(rows: Sequence[SinkStatus]) -> list[str]:
     return lines
 
 
-def dead_letters(records: Records, sink: str | None) -> list[Letter]:
+def dead_letters(records: Records, settings: Settings, sink: str | None) -> list[Letter]:
     """The latest dead letters, of one sink or of all."""
+    if sink is not None:
+        known(records, settings, sink)
     return [
         Letter(dead.sink, dead.event_id, at(dead.received_at), at(dead.died_at), dead.attempts, dead.why)
         for dead in records.dead_letters(sink, LIST_AT_MOST)
@@ -131,8 +133,9 @@ def retry_dead(records: Records, settings: Settings, sink: str, event_ids: Seque
     return complete(records.retry_dead(sink, event_ids or None), sink, event_ids)
 
 
-def drop_dead(records: Records, sink: str, event_ids: Sequence[str]) -> int:
+def drop_dead(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
     """Forget dead letters: those named, or all when none is. How many there were."""
+    known(records, settings, sink)
     return complete(records.drop_dead(sink, event_ids or None), sink, event_ids)
 
 
@@ -158,7 +161,11 @@ def one_quarantined(records: Records, id_prefix: str) -> Quarantined:
 
 def retry_quarantine(records: Records, id_prefix: str | None) -> tuple[int, int]:
     """Decode pushes in quarantine again: how many are events now and go the normal way, and how many stay."""
-    chosen = records.quarantined(LIST_AT_MOST) if id_prefix is None else [one_quarantined(records, id_prefix)]
+    chosen = (
+        records.quarantined(records.counts().quarantined)
+        if id_prefix is None
+        else [one_quarantined(records, id_prefix)]
+    )
     released = 0
     for push in chosen:
         try:
@@ -211,7 +218,11 @@ def explain(records: Records, settings: Settings, name: str) -> Explanation:
     for sink in settings.enabled_sinks:
         if sink.name not in owed:
             misses = sink.common.filter.misses(event)
-            why = f"not owed: filter {', '.join(misses)}" if misses else "not owed: the sink came later; replay it"
+            why = (
+                f"not owed: filter {', '.join(misses)}"
+                if misses
+                else "not owed: the sink came later, or its dead letter was dropped; replay it"
+            )
             routes.append(Route(sink.name, why if history.matched else "not yet matched", 0, None, None, None))
     return Explanation(event, tuple(sorted(routes, key=lambda route: route.sink)))
 
@@ -262,6 +273,13 @@ def secrets_used(records: Records | None, settings: Settings) -> list[str]:
         else:
             lines.append(f"{name} was last used {at(used[name].last_at):%Y-%m-%d %H:%M} UTC")
     return lines
+
+
+def known(records: Records, settings: Settings, name: str) -> None:
+    """Raise ReceiverError when no sink of that name is configured or remembered."""
+    names = {sink.name for sink in settings.sinks} | records.states().keys()
+    if name not in names:
+        raise ReceiverError(f"the journal knows no sink {name}{nearest(name, names)}")
 
 
 def enabled(settings: Settings, name: str) -> SinkSettings:

@@ -136,23 +136,23 @@ class SinkLoop:
 
     def _deliver(self, claimed: Sequence[Delivery]) -> None:
         """Call the sink with all that was claimed: in one batch if it takes batches, and if not or in vain, singly."""
-        left = Result.UNTOUCHED
+        left, why = Result.UNTOUCHED, ""
         if self.sink.in_batches and len(claimed) > 1:
             error = self._call(claimed)
             if error is None:
                 self._unsettled += [Settlement(delivery, Result.DELIVERED) for delivery in claimed]
                 self.health.succeeded()
                 return
+            left, why = Result.WAITING, self._text(error)
             if isinstance(error, Pause):
-                self.health.pause(self._text(error), error.after)
+                self.health.pause(why, error.after)
             else:
-                log.warning("sink %s failed with a batch of %d: %s", self.sink.name, len(claimed), self._text(error))
-            left = Result.WAITING
+                log.warning("sink %s failed with a batch of %d: %s", self.sink.name, len(claimed), why)
         began = settled_at = time.monotonic()
         for number, delivery in enumerate(claimed):
             if self.stopping or self.health.paused_for():
                 now = self._journal.now()
-                self._unsettled += [Settlement(untried, left, now) for untried in claimed[number:]]
+                self._unsettled += [Settlement(untried, left, now, why) for untried in claimed[number:]]
                 break
             self._unsettled.append(self._settlement(delivery, self._call([delivery])))
             if time.monotonic() - settled_at > SETTLE_SECONDS:

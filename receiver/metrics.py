@@ -89,5 +89,5 @@ class JournalGauges(Collector):
             dead.add_metric([name], count.dead)
             pending.add_metric([name], count.pending)
             oldest.add_metric([name], 0 if count.oldest is None else max(0.0, time.time() - count.oldest))
-            paused.add_metric([name], 1 if states[name].pauses else 0)
+            paused.add_metric([name], 1 if name in states and states[name].pauses else 0)
         yield from (delivered, attempts, failures, dead, pending, oldest, paused)

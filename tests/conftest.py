@@ -151,9 +151,7 @@ def start_receiver(tmp_path: Path) -> Iterator[StartReceiver]:
     """Start receivers; all are killed at the end of the test."""
     running: list[Running] = []
 
-    def start(
-        config: str = CSV_ONLY, *, clock: float | None = None, ready: bool = True, **environment: str
-    ) -> Running:
+    def start(config: str = CSV_ONLY, *, clock: float | None = None, ready: bool = True, **environment: str) -> Running:
         folder = tmp_path / f"receiver{len(running) or ''}"
         folder.mkdir()
         receiver = Running(folder, config, clock, environment)

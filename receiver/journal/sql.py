@@ -114,10 +114,6 @@ class SqlJournal(SqlState):
                     deliveries.c.event, deliveries.c.attempts, deliveries.c.failures, deliveries.c.first_attempt_at
                 )
             ).all()
-            if claimed:
-                connection.execute(
-                    update(sinks).where(sinks.c.key == key).values(attempts=sinks.c.attempts + len(claimed))
-                )
             bodies = select(*KEPT).where(events.c.key.in_([row.event for row in claimed]))
             kept = {row.key: Kept(*row) for row in connection.execute(bodies)}
         return [
@@ -248,13 +244,10 @@ class SqlJournal(SqlState):
         now = self.now()
         if now - self._secrets_written_at < SECRETS_SECONDS:
             return
-        for name, pushes in self._secrets_used.items():
+        for name, pushes in sorted(self._secrets_used.items()):
             row = self._database.insert(secrets).values(name=name, pushes=pushes, last_at=now)
-            connection.execute(
-                row.on_conflict_do_update(
-                    index_elements=["name"], set_={"pushes": secrets.c.pushes + pushes, "last_at": now}
-                )
-            )
+            changes = {"pushes": secrets.c.pushes + pushes, "last_at": now}
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=changes))
         self._secrets_used.clear()
         self._secrets_written_at = now
 
@@ -289,18 +282,22 @@ class SqlJournal(SqlState):
         changed = connection.execute(
             update(deliveries).where(self._is(held=result is not Result.DELIVERED)).values(**values[result]), rows
         ).rowcount
-        if changed:
+        if changed and result is not Result.UNTOUCHED:
             tally = self._tally(result, changed, group[-1].why)
             connection.execute(update(sinks).where(sinks.c.key == rows[0]["of_sink"]).values(**tally))
 
     def _tally(self, result: Result, changed: int, why: str) -> dict[str, Any]:
-        """What `changed` settled deliveries add to the totals of their sink."""
-        if result is Result.UNTOUCHED:
-            return {"attempts": sinks.c.attempts - changed}
+        """What `changed` attempts that ended add to the totals of their sink."""
+        tried = {"attempts": sinks.c.attempts + changed}
         if result is Result.DELIVERED:
-            return {"delivered": sinks.c.delivered + changed, "last_success_at": self.now()}
-        counted = 0 if result is Result.WAITING else changed
-        return {"failures": sinks.c.failures + counted, "last_failure_at": self.now(), "last_failure": why}
+            return {**tried, "delivered": sinks.c.delivered + changed, "last_success_at": self.now()}
+        failed = 0 if result is Result.WAITING else changed
+        return {
+            **tried,
+            "failures": sinks.c.failures + failed,
+            "last_failure_at": self.now(),
+            "last_failure": why,
+        }
 
     def _is(self, *, held: bool) -> Any:
         """The pending delivery that `_names` names, held by this dispatcher if so asked."""

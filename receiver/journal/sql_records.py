@@ -82,13 +82,15 @@ class SqlRecords(SqlState):
     def owe_again(self, sink: str, again: Sequence[Kept]) -> int:
         with self._database.write() as connection:
             here = self._still_here(connection, again)
+            if not here:
+                return 0
             key = self._sink_key(connection, sink)
             row = self._database.insert(deliveries).values(self._as_new())
             owed = connection.execute(
                 row.on_conflict_do_update(
                     index_elements=["event", "sink"], set_=self._as_new(), where=deliveries.c.due.is_(None)
                 ).returning(deliveries.c.event),
-                [{"event": kept.key, "sink": key} for kept in again if kept.key in here],
+                [{"event": event, "sink": key} for event in sorted(here)],
             )
             return len(owed.all())
 
