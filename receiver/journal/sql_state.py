@@ -106,5 +106,6 @@ class SqlState:
         return key
 
     def _still_here(self, connection: Connection, kept: Sequence[Kept]) -> set[int]:
-        """The keys of those events that have not been retired meanwhile."""
-        return set(connection.scalars(select(events.c.key).where(events.c.key.in_([event.key for event in kept]))))
+        """The keys of those events that have not been retired meanwhile, and will not be before the commit."""
+        query = select(events.c.key).where(events.c.key.in_([event.key for event in kept])).order_by(events.c.key)
+        return set(connection.scalars(query.with_for_update(key_share=True)))

@@ -1,0 +1,303 @@
+"""What only the journal on SQLite does: locks between processes, limits of the disk, spoilt files."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, wait_until
+from test_journal import SqliteStore, accept, body, claim, count, owe, settle
+
+from receiver.errors import JournalError, JournalUnavailable
+from receiver.journal import Acceptance, Arrival, Result
+from receiver.journal import sqlite as sqlite_module
+from receiver.journal.sql import SqlJournal
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(tmp_path)
+    yield store
+    store.close_all()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_module, "LOCK_SECONDS", 0.2)
+
+
+ACCEPTING = """
+import sys, threading
+from pathlib import Path
+from receiver.journal import Arrival
+from receiver.journal.sql import SqlJournal
+from receiver.journal.sqlite import SqliteDatabase
+
+journal = SqlJournal(SqliteDatabase(Path(sys.argv[1]), 0, None))
+
+def work(thread):
+    for number in range(1_000_000):
+        name = f"{thread}-{number}"
+        if journal.accept(Arrival(name, f"body of {name}".encode() * 20, 1000.0)) == "accepted":
+            sys.stdout.write(name + "\\n")
+            sys.stdout.flush()
+
+for thread in range(8):
+    threading.Thread(target=work, args=(thread,)).start()
+"""
+
+
+def test_a_process_killed_while_it_accepts_loses_nothing_it_said_it_had(store: SqliteStore) -> None:
+    said: list[str] = []
+    for enough in (100, 300):
+        with subprocess.Popen(
+            [sys.executable, "-c", ACCEPTING, str(store.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            here: list[str] = []
+            while len(here) < enough:
+                here.append(process.stdout.readline().strip())
+            process.send_signal(signal.SIGKILL)
+            said += [*here, *process.stdout.read().split()]
+    kept = {one.id: one.body for one in store.open().unmatched(1_000_000)}
+    assert len(said) == len(set(said)) >= 400
+    assert [name for name in said if kept.get(name) != body(name) * 20] == []
+    assert [name for name in kept if kept[name] != body(name) * 20] == []
+
+
+# What follows only SQLite does.
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_second_dispatcher_is_refused_until_the_first_is_gone(store: SqliteStore) -> None:
+    first, second = store.open(), store.open()
+    first.begin()
+    with pytest.raises(JournalUnavailable, match=r"another dispatcher works on .*journal\.sqlite; stop it first"):
+        second.begin()
+    accept(second, "a")
+    store.close(first)
+    assert second.begin() == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_dispatcher_that_was_refused_voids_no_claim(store: SqliteStore) -> None:
+    first, second = store.open(), store.open()
+    first.begin()
+    owe(first, "s", "a")
+    claim(first, "s")
+    with pytest.raises(JournalUnavailable):
+        second.begin()
+    assert claim(first, "s") == claim(second, "s") == []
+
+
+def test_a_dispatcher_killed_in_another_process_can_be_succeeded_at_once(store: SqliteStore) -> None:
+    journal = store.open()
+    owe(journal, "s", "a")
+    script = ACCEPTING[: ACCEPTING.index("def work")] + (
+        'journal.begin(); journal.claim("s", 1, 6000.0); print("claimed", flush=True); threading.Event().wait(60)'
+    )
+    script = script.replace("SqliteDatabase(Path(sys.argv[1]), 0, None)", "Database(Path(sys.argv[1]), 0, None)")
+    script = script.replace(
+        "journal = ",
+        f"class Database(SqliteDatabase):\n    def now(self): return {store.clock.now}\n\njournal = ",
+        1,
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(store.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "claimed\n"
+        assert claim(journal, "s") == []
+        process.kill()
+    assert journal.begin() == ["s"]
+    assert [again.attempt for again in claim(journal, "s")] == [2]
+
+
+def test_a_journal_of_a_newer_receiver_is_refused_in_plain_words(store: SqliteStore) -> None:
+    store.close(store.open())
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE receiver_schema SET version = 99")
+    connection.close()
+    with pytest.raises(JournalError, match="the journal has schema 99, this receiver knows 1: run the newer receiver"):
+        store.open()
+
+
+def spoil_with_a_file_for_a_folder(store: SqliteStore) -> None:
+    store.path.parent.rmdir()
+    store.path.parent.write_text("not a folder")
+
+
+def spoil_with_a_folder_for_a_file(store: SqliteStore) -> None:
+    store.path.mkdir()
+
+
+def spoil_with_a_folder_for_the_lock(store: SqliteStore) -> None:
+    store.path.with_name(store.path.name + ".lock").mkdir()
+
+
+def spoil_with_a_folder_for_the_dispatchers_lock(store: SqliteStore) -> None:
+    store.path.with_name(store.path.name + ".dispatcher").mkdir()
+
+
+def spoil_with_garbage(store: SqliteStore) -> None:
+    store.path.write_bytes(b"this was never a database, but it is long enough to look at. " * 100)
+
+
+def spoil_with_garbage_inside(store: SqliteStore) -> None:
+    journal = store.open()
+    accept(journal, *(str(number) for number in range(100)))
+    store.close(journal)
+    with store.path.open("r+b") as file:
+        file.seek(100)
+        file.write(bytes([165]) * (store.path.stat().st_size - 100))
+
+
+def spoil_with_a_table_of_another_program(store: SqliteStore) -> None:
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("CREATE TABLE receiver_schema (something TEXT)")
+    connection.close()
+
+
+SPOILERS = [
+    spoil_with_a_file_for_a_folder,
+    spoil_with_a_folder_for_a_file,
+    spoil_with_a_folder_for_the_lock,
+    spoil_with_a_folder_for_the_dispatchers_lock,
+    spoil_with_garbage,
+    spoil_with_garbage_inside,
+    spoil_with_a_table_of_another_program,
+]
+
+
+@pytest.mark.parametrize(
+    "spoil", [pytest.param(spoil, id=spoil.__name__.removeprefix("spoil_with_")) for spoil in SPOILERS]
+)
+def test_a_file_that_is_no_journal_is_an_error_that_names_it(
+    spoil: Callable[[SqliteStore], None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    store = SqliteStore(folder)
+    spoil(store)
+    with pytest.raises(JournalError) as caught:
+        store.open()
+    assert str(store.path) in str(caught.value)
+
+
+def test_a_disk_with_too_little_room_refuses_events_and_still_settles(store: SqliteStore) -> None:
+    roomy, tight = store.open(), store.open(min_free_mb=10**9)
+    owe(roomy, "s", "a")
+    for attempt in (lambda: accept(tight, "b"), tight.check_writable):
+        with pytest.raises(JournalUnavailable, match=r"only \d+ MB free under .*, \[journal\] min_free_mb is 10"):
+            attempt()
+    settle(tight, claim(tight, "s"), Result.DELIVERED)
+    tight.retire(2000.0, 10)
+    assert (count(tight, "s"), accept(roomy, "a")) == ((1, 0, 0), [Acceptance.ACCEPTED])
+
+
+def fill(journal: SqlJournal) -> None:
+    """Push until there is no more room."""
+
+    def push_on() -> None:
+        for number in range(1000):
+            journal.accept(Arrival(str(number), b"x" * 10_000, 1000.0))
+
+    with pytest.raises(JournalUnavailable, match=r"the journal has \d+ MB, \[journal\] max_size_mb is 1"):
+        push_on()
+
+
+def empty(journal: SqlJournal) -> None:
+    """Deliver everything and let retention remove it."""
+    while new := journal.unmatched(1000):
+        journal.owe([(kept, ["s"]) for kept in new])
+    while claimed := claim(journal, "s"):
+        settle(journal, claimed, Result.DELIVERED)
+    for _ in range(50):
+        journal.retire(2000.0, 10)
+
+
+def test_a_journal_over_its_size_refuses_events_and_still_settles_and_retires(store: SqliteStore) -> None:
+    journal = store.open(max_size_mb=1)
+    fill(journal)
+    with pytest.raises(JournalUnavailable):
+        journal.check_writable()
+    empty(journal)
+    assert journal.counts().sinks["s"].pending == 0
+
+
+def test_a_journal_that_was_over_its_size_takes_events_again_when_retention_has_made_room(store: SqliteStore) -> None:
+    journal = store.open(max_size_mb=1)
+    for _ in range(2):
+        fill(journal)
+        empty(journal)
+        journal.check_writable()
+    assert accept(journal, "new") == [Acceptance.ACCEPTED]
+
+
+def test_a_folder_that_is_gone_makes_the_journal_unavailable(store: SqliteStore) -> None:
+    journal = store.open(max_size_mb=100)
+    shutil.rmtree(store.path.parent)
+    for attempt in (lambda: accept(journal, "a"), journal.check_writable):
+        with pytest.raises(JournalError):
+            attempt()
+    store.path.parent.mkdir()
+
+
+@contextmanager
+def locked_file(store: SqliteStore) -> Iterator[None]:
+    """The lock that every writer of ours takes, held by somebody else."""
+    with store.path.with_name(store.path.name + ".lock").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def locked_database(store: SqliteStore) -> Iterator[None]:
+    """A foreign program in the middle of a transaction."""
+    connection = sqlite3.connect(store.path, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("locked", [locked_file, locked_database])
+def test_while_another_program_holds_the_journal_every_push_is_answered_in_time_and_later_all_is_well(
+    locked: Callable[[SqliteStore], Any], store: SqliteStore
+) -> None:
+    journals = [store.open(), store.open()]
+    accept(journals[0], "before")
+
+    def push(number: int) -> float:
+        started = time.monotonic()
+        with pytest.raises(JournalUnavailable):
+            accept(journals[number % 2], f"during {number}")
+        return time.monotonic() - started
+
+    with locked(store):
+        with ThreadPoolExecutor(8) as pool:
+            waits = list(pool.map(push, range(8)))
+        assert [kept.id for kept in journals[0].unmatched(10)] == ["before"]
+    assert accept(journals[0], "after") + accept(journals[1], "later") == [Acceptance.ACCEPTED] * 2
+    assert max(waits) < 6.0
+
+
+def test_a_short_lock_delays_a_push_but_does_not_refuse_it(store: SqliteStore) -> None:
+    journal = store.open()
+    with ThreadPoolExecutor(1) as pool:
+        with locked_file(store):
+            answer = pool.submit(accept, journal, "a")
+            wait_until(lambda: journal._group._turn.locked(), what="a push in its commit")
+        assert answer.result(20) == [Acceptance.ACCEPTED]
