@@ -127,6 +127,7 @@ class Door:
                 g.request_id,
             )
             return text(400, str(refused))
+        self._metrics.proved(secret)
         return self._keep(arrival(body, secret))
 
     def _keep(self, arrival: Arrival) -> Response:
@@ -151,7 +152,7 @@ def arrival(body: bytes, secret: str) -> Arrival:
 
 def readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str]]:
     """Why pushes cannot be taken or delivered now, and what else a person should know."""
-    faults, warnings = [], []
+    faults, warnings = [], settings.at_risk()
     try:
         journal.check_writable()
         last_beat = journal.last_beat()

@@ -106,7 +106,7 @@ def check() -> None:
     settings, found = survey()
     _remember(settings)
     found += problems(settings)
-    records = _records(settings) if settings.journal_path.exists() else None
+    records = _records(settings) if settings.database_url or settings.journal_path.exists() else None
     for warning in desk.warnings(records, settings):
         click.echo(f"warning: {warning}", err=True)
     if found:
@@ -115,6 +115,20 @@ def check() -> None:
     for line in desk.secrets_used(records, settings):
         click.echo(line)
     click.echo(f"{settings.path.name} is right. Enabled sinks: {names}. Signature secrets: {len(settings.secrets)}.")
+
+
+@main.command()
+def migrate() -> None:
+    """Make the journal's tables, or bring those of an older receiver up to date.
+
+    `serve` and `deliver` do this too; run it once before several of them start.
+
+    \b
+    Example:
+      python -m receiver migrate
+    """
+    _records(_load())
+    click.echo("The journal's tables are as this receiver needs them.")
 
 
 @main.group(invoke_without_command=True)

@@ -244,7 +244,7 @@ def forget(records: Records, settings: Settings, sink: str) -> int:
 
 def warnings(records: Records | None, settings: Settings) -> list[str]:
     """What is no mistake, but worth knowing: filters that match no known type, and removed sinks still owed events."""
-    found = [
+    found = settings.at_risk() + [
         f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: "
         f"DT documents no event type {name!r}{nearest(name, TYPES)}"
         for sink in settings.sinks
@@ -268,10 +268,10 @@ def secrets_used(records: Records | None, settings: Settings) -> list[str]:
     for name in settings.secrets if len(settings.secrets) > 1 else ():
         if name not in used:
             lines.append(f"{name} has not been used yet")
-        elif time.time() - used[name].last_at > SAFE_TO_REMOVE_SECONDS:
-            lines.append(f"{name} was last used {at(used[name].last_at):%Y-%m-%d %H:%M} UTC; it is safe to remove")
+        elif time.time() - used[name] > SAFE_TO_REMOVE_SECONDS:
+            lines.append(f"{name} was last used {at(used[name]):%Y-%m-%d %H:%M} UTC; it is safe to remove")
         else:
-            lines.append(f"{name} was last used {at(used[name].last_at):%Y-%m-%d %H:%M} UTC")
+            lines.append(f"{name} was last used {at(used[name]):%Y-%m-%d %H:%M} UTC")
     return lines
 
 

@@ -28,6 +28,12 @@ class Metrics:
             ["status", "answer"],
             registry=self._own,
         )
+        self._secrets = Counter(
+            "receiver_secret_used",
+            "Pushes that a signature secret proved genuine",
+            ["secret"],
+            registry=self._own,
+        )
         self._commits = Histogram(
             "receiver_commit_seconds",
             "How long a push waited for its commit",
@@ -39,12 +45,17 @@ class Metrics:
             MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
         else:
             self._shown.register(self._pushes)
+            self._shown.register(self._secrets)
             self._shown.register(self._commits)
         self._shown.register(JournalGauges(journal))
 
     def answered(self, status: int, answer: str) -> None:
         """Count one answer to a push."""
         self._pushes.labels(str(status), answer).inc()
+
+    def proved(self, secret: str) -> None:
+        """Count one push that the named secret proved genuine."""
+        self._secrets.labels(secret).inc()
 
     def committed(self, seconds: float) -> None:
         """Count one commit that a push waited for."""
@@ -69,12 +80,6 @@ class JournalGauges(Collector):
         states = self._journal.states()
         yield GaugeMetricFamily("receiver_unmatched", "Events not yet matched to sinks", counts.unmatched)
         yield GaugeMetricFamily("receiver_quarantined", "Pushes in quarantine", counts.quarantined)
-        secrets = CounterMetricFamily(
-            "receiver_secret_used", "Pushes that a signature secret proved genuine", labels=["secret"]
-        )
-        for name, use in counts.secrets.items():
-            secrets.add_metric([name], use.pushes)
-        yield secrets
         delivered = CounterMetricFamily("receiver_delivered", "Deliveries made", labels=["sink"])
         attempts = CounterMetricFamily("receiver_attempts", "Deliveries tried", labels=["sink"])
         failures = CounterMetricFamily("receiver_failures", "Deliveries tried in vain", labels=["sink"])

@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 
 from receiver.errors import ReceiverError
@@ -46,15 +47,16 @@ def serve(settings: Settings) -> int:
         log.info("receiving on %s port %d", settings.receiver.host, settings.port)
         children = [Child("intake", lambda lifeline: receive(settings, listener, lifeline), silent_seconds=None)]
         if settings.receiver.deliver:
-            children.append(Child("dispatcher", lambda lifeline: deliver(settings, lifeline), SILENT_SECONDS))
+            holder = uuid.uuid4().hex
+            children.append(Child("dispatcher", lambda lifeline: deliver(settings, lifeline, holder), SILENT_SECONDS))
         Supervisor(children, listener).run()
         return 0
     finally:
         shutil.rmtree(counters, ignore_errors=True)
 
 
-def deliver(settings: Settings, lifeline: Lifeline | None = None) -> None:
-    """Deliver until told to stop: the dispatcher as a process of its own."""
+def deliver(settings: Settings, lifeline: Lifeline | None = None, holder: str | None = None) -> None:
+    """Deliver until told to stop: the dispatcher as a process of its own. `holder` is the same when it is restarted."""
     from receiver.dispatcher import Dispatcher
     from receiver.journal import open_journal
     from receiver.plugins import build_all
@@ -63,7 +65,7 @@ def deliver(settings: Settings, lifeline: Lifeline | None = None) -> None:
     lifeline.catch_signals()
     sinks, faulty = build_all(settings)
     dispatcher = Dispatcher(
-        open_journal(settings),
+        open_journal(settings, holder),
         settings.enabled_sinks,
         sinks,
         faulty,
@@ -91,6 +93,8 @@ def prepare(settings: Settings) -> None:
     for name, secret in settings.secrets.items():
         if len(secret.encode()) < WEAK_SECRET_BYTES:
             log.warning("%s is shorter than %d bytes; a longer one is harder to guess", name, WEAK_SECRET_BYTES)
+    for warning in settings.at_risk():
+        log.warning("%s", warning)
     if not settings.enabled_sinks:
         log.warning("no sink is enabled in %s: events are journaled and go nowhere", settings.path.name)
     open_journal(settings).close()

@@ -150,6 +150,7 @@ class Settings:
     secrets: Mapping[str, str] = field(repr=False)
     hidden: frozenset[str] = field(repr=False)
     database_url: str | None = field(default=None, repr=False)
+    on_dyno: bool = False
 
     @property
     def folder(self) -> Path:
@@ -163,6 +164,24 @@ class Settings:
     @property
     def journal_path(self) -> Path:
         return self.folder / self.journal.path
+
+    def at_risk(self) -> list[str]:
+        """What a Heroku dyno would lose: its disk does not outlive it."""
+        if not self.on_dyno:
+            return []
+        found = []
+        if self.database_url is None:
+            found.append(
+                "the journal is on the dyno's disk, and events that are still owed are lost with it at each restart; "
+                "run `heroku addons:create heroku-postgresql:essential-0`"
+            )
+        found += [
+            f"sink {sink.name} writes to the dyno's disk, and its file is lost at each restart; "
+            f"send events elsewhere, for instance with a webhook, and set enabled = false in [sinks.{sink.name}]"
+            for sink in self.enabled_sinks
+            if sink.common.type == "csv"
+        ]
+        return found
 
     def redact(self, text: str) -> str:
         """`text` without any secret: for error messages that other people's code has written."""
@@ -212,7 +231,9 @@ def survey(environ: Mapping[str, str] = os.environ, *, secret_required: bool = T
     database_url = environ.get("DATABASE_URL") or None
     hidden_values = [*secrets.values(), *reader.looked_up, token, database_url or "", _password(database_url or "")]
     hidden = frozenset(value for value in hidden_values if len(value) >= 4)
-    return Settings(path, receiver, journal, sinks, port, workers, secrets, hidden, database_url), problems
+    return Settings(
+        path, receiver, journal, sinks, port, workers, secrets, hidden, database_url, bool(environ.get("DYNO"))
+    ), problems
 
 
 def _read(path: Path) -> dict[str, Any]:

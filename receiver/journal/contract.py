@@ -125,21 +125,13 @@ class SinkCount:
 
 
 @dataclass(frozen=True, slots=True)
-class SecretUse:
-    """How many pushes a signature secret has proved genuine, and when it last did."""
-
-    pushes: int
-    last_at: float
-
-
-@dataclass(frozen=True, slots=True)
 class Counts:
-    """What is in the journal now. `secrets` are by name, and may lag some seconds behind."""
+    """What is in the journal now. `secrets` tells when each last proved a push genuine, give or take some seconds."""
 
     unmatched: int
     quarantined: int
     sinks: Mapping[str, SinkCount]
-    secrets: Mapping[str, SecretUse]
+    secrets: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,9 @@ class Database(Protocol):
     def become_dispatcher(self) -> None:
         """Be a dispatcher until the process ends. Raises JournalUnavailable when another one excludes that."""
 
+    def lock_tables(self, connection: Connection) -> None:
+        """Let no other process make or change the tables before this transaction ends."""
+
     def announce(self, connection: Connection) -> None:
         """With the commit of this transaction, wake whoever is in `wait`."""
 

@@ -23,6 +23,7 @@ from receiver.errors import JournalError, JournalUnavailable
 log = logging.getLogger(__name__)
 
 CHANNEL = "receiver"
+TABLES_LOCK = 0x7265636569766572 & 0x7FFFFFFFFFFFFFFF
 CONNECT_SECONDS = 2
 STATEMENT_SECONDS = 3.0
 POOL_SECONDS = 4.0
@@ -95,6 +96,9 @@ class PostgresDatabase:
 
     def become_dispatcher(self) -> None:
         """Any number of dispatchers share the work."""
+
+    def lock_tables(self, connection: Connection) -> None:
+        connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
 
     def announce(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,8 +53,7 @@ class SqlJournal(SqlState):
         self.shared = database.shared
         self.wait = database.wait
         self._retired_up_to = 0
-        self._secrets_used: Counter[str] = Counter()
-        self._secrets_written_at = float("-inf")
+        self._secrets_noted: dict[str, float] = {}
         self._group: GroupCommit[Arrival, Acceptance] = GroupCommit(self._accept_all, 256, COMMIT_SECONDS)
 
     def accept(self, arrival: Arrival) -> Acceptance:
@@ -238,22 +236,18 @@ class SqlJournal(SqlState):
                 )
             if unnamed:
                 connection.execute(self._database.insert(quarantine).on_conflict_do_nothing(), unnamed)
-            self._count_secrets(connection, arrivals)
+            self._note_secrets(connection, arrivals)
             self._database.announce(connection)
         return [self._acceptance(arrival, new) for arrival in arrivals]
 
-    def _count_secrets(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
-        """Write the use of secrets down now and then, in a transaction that is there anyway."""
-        self._secrets_used.update(arrival.secret for arrival in arrivals if arrival.secret)
+    def _note_secrets(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+        """Write down now and then which secrets are in use, in a transaction that is there anyway."""
         now = self.now()
-        if now - self._secrets_written_at < SECRETS_SECONDS:
-            return
-        for name, pushes in sorted(self._secrets_used.items()):
-            row = self._database.insert(secrets).values(name=name, pushes=pushes, last_at=now)
-            changes = {"pushes": secrets.c.pushes + pushes, "last_at": now}
-            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=changes))
-        self._secrets_used.clear()
-        self._secrets_written_at = now
+        for name in sorted({arrival.secret for arrival in arrivals if arrival.secret}):
+            if now - self._secrets_noted.get(name, float("-inf")) > SECRETS_SECONDS:
+                row = self._database.insert(secrets).values(name=name, last_at=now)
+                connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"last_at": now}))
+                self._secrets_noted[name] = now
 
     @staticmethod
     def _acceptance(arrival: Arrival, new: set[str]) -> Acceptance:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, func, select
 
 from receiver.errors import JournalError
-from receiver.journal.contract import Counts, Kept, SecretUse, SinkCount, SinkState
+from receiver.journal.contract import Counts, Kept, SinkCount, SinkState
 from receiver.journal.database import Database
 from receiver.journal.tables import (
     IS_DEAD,
@@ -69,7 +69,7 @@ class SqlState:
             }
             unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
             in_quarantine = connection.scalar(select(func.count()).select_from(quarantine)) or 0
-            used = {row.name: SecretUse(row.pushes, row.last_at) for row in connection.execute(select(secrets))}
+            used = {row.name: row.last_at for row in connection.execute(select(secrets))}
         return Counts(unmatched, in_quarantine, by_sink, used)
 
     def states(self) -> dict[str, SinkState]:
@@ -86,6 +86,7 @@ class SqlState:
 
     def _make_tables(self) -> None:
         with self._database.write() as connection:
+            self._database.lock_tables(connection)
             metadata.create_all(connection)
             version = connection.scalar(select(versions.c.version))
             if version is None:

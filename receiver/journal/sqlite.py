@@ -89,6 +89,9 @@ class SqliteDatabase:
             raise JournalUnavailable(f"another dispatcher works on {self._path}; stop it first")
         self._dispatches = True
 
+    def lock_tables(self, connection: Connection) -> None:
+        """Whoever writes is alone anyway."""
+
     def announce(self, connection: Connection) -> None:
         """Nobody listens: looking is cheap."""
 

@@ -105,6 +105,5 @@ secrets = Table(
     "secrets",
     metadata,
     Column("name", String(128), primary_key=True),
-    Column("pushes", BigInteger, nullable=False),
     Column("last_at", Double, nullable=False),
 )
