@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import re
+import threading
 import time
 import uuid
 from typing import Any
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 10
 DISPATCHER_SILENT_SECONDS = 30
+READINESS_SECONDS = 1.0
 DISCARD_AT_MOST = 4 * 1024 * 1024
 """How much of a body that is too large is read off, so that the answer is not lost in a reset connection."""
 
@@ -39,6 +41,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.receiver.max_body + 1
     metrics = Metrics(journal)
     door = Door(settings, journal, metrics)
+    ready = Readiness(settings, journal)
 
     @app.before_request
     def name_request() -> None:
@@ -64,7 +67,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        faults, warnings = readiness(settings, journal)
+        faults, warnings = ready.look()
         details = {"faults": faults, "warnings": warnings} if may_look(settings, request) else {}
         return jsonify(ready=not faults, **details), 503 if faults else 200
 
@@ -148,6 +151,25 @@ def arrival(body: bytes, secret: str) -> Arrival:
         return Arrival(event_id(body), body, now, secret=secret)
     except NotAnEvent as error:
         return Arrival(hashlib.sha256(body).hexdigest(), body, now, quarantine=str(error), secret=secret)
+
+
+class Readiness:
+    """What `/readyz` tells, found out once a second at most: to find out takes a commit, and anyone may ask."""
+
+    def __init__(self, settings: Settings, journal: Journal) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._lock = threading.Lock()
+        self._known: tuple[list[str], list[str]] = ([], [])
+        self._known_at = float("-inf")
+
+    def look(self) -> tuple[list[str], list[str]]:
+        """Faults and warnings, as `readiness` found them."""
+        with self._lock:
+            if time.monotonic() - self._known_at > READINESS_SECONDS:
+                self._known = readiness(self._settings, self._journal)
+                self._known_at = time.monotonic()
+            return self._known
 
 
 def readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str]]:
