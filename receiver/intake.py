@@ -18,6 +18,7 @@ from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
+from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.workers import gthread
 
 from receiver.app import create_app
@@ -108,18 +109,18 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: Connection) -> Any:
         """Serve one request; one that is not complete in time is answered 408 and its connection closed."""
-        conn.served = False
+        conn.request = None
         self._deadlines[conn] = time.monotonic() + REQUEST_SECONDS
         try:
             keep = super().handle(conn)
         finally:
             del self._deadlines[conn]
-        if conn.cut_off and not conn.served:
+        if conn.cut_off and conn.request is None:
             refuse(conn.sock, 408, "Request Timeout", "request incomplete")
         return False if conn.cut_off else keep
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
-        conn.served = True
+        conn.request = req
         return super().handle_request(req, conn)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -127,7 +128,7 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
         now = time.monotonic()
         for conn, deadline in self._deadlines.copy().items():
             if deadline < now:
-                if not conn.cut_off:
+                if not conn.cut_off and not conn.complete():
                     conn.cut_off = True
                     shut_down(conn.sock, socket.SHUT_RD)
                 if not writable(conn.sock):
@@ -162,8 +163,15 @@ class Connection(gthread.TConn):  # type: ignore[misc]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.served = False
+        self.request: Any = None
         self.cut_off = False
+
+    def complete(self) -> bool:
+        """Whether the current request has been read to its end, so that it is no more up to the client."""
+        reader = self.request.body.reader if self.request is not None else None
+        if isinstance(reader, LengthReader):
+            return bool(reader.length == 0)
+        return isinstance(reader, ChunkedReader) and reader.parser is None
 
     def close(self, graceful: bool = False) -> None:
         """Close at once, after reading what is there: unread bytes would reset the connection and lose the answer."""

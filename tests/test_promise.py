@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import http.client
 import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +19,7 @@ import pytest
 import urllib3
 from conftest import CSV_ONLY, TEST_SECRET, Running, StartReceiver, wait_until
 
+from receiver.signature import sign
 from receiver.simulator import Answer, Pusher, Simulator
 
 TWO_SINKS = """
@@ -102,7 +106,7 @@ def test_killed_again_and_again_while_it_works_nothing_is_lost_or_doubled(start_
         receiver.start()
     with pushing(receiver, [body for body in pushed if event_ids([body])[0] in missing]) as answers:
         pass
-    assert {answer.status for answer in answers} == {200}
+    assert {(answer.status, answer.text) for answer in answers} == {(200, "accepted")}
 
     wait_until(lambda: len(receiver.rows()) >= len(pushed), what="every event in the file")
     wait_until(lambda: receiver.metric('receiver_pending{sink="archive"}') == 0)
@@ -150,7 +154,7 @@ def test_a_hanging_sink_delays_neither_pushes_nor_other_sinks(start_receiver: St
     with pushing(receiver, pushed) as answers:
         pass
 
-    assert {answer.status for answer in answers} == {200}
+    assert {(answer.status, answer.text) for answer in answers} == {(200, "accepted")}
     wait_until(lambda: len(receiver.rows()) == 200, seconds=10)
     wait_until(lambda: len(receiver.stdout) == 200, seconds=10)
     assert receiver.metric('receiver_pending{sink="odd"}') == 200
@@ -165,7 +169,7 @@ def test_a_sink_that_ends_its_process_is_found_and_paused_and_the_others_work_on
     with pushing(receiver, pushed) as answers:
         pass
 
-    assert {answer.status for answer in answers} == {200}
+    assert {(answer.status, answer.text) for answer in answers} == {(200, "accepted")}
     wait_until(lambda: {row["event_id"] for row in receiver.rows()} == set(event_ids(pushed)))
     wait_until(lambda: {line["event_id"] for line in receiver.stdout} == set(event_ids(pushed)))
     warnings = json.loads(wait_until(lambda: paused(receiver), what="the pause of the sink that ends its process"))[
@@ -237,3 +241,26 @@ def test_the_port_is_free_at_once_after_a_stop(start_receiver: StartReceiver) ->
         receiver.http.request("GET", f"{receiver.url}/healthz")
     receiver.start()
     assert receiver.push(Simulator().body("touch")) == (200, "accepted")
+
+
+def test_a_push_that_waits_long_for_its_commit_keeps_its_connection(start_receiver: StartReceiver) -> None:
+    receiver = start_receiver(WEB_CONCURRENCY="1")
+    slow = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=15)
+
+    def push(connection: http.client.HTTPConnection) -> tuple[int, bytes]:
+        body = Simulator().body("touch")
+        connection.request("POST", "/", body=body, headers=sign(body, TEST_SECRET, time.time()))
+        response = connection.getresponse()
+        return response.status, response.read()
+
+    assert push(slow) == (200, b"accepted")
+    slow.auto_open = 0
+    with (receiver.folder / "data" / "journal.sqlite.lock").open() as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        released = threading.Timer(3.0, fcntl.flock, (lock, fcntl.LOCK_UN))
+        released.start()
+        leader = pool.submit(receiver.push, Simulator().body("touch"))
+        assert push(slow) in [(200, b"accepted"), (503, b"journal unavailable")]
+        leader.result()
+        released.join()
+    assert push(slow) == (200, b"accepted")
