@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -245,7 +245,6 @@ def test_the_port_is_free_at_once_after_a_stop(start_receiver: StartReceiver) ->
 
 def test_a_push_that_waits_long_for_its_commit_keeps_its_connection(start_receiver: StartReceiver) -> None:
     receiver = start_receiver(WEB_CONCURRENCY="1")
-    slow = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=15)
 
     def push(connection: http.client.HTTPConnection) -> tuple[int, bytes]:
         body = Simulator().body("touch")
@@ -253,14 +252,18 @@ def test_a_push_that_waits_long_for_its_commit_keeps_its_connection(start_receiv
         response = connection.getresponse()
         return response.status, response.read()
 
-    assert push(slow) == (200, b"accepted")
-    slow.auto_open = 0
-    with (receiver.folder / "data" / "journal.sqlite.lock").open() as lock, ThreadPoolExecutor(1) as pool:
+    with (
+        closing(http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=15)) as slow,
+        (receiver.folder / "data" / "journal.sqlite.lock").open() as lock,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert push(slow) == (200, b"accepted")
+        slow.auto_open = 0
         fcntl.flock(lock, fcntl.LOCK_EX)
         released = threading.Timer(3.0, fcntl.flock, (lock, fcntl.LOCK_UN))
         released.start()
         leader = pool.submit(receiver.push, Simulator().body("touch"))
-        assert push(slow) in [(200, b"accepted"), (503, b"journal unavailable")]
+        assert push(slow)[0] in (200, 503)
         leader.result()
         released.join()
-    assert push(slow) == (200, b"accepted")
+        assert push(slow) == (200, b"accepted")
