@@ -75,7 +75,7 @@ class SinkLoop:
             except JournalUnavailable as error:
                 log.error("sink %s waits for the journal: %s", self.sink.name, error)
                 wait = IDLE_SECONDS
-            except Exception:
+            except BaseException:  # a thread that ends would leave its sink behind in silence
                 log.exception("sink %s met a fault of the receiver's own and tries again", self.sink.name)
                 wait = IDLE_SECONDS
             self.came_back.set()
@@ -223,7 +223,7 @@ class SinkLoop:
         """An exception in one bounded line, without secrets. A signal of ours speaks for itself."""
         try:
             text = str(error)
-        except Exception:
+        except BaseException:
             text = "it cannot be shown"
         text = self._redact(text.encode("utf-8", "replace").decode().replace("\0", "?"))
         text = " ".join(text.split())[:500]

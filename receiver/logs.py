@@ -21,6 +21,15 @@ def set_up(settings: Settings) -> None:
     handler.setFormatter(JsonLines(settings) if settings.receiver.log_format == "json" else TextLines(settings))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    threading.excepthook = _log_death
+
+
+def _log_death(death: threading.ExceptHookArgs) -> None:
+    """A plugin's own thread that dies: Python would print what it raised as it is, secrets included."""
+    if death.exc_value is not None and not isinstance(death.exc_value, SystemExit):
+        name = death.thread.name if death.thread is not None else "unknown"
+        details = (death.exc_type, death.exc_value, death.exc_traceback)
+        logging.getLogger(__name__).error("thread %s died", name, exc_info=details)
 
 
 class TextLines(logging.Formatter):

@@ -32,6 +32,9 @@ SILENT_SECONDS = 30.0
 STOP_SECONDS = 20.0
 WEAK_SECRET_BYTES = 32
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where counters are kept: in files mapped into memory, which a full disk would turn into a fatal signal."""
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _fork = multiprocessing.get_context("fork")
@@ -40,7 +43,7 @@ Work = Callable[[Lifeline], None]
 
 def serve(settings: Settings) -> int:
     """Receive and deliver until SIGTERM or SIGINT; the exit code. Raises ReceiverError when it cannot start."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-", dir=MEMORY)
     try:
         prepare(settings)
         listener = listen(settings.receiver.host, settings.port)
@@ -48,7 +51,12 @@ def serve(settings: Settings) -> int:
         children = [Child("intake", lambda lifeline: receive(settings, listener, lifeline), silent_seconds=None)]
         if settings.receiver.deliver:
             holder = uuid.uuid4().hex
-            children.append(Child("dispatcher", lambda lifeline: deliver(settings, lifeline, holder), SILENT_SECONDS))
+
+            def dispatch(lifeline: Lifeline) -> None:
+                listener.close()  # or it would keep the port beyond the end of intake
+                deliver(settings, lifeline, holder)
+
+            children.append(Child("dispatcher", dispatch, SILENT_SECONDS))
         Supervisor(children, listener).run()
         return 0
     finally:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, wait_until
-from test_journal import SqliteStore, accept, body, claim, count, owe, settle
+from test_journal import SqliteStore, accept, body, claim, count, names_of, owe, settle
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Acceptance, Arrival, Result
@@ -301,3 +303,74 @@ def test_a_short_lock_delays_a_push_but_does_not_refuse_it(store: SqliteStore) -
             answer = pool.submit(accept, journal, "a")
             wait_until(lambda: journal._group._turn.locked(), what="a push in its commit")
         assert answer.result(20) == [Acceptance.ACCEPTED]
+
+
+@pytest.mark.parametrize("fate", ["removed", "replaced"])
+def test_nothing_is_accepted_into_a_file_that_is_not_the_journal_any_more(fate: str, store: SqliteStore) -> None:
+    journal = store.open()
+    accept(journal, "before")
+    store.path.rename(store.path.with_name("elsewhere"))
+    if fate == "replaced":
+        store.path.touch()
+    with pytest.raises(JournalUnavailable, match=f"the file was {fate}; restart the receiver"):
+        accept(journal, "after")
+
+
+HOLDING = """
+import re, sys
+from pathlib import Path
+from receiver.journal import sqlite
+sqlite.STUCK_SECONDS = 0.3
+lock = sqlite.FileLock(Path(sys.argv[1]))
+lock.exit_when_stuck()
+assert lock.acquire(0.2)
+print("held", flush=True)
+re.match("(a+)+b", "a" * 60)
+"""
+
+
+def test_a_dispatcher_whose_interpreter_is_held_gives_up_the_lock_by_ending(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path / "lock")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert process.wait(20) != 0
+    lock = sqlite_module.FileLock(tmp_path / "lock")
+    assert lock.acquire(0.0)
+    lock.release()
+    lock.close()
+
+
+def test_a_clock_that_was_set_back_makes_no_delivery_wait_longer(store: SqliteStore) -> None:
+    journal = store.open()
+    journal.begin()
+    owe(journal, "s", "a")
+    settle(journal, claim(journal, "s"), Result.FAILED, store.clock.now + 30)
+    journal.beat()
+    store.close(journal)
+    store.clock.advance(-3600)
+    journal = store.open()
+    journal.begin()
+    store.clock.advance(31)
+    assert names_of(claim(journal, "s")) == ["a"]
+
+
+def test_a_process_that_a_plugin_forks_does_not_keep_the_lock(tmp_path: Path) -> None:
+    lock = sqlite_module.FileLock(tmp_path / "lock")
+    assert lock.acquire(0.0)
+    child = multiprocessing.get_context("fork").Process(target=threading.Event().wait, args=(20,))
+    child.start()
+    try:
+        lock.close()
+        other = sqlite_module.FileLock(tmp_path / "lock")
+        wait_until(lambda: other.acquire(0.0), what="the lock")
+        other.close()
+    finally:
+        child.kill()
+        child.join()

@@ -40,6 +40,7 @@ from receiver.journal.tables import (
 
 SECRETS_SECONDS = 5.0
 GONE_SECONDS = 3600.0
+CLOCK_SECONDS = 60.0
 COMMIT_SECONDS = 2.0
 """How long a push may wait for its turn to commit; with the waits for locks in it, it is answered within 5 s."""
 
@@ -148,14 +149,26 @@ class SqlJournal(SqlState):
             names = select(sinks.c.name).where(exists().where(held, deliveries.c.sink == sinks.c.key))
             suspects = list(connection.scalars(names))
             connection.execute(update(deliveries).where(held).values(holder=None, due=self.now()))
+            if not self.shared:
+                self._set_back(connection)
             connection.execute(delete(dispatchers).where(dispatchers.c.beat_at < time.time() - GONE_SECONDS))
         return suspects
 
+    def _set_back(self, connection: Connection) -> None:
+        """When the clock has been set back since the last dispatcher, move along all times that are on it."""
+        last = connection.scalar(select(func.max(dispatchers.c.clock)))
+        back = (last or 0.0) - self.now()
+        if back > CLOCK_SECONDS:
+            for column in (deliveries.c.due, deliveries.c.first_attempt_at, sinks.c.paused_until, sinks.c.paused_since):
+                connection.execute(update(column.table).where(column.is_not(None)).values({column: column - back}))
+            connection.execute(delete(dispatchers))
+
     def beat(self) -> None:
         now = time.time()
-        beat = self._database.insert(dispatchers).values(holder=self._holder, beat_at=now)
+        times = {"beat_at": now, "clock": self.now()}
+        beat = self._database.insert(dispatchers).values(holder=self._holder, **times)
         with self._database.write() as connection:
-            connection.execute(beat.on_conflict_do_update(index_elements=["holder"], set_={"beat_at": now}))
+            connection.execute(beat.on_conflict_do_update(index_elements=["holder"], set_=times))
 
     def last_beat(self) -> float | None:
         with self._database.read() as connection:

@@ -6,6 +6,7 @@ write-ahead log that two processes write at once (before 3.51.3), so whoever wri
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import os
 import shutil
@@ -30,6 +31,9 @@ LOCK_SECONDS = 2.0
 BUSY_SECONDS = 0.5
 """How long to wait for a foreign program that holds the database."""
 
+STUCK_SECONDS = 5.0
+"""How long a dispatcher may hold the lock."""
+
 POLL_SECONDS = 0.05
 _MB = 1_000_000
 
@@ -53,6 +57,7 @@ class SqliteDatabase:
             why = error.strerror if isinstance(error, OSError) else error
             raise JournalError(f"journal {path}: {why}; make it writable or set another [journal] path") from None
         self._dispatches = False
+        self._file: tuple[int, int] | None = None
         self._engine = self._connect()
 
     def insert(self, table: Table) -> Any:
@@ -65,7 +70,18 @@ class SqliteDatabase:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         with _translated(self._path), self._lock.held(LOCK_SECONDS), self._engine.begin() as connection:
+            self._check_place()
             yield connection
+
+    def _check_place(self) -> None:
+        """What is written to a file that was removed or replaced is lost when the last process closes it."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            raise JournalUnavailable(f"journal {self._path}: the file was removed; restart the receiver") from None
+        self._file = self._file or (found.st_dev, found.st_ino)
+        if self._file != (found.st_dev, found.st_ino):
+            raise JournalUnavailable(f"journal {self._path}: the file was replaced; restart the receiver")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -88,6 +104,7 @@ class SqliteDatabase:
         if not self._dispatches and not self._dispatcher.acquire(LOCK_SECONDS):
             raise JournalUnavailable(f"another dispatcher works on {self._path}; stop it first")
         self._dispatches = True
+        self._lock.exit_when_stuck()
 
     def lock_tables(self, connection: Connection) -> None:
         """Whoever writes is alone anyway."""
@@ -146,6 +163,12 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self._threads = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._exits_when_stuck = False
+        os.register_at_fork(after_in_child=self.close)  # what a plugin forks would hold the lock beyond our death
+
+    def exit_when_stuck(self) -> None:
+        """End this process when it holds the lock for too long: a plugin may keep the interpreter from its holder."""
+        self._exits_when_stuck = True
 
     @contextmanager
     def held(self, seconds: float) -> Iterator[None]:
@@ -161,22 +184,32 @@ class FileLock:
         end = time.monotonic() + seconds
         if not self._threads.acquire(timeout=seconds):
             return False
+        if self._exits_when_stuck:  # armed before the lock is taken: the interpreter may be gone right after
+            faulthandler.dump_traceback_later(seconds + STUCK_SECONDS, exit=True)
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             except BlockingIOError:
                 if time.monotonic() > end:
+                    self._disarm()
                     self._threads.release()
                     return False
                 time.sleep(0.0005)
 
     def release(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._disarm()
         self._threads.release()
 
     def close(self) -> None:
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    def _disarm(self) -> None:
+        if self._exits_when_stuck:
+            faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager

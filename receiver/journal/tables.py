@@ -100,6 +100,7 @@ dispatchers = Table(
     metadata,
     Column("holder", String(32), primary_key=True),
     Column("beat_at", Double, nullable=False),
+    Column("clock", Double, nullable=False),
 )
 secrets = Table(
     "secrets",
