@@ -6,6 +6,7 @@ import fcntl
 import http.client
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -267,3 +268,38 @@ def test_a_push_that_waits_long_for_its_commit_keeps_its_connection(start_receiv
         leader.result()
         released.join()
         assert push(slow) == (200, b"accepted")
+
+
+def limit_files(receiver: Running, size: int) -> None:
+    """Let no file of this receiver's processes grow beyond `size`: what a full disk is like."""
+    for pids in receiver.pids().values():
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("full", ["journal.sqlite-wal", "events.csv"])
+def test_on_a_full_disk_pushes_are_answered_503_or_are_safe_and_all_flows_again_when_there_is_room(
+    full: str, start_receiver: StartReceiver
+) -> None:
+    receiver = start_receiver()
+    with pushing(receiver, bodies(50)) as before:
+        pass
+    wait_until(lambda: len(receiver.rows()) == 50)
+    file = receiver.folder / full if full == "events.csv" else receiver.folder / "data" / full
+    limit_files(receiver, file.stat().st_size + 3000)
+
+    pushed = bodies(400)[50:]
+    with pushing(receiver, pushed) as during:
+        pass
+    assert {answer.status for answer in during} <= {200, 503}
+    if full == "journal.sqlite-wal":
+        assert 503 in {answer.status for answer in during}
+    assert (receiver.folder / "events.csv").read_bytes().endswith(b"\r\n")
+
+    limit_files(receiver, resource.RLIM_INFINITY)
+    refused = {answer.event_id for answer in during if answer.status == 503}
+    with pushing(receiver, [body for body in pushed if event_ids([body])[0] in refused]) as again:
+        pass
+    assert {answer.status for answer in [*before, *again]} == {200}
+    wait_until(lambda: len(receiver.rows()) == 400, seconds=60, what="every event in the file")
+    assert Counter(row["event_id"] for row in receiver.rows()) == Counter(event_ids(bodies(400)))
