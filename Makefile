@@ -1,6 +1,7 @@
 # PYTHON is looked up from / so that a version manager does not insist on .python-version, which is Heroku's.
 PYTHON ?= $(shell cd / && python3 -c 'import sys; print(sys.executable)')
 BIN = .venv/bin
+PIN = $(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
 
 .PHONY: demo test lint lock
 
@@ -16,8 +17,8 @@ lint: .venv/development
 	$(BIN)/mypy
 
 lock: .venv/development
-	$(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE) requirements.in
-	$(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE) requirements-dev.in
+	$(PIN) requirements.in
+	$(PIN) requirements-dev.in
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'

@@ -11,13 +11,13 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from receiver import Event, Pause, Reading, hookimpl
+from receiver import Event, Pause, hookimpl
 
 Row = dict[str, Any]
 
@@ -88,7 +88,7 @@ class Csv:
                 for row in self._missing(event, found[event.id])
             ]
             if rows:
-                file.append(self._encode(iter(rows)))
+                file.append(self._encode(rows))
             self._unwritten -= unique.keys()
 
     @hookimpl
@@ -121,7 +121,7 @@ class Csv:
                 "data": json.dumps(event.data, ensure_ascii=False),
             }
             return
-        readings: list[Reading] = event.readings()
+        readings = event.readings()
         for reading in readings:
             yield row | {
                 "time": _stamp(reading.time),
@@ -133,14 +133,14 @@ class Csv:
         if not readings:
             yield row
 
-    def _encode(self, rows: Iterator[Row]) -> bytes:
+    def _encode(self, rows: Iterable[Row]) -> bytes:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\r\n")
         writer.writerows([_cell(column, row.get(column)) for column in self._columns] for row in rows)
         return text.getvalue().encode("utf-8", "backslashreplace")
 
     def _header(self) -> bytes:
-        return self._encode(iter([{column: column for column in self._columns}]))
+        return self._encode([{column: column for column in self._columns}])
 
     def _current_file(self) -> AppendOnly:
         """The file of today, opened anew when the day has changed or somebody has moved the file away."""
@@ -211,9 +211,12 @@ class Csv:
             owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
             os.close(lock)
             raise Pause(f"{self.path} is being written by {owner or 'another process'}") from None
+        except OSError:
+            os.close(lock)
+            raise
+        self._lock = lock
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._lock = lock
 
 
 @hookimpl
@@ -230,10 +233,9 @@ class AppendOnly:
         self.path = path
         self.torn: Path | None = None
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        whole = _whole_length(path)
-        size = os.fstat(self._fd).st_size
-        self._size = whole
         try:
+            self._size = whole = _whole_length(path)
+            size = os.fstat(self._fd).st_size
             if whole < size:
                 self.torn = path.with_name(path.name + ".torn")
                 with self.torn.open("ab") as torn:
@@ -252,7 +254,7 @@ class AppendOnly:
             left = memoryview(data)
             while left:
                 left = left[os.write(self._fd, left) :]
-            os.fdatasync(self._fd)
+            _flush(self._fd)
         except BaseException:
             os.ftruncate(self._fd, self._size)
             raise
@@ -268,6 +270,11 @@ class AppendOnly:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _flush(fd: int) -> None:
+    """Wait until what was written stands on the disk; macOS has no fdatasync."""
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
 
 
 def _stamp(time: datetime) -> str:

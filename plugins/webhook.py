@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import http.client
 import ipaddress
 import logging
 import os
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
@@ -165,6 +166,8 @@ class Webhook:
         watch, allow_private = self._watch, self.allow_private
 
         class Checked(connection):  # type: ignore[valid-type, misc]
+            response_class = WholeHead
+
             def _new_conn(self) -> socket.socket:
                 connected = connect(self.host, self.port, allow_private)
                 watch.uses(connected)
@@ -180,6 +183,36 @@ class Webhook:
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
     register("webhook", Webhook)
+
+
+class WholeHead(http.client.HTTPResponse):
+    """A response whose head came in full. Python takes one that breaks off for one that ends there."""
+
+    def begin(self) -> None:
+        stream = self.fp
+        lines = HeadLines(stream)
+        self.fp = lines  # type: ignore[assignment]  # it stands in for the stream while the head is read
+        super().begin()
+        if self.fp is lines:  # type: ignore[comparison-overlap]
+            self.fp = stream
+        if lines.last.strip():
+            raise http.client.RemoteDisconnected("the answer broke off in its head")
+
+
+class HeadLines:
+    """A stream that remembers the line it gave last; the end of the stream is no empty line."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def readline(self, *most: int) -> bytes:
+        line: bytes = self._stream.readline(*most)
+        self.last = line or b"end"
+        return line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def judge(response: BaseHTTPResponse, attempt: int) -> None:

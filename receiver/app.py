@@ -43,17 +43,10 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     door = Door(settings, journal, metrics)
     ready = Readiness(settings, journal)
 
-    @app.before_request
-    def name_request() -> None:
-        given = request.headers.get("X-Request-Id", "")
-        g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        if isinstance(request.routing_exception, RequestRedirect):
-            raise NotFound  # a redirect would repeat the host that the client claims
-
-    @app.after_request
-    def tell_name(response: Response) -> Response:
-        response.headers["X-Request-Id"] = g.request_id
-        return response
+    app.before_request(name_request)
+    app.after_request(tell_name)
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, unexpected)
 
     @app.post("/", provide_automatic_options=False)
     def push() -> Response:
@@ -79,19 +72,34 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
             return answer
         return Response(metrics.page(), content_type=CONTENT_TYPE)
 
-    @app.errorhandler(HTTPException)
-    def http_error(error: HTTPException) -> Response:
-        answer = text(error.code or 500, f"{error.name}. {HINT}")
-        answer.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
-        return answer
-
-    @app.errorhandler(Exception)
-    def unexpected(error: Exception) -> Response:
-        if not isinstance(error, JournalUnavailable):
-            log.exception("request %s met a fault of the receiver's own", g.request_id)
-        return text(503, "journal unavailable" if isinstance(error, JournalUnavailable) else "internal fault")
-
     return app
+
+
+def name_request() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    if isinstance(request.routing_exception, RequestRedirect):
+        raise NotFound  # a redirect would repeat the host that the client claims
+
+        read_off(request)
+
+
+def tell_name(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    return response
+
+
+def http_error(error: HTTPException) -> Response:
+    answer = text(error.code or 500, f"{error.name}. {HINT}")
+    answer.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
+    return answer
+
+
+def unexpected(error: Exception) -> Response:
+    if isinstance(error, JournalUnavailable):
+        return text(503, "journal unavailable")
+    log.exception("request %s met a fault of the receiver's own", g.request_id)
+    return text(503, "internal fault")
 
 
 class Door:
@@ -104,34 +112,40 @@ class Door:
         self._log = Seldom(log)
 
     def receive(self, push: Request) -> Response:
+        body, refused = self._read(push)
+        if refused is not None:
+            self._tell(push, refused.get_data(as_text=True), len(body))
+            return refused
+        try:
+            secret = verify(push, self._settings.secrets, legacy_sha1=self._settings.receiver.legacy_sha1)
+        except Refused as error:
+            self._tell(push, str(error), len(body))
+            return text(400, str(error))
+        self._metrics.proved(secret)
+        return self._keep(arrival(body, secret))
+
+    def _read(self, push: Request) -> tuple[bytes, Response | None]:
+        """The raw body, or the answer when it cannot be had whole."""
         try:
             body = push.get_data(cache=True)
         except RequestEntityTooLarge:
-            return too_large(push)
+            return b"", too_large(push)
         except (ClientDisconnected, OSError):
-            return text(408, "request incomplete")
+            return b"", text(408, "request incomplete")
         except Exception as error:  # the server's reader of chunked bodies has its own for each malformed chunk
             if len(getattr(error, "term", "  ")) < 2:  # the body ended within the two bytes that end a chunk
-                return text(408, "request incomplete")
-            return text(400, "malformed body")
+                return b"", text(408, "request incomplete")
+            return b"", text(400, "malformed body")
         if len(body) > self._settings.receiver.max_body:
-            return too_large(push)
+            return body, too_large(push)
         if len(body) < (push.content_length or 0):
-            return text(408, "request incomplete")
-        try:
-            secret = verify(push, self._settings.secrets, legacy_sha1=self._settings.receiver.legacy_sha1)
-        except Refused as refused:
-            self._log.warning(
-                str(refused),
-                "push refused: %s (from %s, %d bytes, request %s)",
-                refused,
-                push.remote_addr,
-                len(body),
-                g.request_id,
-            )
-            return text(400, str(refused))
-        self._metrics.proved(secret)
-        return self._keep(arrival(body, secret))
+            return body, text(408, "request incomplete")
+        return body, None
+
+    def _tell(self, push: Request, reason: str, size: int) -> None:
+        """A line for a push that is refused: why, from whom, how large; never what is in it."""
+        message = "push refused: %s (from %s, %d bytes, request %s)"
+        self._log.warning(reason, message, reason, push.remote_addr, size, g.request_id)
 
     def _keep(self, arrival: Arrival) -> Response:
         start = time.monotonic()
@@ -193,7 +207,7 @@ def readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str
         ]
     except JournalUnavailable as error:
         faults.append(f"the journal is unavailable: {error}")
-    return faults, warnings
+    return [settings.redact(fault) for fault in faults], [settings.redact(warning) for warning in warnings]
 
 
 def may_look(settings: Settings, request: Request) -> bool:
@@ -208,14 +222,19 @@ def may_look(settings: Settings, request: Request) -> bool:
 
 def too_large(push: Request) -> Response:
     """413, after reading off what is on its way."""
+    read_off(push)
+    return text(413, "body too large")
+
+
+def read_off(push: Request) -> None:
+    """Read and forget a body: one left unread closes the connection under the client's next request."""
     stream: Any = push.environ["wsgi.input"]
     left = DISCARD_AT_MOST
     try:
         while left > 0 and (data := stream.read(min(left, 65536))):
             left -= len(data)
     except Exception:  # it is thrown away either way
-        log.debug("the rest of a body that is too large could not be read")
-    return text(413, "body too large")
+        log.debug("the rest of a body could not be read")
 
 
 def text(status: int, line: str) -> Response:

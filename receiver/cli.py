@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,8 +16,10 @@ import click
 from receiver import __version__, desk, logs
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
-from receiver.output import cell, plain, show
-from receiver.settings import SECRET, Settings, load, seconds, survey
+from receiver.lifeline import Lifeline
+from receiver.options import duration
+from receiver.output import cell, plain, print_json, show
+from receiver.settings import SECRET, Settings, load, survey
 
 if TYPE_CHECKING:
     from receiver.journal import Records
@@ -35,7 +37,7 @@ class When(click.ParamType[datetime]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         try:
             if value[-1:] in "smhd":
-                return datetime.now(UTC) - timedelta(seconds=float(str(seconds(value))))
+                return datetime.now(UTC) - timedelta(seconds=duration(value))
             time = datetime.fromisoformat(value)
             return time if time.tzinfo else time.replace(tzinfo=UTC)
         except (ValueError, OverflowError):
@@ -67,7 +69,8 @@ def main() -> None:
 
 
 @main.command()
-def serve() -> None:
+@click.option("--lifeline", type=int, hidden=True, help="A socket whose other end is closed when it is time to stop.")
+def serve(lifeline: int | None) -> None:
     """Receive pushes and deliver them.
 
     \b
@@ -76,8 +79,9 @@ def serve() -> None:
     """
     from receiver import server
 
-    settings = _settings()
-    sys.exit(server.serve(settings))
+    settings = _load(secret_required=True)
+    logs.set_up(settings)
+    sys.exit(server.serve(settings, Lifeline(None if lifeline is None else socket.socket(fileno=lifeline))))
 
 
 @main.command()
@@ -90,7 +94,9 @@ def deliver() -> None:
     """
     from receiver import server
 
-    server.deliver(_settings(secret_required=False))
+    settings = _load()
+    logs.set_up(settings)
+    server.deliver(settings)
 
 
 @main.command()
@@ -265,7 +271,7 @@ def quarantine_show(id: str, as_json: bool) -> None:
     """
     push = desk.one_quarantined(_records(_load()), id)
     if as_json:
-        tell(plain(push), "", as_json)
+        print_json(push)
     else:
         click.echo(cell(plain(push.body)) if sys.stdout.isatty() else push.body)
 
@@ -333,7 +339,7 @@ def explain(event_id: str, as_json: bool) -> None:
         "received": plain(event.received_at),
     }
     if as_json:
-        tell({**facts, "sinks": plain(found.routes)}, "", as_json)
+        print_json({**facts, "sinks": found.routes})
         return
     for name, fact in facts.items():
         click.echo(f"{name.replace('_', ' '):<11} {cell(fact)}")
@@ -387,7 +393,10 @@ def demo(seconds: float, rate: float) -> None:
 
 def tell(result: Mapping[str, object], text: str, as_json: bool) -> None:
     """What a command did: a line for people, or an object."""
-    click.echo(json.dumps(result, indent=2) if as_json else text)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(text)
 
 
 def _show_types(settings: Settings, as_json: bool) -> None:
@@ -396,10 +405,9 @@ def _show_types(settings: Settings, as_json: bool) -> None:
     plugins = load_plugins(settings)
     types = sorted(plugins.types.items())
     if as_json:
-        described = {
-            name: {"source": sink_type.source, "options": sink_type.option_names()} for name, sink_type in types
-        }
-        click.echo(json.dumps(described, indent=2))
+        print_json(
+            {name: {"source": sink_type.source, "options": sink_type.option_names()} for name, sink_type in types}
+        )
     else:
         for name, sink_type in types:
             click.secho(name, bold=True, nl=False)
@@ -423,12 +431,6 @@ def _records(settings: Settings) -> Records:
     records = open_records(settings)
     click.get_current_context().call_on_close(records.close)
     return records
-
-
-def _settings(*, secret_required: bool = True) -> Settings:
-    settings = _load(secret_required=secret_required)
-    logs.set_up(settings)
-    return settings
 
 
 def _remember(settings: Settings) -> None:

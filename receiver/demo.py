@@ -45,28 +45,27 @@ def run(seconds: float, rate: float, say: Say) -> None:
     with server(folder, secret) as url:
         say(f"A receiver runs at {url}, with its journal in {folder}.")
         say(f"Simulated sensors push {rate:g} signed events a second, for {seconds:g} s. Ctrl-C ends it.\n")
-        pushed = 0
-        with contextlib.suppress(KeyboardInterrupt):
-            pushed = push(url, secret, seconds, rate, say)
+        pushed = push(url, secret, seconds, rate, say)
         wait_until_delivered(url)
         say(counts(url, pushed))
     show(folder, say)
 
 
 def push(url: str, secret: str, seconds: float, rate: float, say: Say) -> int:
-    """Push events at a steady rate, and say once a second where they are. Returns how many were taken."""
+    """Push events at a steady rate until Ctrl-C, and say once a second where they are; how many were taken."""
     pusher, bodies = Pusher(url, secret), Simulator().bodies()
     start = said_at = time.monotonic()
     taken = 0
-    while (now := time.monotonic()) < start + seconds:
-        answer = pusher.push(next(bodies))
-        if answer.status != 200:
-            raise ReceiverError(f"the receiver answered {answer.status} {answer.text}")
-        taken += 1
-        if now - said_at >= 1:
-            say(counts(url, taken))
-            said_at = now
-        time.sleep(max(0.0, start + taken / rate - time.monotonic()))
+    with contextlib.suppress(KeyboardInterrupt):
+        while (now := time.monotonic()) < start + seconds:
+            answer = pusher.push(next(bodies))
+            if answer.status != 200:
+                raise ReceiverError(f"the receiver answered {answer.status} {answer.text}")
+            taken += 1
+            if now - said_at >= 1:
+                say(counts(url, taken))
+                said_at = now
+            time.sleep(max(0.0, start + taken / rate - time.monotonic()))
     return taken
 
 
@@ -82,9 +81,11 @@ def server(folder: Path, secret: str) -> Iterator[str]:
         "RECEIVER_CONFIG": str(folder / "config.toml"),
     }
     environment.pop("DATABASE_URL", None)
-    with (folder / "stdout.txt").open("w") as out, (folder / "log.txt").open("w") as errors:
+    ours, theirs = socket.socketpair()  # the server stops when our end is gone, however the demo ends
+    with theirs, (folder / "stdout.txt").open("w") as out, (folder / "log.txt").open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "receiver", "serve"],
+            [sys.executable, "-m", "receiver", "serve", "--lifeline", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
             cwd=Path(__file__).parent.parent,
             env=environment,
             stdout=out,
@@ -98,6 +99,7 @@ def server(folder: Path, secret: str) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
+        ours.close()
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
-from receiver.journal import Kept, LastAttempt, Quarantined, Records
-from receiver.settings import Settings, SinkSettings, nearest
+from receiver.journal import LastAttempt, Quarantined, Records, SinkCount, SinkState
+from receiver.options import nearest
+from receiver.settings import Filter, Settings, SinkSettings
 
 AT_ONCE = 1000
 LIST_AT_MOST = 1000
@@ -86,21 +87,21 @@ def status(records: Records, settings: Settings) -> list[SinkStatus]:
     enabled = {sink.name: sink.common.enabled for sink in settings.sinks}
     rows = []
     for name in [*enabled, *sorted(counts.keys() - enabled.keys())]:
-        count, state = counts.get(name), states.get(name)
-        paused = state is not None and state.pauses > 0
+        count, state = counts.get(name, SinkCount()), states.get(name, SinkState(name))
+        paused = state.pauses > 0
         rows.append(
             SinkStatus(
                 sink=name,
                 configured={True: "enabled", False: "disabled", None: "removed"}[enabled.get(name)],
-                pending=count.pending if count else 0,
-                oldest_pending_seconds=max(0.0, time.time() - count.oldest) if count and count.oldest else None,
-                delivered=count.delivered if count else 0,
-                dead=count.dead if count else 0,
-                last_success=moment(count.last_success_at) if count else None,
-                last_failure=moment(count.last_failure_at) if count else None,
-                last_error=count.last_failure if count else None,
-                paused_until=moment(state.paused_until or None) if paused and state else None,
-                paused_because=state.pause_reason if paused and state else None,
+                pending=count.pending,
+                oldest_pending_seconds=None if count.oldest is None else max(0.0, time.time() - count.oldest),
+                delivered=count.delivered,
+                dead=count.dead,
+                last_success=moment(count.last_success_at),
+                last_failure=moment(count.last_failure_at),
+                last_error=count.last_failure,
+                paused_until=moment(state.paused_until or None) if paused else None,
+                paused_because=state.pause_reason if paused else None,
             )
         )
     return rows
@@ -194,7 +195,7 @@ def replay(
     condition = enabled(settings, sink).common.filter
     matched = owed = after = 0
     while batch := records.received(since.timestamp(), until.timestamp(), after, AT_ONCE):
-        chosen = [kept for kept in batch if wanted(decode(kept), types) and not condition.misses(decode(kept))]
+        chosen = [kept for kept in batch if passes(kept.decode(), condition, types)]
         matched += len(chosen)
         if chosen and not dry_run:
             owed += records.owe_again(sink, chosen)
@@ -203,8 +204,8 @@ def replay(
     return matched, owed
 
 
-def wanted(event: Event, types: Sequence[str]) -> bool:
-    return not types or event.type in types
+def passes(event: Event, condition: Filter, types: Sequence[str]) -> bool:
+    return (not types or event.type in types) and not condition.misses(event)
 
 
 def explain(records: Records, settings: Settings, name: str) -> Explanation:
@@ -212,7 +213,7 @@ def explain(records: Records, settings: Settings, name: str) -> Explanation:
     history = records.history(name)
     if history is None:
         raise ReceiverError(f"event {name} is not in the journal: it never came, or was delivered and retired long ago")
-    event = decode(history.event)
+    event = history.event.decode()
     routes = [route(attempt) for attempt in history.deliveries]
     owed = {attempt.sink for attempt in history.deliveries}
     for sink in settings.enabled_sinks:
@@ -235,7 +236,7 @@ def route(attempt: LastAttempt) -> Route:
 
 def forget(records: Records, settings: Settings, sink: str) -> int:
     """Let go of a sink that is not enabled any more; how many deliveries went with it."""
-    if sink in {known.name for known in settings.enabled_sinks}:
+    if sink in {each.name for each in settings.enabled_sinks}:
         raise ReceiverError(f"sink {sink} is enabled in {settings.path.name}; remove it there and restart first")
     if sink not in records.states():
         raise ReceiverError(f"the journal knows no sink {sink}{nearest(sink, records.states())}")
@@ -288,10 +289,6 @@ def enabled(settings: Settings, name: str) -> SinkSettings:
     if name not in sinks:
         raise ReceiverError(f"no sink {name!r} is enabled in {settings.path.name}{nearest(name, sinks)}")
     return sinks[name]
-
-
-def decode(kept: Kept) -> Event:
-    return Event.from_body(kept.body, datetime.fromtimestamp(kept.received_at, UTC))
 
 
 def at(seconds: float) -> datetime:

@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from receiver.errors import GiveUp, JournalUnavailable, NotAnEvent, Pause, Retry, SinkSignal
-from receiver.event import Event
 from receiver.health import Health, Random, back_off
 from receiver.journal import Delivery, Journal, Kept, Result, Settlement, SinkState
 from receiver.lifeline import Lifeline
@@ -41,11 +39,6 @@ AT_ONCE = 500
 """How many events are matched or retired in one transaction."""
 
 Redact = Callable[[str], str]
-
-
-def decode(kept: Kept) -> Event:
-    """The event that the journal keeps. Raises NotAnEvent."""
-    return Event.from_body(kept.body, datetime.fromtimestamp(kept.received_at, UTC))
 
 
 class SinkLoop:
@@ -164,7 +157,7 @@ class SinkLoop:
     def _call(self, deliveries: Sequence[Delivery]) -> BaseException | None:
         """Call the sink: None when it came back, else what it raised."""
         try:
-            events = [decode(delivery.event) for delivery in deliveries]
+            events = [delivery.event.decode() for delivery in deliveries]
             if self.sink.in_batches:
                 attempts = [delivery.attempt for delivery in deliveries]
                 self.sink.hook.deliver_batch(events=events, attempts=attempts)
@@ -201,7 +194,7 @@ class SinkLoop:
             return self._dead(delivery, f"failed {failures} times, last with: {why}")
         if counts and delivery.age > policy.max_age:
             return self._dead(delivery, f"failed for {delivery.age:.0f} s, last with: {why}")
-        wait = back_off(policy, failures, self._random) if after is None else max(0.0, after)
+        wait = back_off(policy, failures, self._random) if after is None else after
         return Settlement(delivery, Result.FAILED if counts else Result.WAITING, self._journal.now() + wait, why)
 
     def _dead(self, delivery: Delivery, why: str) -> Settlement:
@@ -269,18 +262,7 @@ class Dispatcher:
             if not self.tick():
                 self._journal.wait()
         self._drain(lifeline, threads)
-        closing = [threading.Thread(target=self._close, args=(sink,), daemon=True) for sink in self._sinks]
-        for thread in closing:
-            thread.start()
-        end = time.monotonic() + CLOSE_SECONDS
-        for thread in closing:
-            thread.join(max(0.0, end - time.monotonic()))
-
-    def _close(self, sink: Sink) -> None:
-        try:
-            sink.hook.close()
-        except BaseException as error:
-            log.warning("sink %s does not close: %s", sink.name, self._redact(str(error)))
+        self._close_all()
 
     def start(self) -> list[threading.Thread]:
         """Become the dispatcher, and make the threads of all sinks; `tick` lets them begin."""
@@ -347,7 +329,7 @@ class Dispatcher:
 
     def _sinks_for(self, kept: Kept) -> list[str]:
         try:
-            event = decode(kept)
+            event = kept.decode()
         except NotAnEvent:
             return [route.name for route in self._routes]
         return [route.name for route in self._routes if not route.common.filter.misses(event)]
@@ -396,3 +378,18 @@ class Dispatcher:
             thread.join(max(0.0, end + IDLE_SECONDS - time.monotonic()))
         for loop in self._loops:
             loop.health.acquit()
+
+    def _close_all(self) -> None:
+        """Close the sinks, all at once; one that does not come back is left."""
+        threads = [threading.Thread(target=self._close, args=(sink,), daemon=True) for sink in self._sinks]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + CLOSE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _close(self, sink: Sink) -> None:
+        try:
+            sink.hook.close()
+        except BaseException as error:
+            log.warning("sink %s does not close: %s", sink.name, self._redact(str(error)))

@@ -70,6 +70,9 @@ class PluginError(ReceiverError):
     """A plugin cannot be loaded, or a sink cannot be built from its options."""
 
 
+LONGEST_WAIT_SECONDS = 365 * 86400.0
+
+
 class SinkSignal(ReceiverError):
     """What a sink raises to ask for something other than "delivered"."""
 
@@ -77,12 +80,12 @@ class SinkSignal(ReceiverError):
 
 
 def _wait(after: float | None) -> float | None:
-    """A wait that can be kept. Raises TypeError inside the sink that asks for any other: a fault like others."""
+    """A wait that can be kept, a year at most. Raises TypeError inside the sink that asks for any other."""
     if after is None:
         return None
     if not isinstance(after, int | float) or not math.isfinite(after):
         raise TypeError(f"after must be a finite number of seconds, not {type(after).__name__}")
-    return max(0.0, after)
+    return min(max(0.0, after), LONGEST_WAIT_SECONDS)
 
 
 class Retry(SinkSignal):

@@ -91,9 +91,9 @@ class Event:
         event = payload["event"]
         metadata = _mapping(payload.get("metadata"))
         target = _target(event.get("targetName"))
-        data = _mapping(_mapping(event.get("data")).get(event_type))
-        if event_type == "labelsChanged":
-            data = _mapping(event.get("data"))
+        data = _mapping(event.get("data"))
+        if event_type != "labelsChanged":
+            data = _mapping(data.get(event_type))
         time = _time(event.get("timestamp")) or _time(data.get("updateTime"))
         return cls(
             id=event_id,
@@ -203,6 +203,11 @@ def _time(value: object) -> datetime | None:
         return None
 
 
+def rfc3339(time: datetime, timespec: str = "microseconds") -> str:
+    """A time as DT writes it: UTC, with a Z at the end."""
+    return time.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
 def _number(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
@@ -239,11 +244,12 @@ _STATES: dict[str, tuple[str, str, dict[str, int]]] = {
 
 
 def _values(event: Event) -> Iterator[Value]:
+    updated = _time(event.data.get("updateTime")) or event.occurred_at
     if event.type == "touch":
-        yield _time(event.data.get("updateTime")) or event.occurred_at, "touch", 1, "", ""
+        yield updated, "touch", 1, "", ""
     elif event.type in _NUMBERS:
         for sample in _samples(event.data, [name for name, _, _ in _NUMBERS[event.type]]):
-            time = _time(sample.get("sampleTime")) or _time(event.data.get("updateTime")) or event.occurred_at
+            time = _time(sample.get("sampleTime")) or updated
             for name, quantity, unit in _NUMBERS[event.type]:
                 if (value := _number(sample.get(name))) is not None:
                     yield time, quantity, value, unit, ""
@@ -251,8 +257,7 @@ def _values(event: Event) -> Iterator[Value]:
         name, quantity, states = _STATES[event.type]
         state = event.data.get(name)
         if isinstance(state, str) and state in states:
-            time = _time(event.data.get("updateTime")) or event.occurred_at
-            yield time, quantity, states[state], "", state
+            yield updated, quantity, states[state], "", state
 
 
 def _samples(data: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:

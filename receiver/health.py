@@ -82,7 +82,7 @@ class Health:
             left = self.paused_for()
             if left and (after is None or after <= left):
                 return
-            pauses = max(1, self.state.pauses) if left else self.state.pauses + 1
+            pauses = self.state.pauses if left else self.state.pauses + 1
             length = pause_length(self._policy, pauses) if after is None else max(SHORTEST_PAUSE_SECONDS, after)
             log.warning("sink %s is paused for %.0f s: %s", self.state.name, length, why)
             self._change(SinkState(self.state.name, pauses, self._journal.now() + length, why))

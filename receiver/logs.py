@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from receiver.event import rfc3339
 from receiver.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LINES_A_MINUTE = 10
 
@@ -21,44 +24,49 @@ def set_up(settings: Settings) -> None:
     handler.setFormatter(JsonLines(settings) if settings.receiver.log_format == "json" else TextLines(settings))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    threading.excepthook = _log_death
-
-
-def _log_death(death: threading.ExceptHookArgs) -> None:
-    """A plugin's own thread that dies: Python would print what it raised as it is, secrets included."""
-    if death.exc_value is not None and not isinstance(death.exc_value, SystemExit):
-        name = death.thread.name if death.thread is not None else "unknown"
-        details = (death.exc_type, death.exc_value, death.exc_traceback)
-        logging.getLogger(__name__).error("thread %s died", name, exc_info=details)
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: log.critical("nobody caught an exception", exc_info=error)
+    sys.unraisablehook = lambda told: log.error("nobody could catch an exception", exc_info=told.exc_value)
+    threading.excepthook = lambda told: log.error("nobody caught an exception of a thread", exc_info=told.exc_value)
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z WARNING receiver.dispatcher message`"""
+    """`2026-01-31T12:00:00.000Z WARNING receiver.dispatcher message`; the lines of a traceback follow, indented.
+
+    What is not printable is escaped, so that no message can look like a further record.
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._redact = settings.redact
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {record.levelname} {record.name} {self._message(record)}"
+        message, traceback = self._message(record), self._traceback(record)
+        lines = [printable(line) for line in (message, *traceback.split("\n")) if line]
+        return f"{_time(record)} {record.levelname} {record.name} " + "\n  ".join(lines)
 
     def _message(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.exc_info:
-            text = f"{text}\n{self.formatException(record.exc_info)}"
-        return self._redact(text)
+        try:
+            return self._redact(record.getMessage())
+        except Exception as error:
+            template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+            return self._redact(f"{template} (its values cannot be shown: {type(error).__name__})")
+
+    def _traceback(self, record: logging.LogRecord) -> str:
+        return self._redact(self.formatException(record.exc_info)) if record.exc_info else ""
 
 
 class JsonLines(TextLines):
     """One JSON object a line with `time`, `level`, `logger` and `message`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        message, traceback = self._message(record), self._traceback(record)
         return json.dumps(
             {
                 "time": _time(record),
                 "level": record.levelname.lower(),
                 "logger": record.name,
-                "message": self._message(record),
+                "message": f"{message}\n{traceback}" if traceback else message,
             }
         )
 
@@ -93,4 +101,11 @@ class Seldom:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.fromtimestamp(record.created, UTC), "milliseconds")
+
+
+def printable(text: str) -> str:
+    """`text` as one line that a terminal shows as it is."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

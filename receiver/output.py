@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
+from receiver.event import rfc3339
+
 
 def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] = ()) -> None:
     """Print dataclasses as a table, or as a JSON list; `none` is what a person reads when there are no rows."""
     if as_json:
-        click.echo(json.dumps([plain(row) for row in rows], indent=2))
+        print_json(rows)
     elif not rows:
         click.echo(none)
     else:
@@ -28,15 +30,22 @@ def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] =
             click.echo("  ".join(line[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip())
 
 
+def print_json(value: Any) -> None:
+    """Print a value for programs."""
+    click.echo(json.dumps(plain(value), indent=2))
+
+
 def plain(value: Any) -> Any:
     """A value as JSON has it: times as RFC 3339, bytes as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return rfc3339(value, "milliseconds")
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
 
@@ -46,7 +55,7 @@ def cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
-        return value.isoformat(timespec="seconds").replace("+00:00", "Z")
+        return rfc3339(value, "seconds")
     if isinstance(value, float):
         return f"{value:.0f}"
     return "".join(character if character.isprintable() else " " for character in str(value))

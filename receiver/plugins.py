@@ -28,12 +28,14 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from receiver.errors import PluginError
 from receiver.hookspecs import PROJECT, PluginHooks, SinkHooks
-from receiver.settings import CommonOptions, Settings, SinkSettings, nearest, parse
-from receiver.settings import fields as names_of
+from receiver.options import fields as names_of
+from receiver.options import nearest, parse
+from receiver.settings import CommonOptions, Settings, SinkSettings
 
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent.parent / "plugins"
+SHIPPED = ("csv_file.py", "stdout.py", "webhook.py")
 ENTRY_POINTS = "receiver.plugins"
 
 
@@ -111,7 +113,8 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
         unknown = [_unknown_type(where, sink.common.type, plugins)] if sink.common.type or not sink.faults else []
         raise PluginError("\n".join([*sink.faults, *unknown]))
     try:
-        options, faults = parse(sink_type.options(), where, sink.options, sink.from_environment)
+        common = CommonOptions.model_fields
+        options, faults = parse(sink_type.options(), where, sink.options, sink.from_environment, common)
         lines = [*sink.faults, *(fault.line for fault in faults if fault.key not in sink.missing)]
         if options is not None and not lines:
             return _hooked(sink, sink_type.cls(**_given(options, settings)))
@@ -176,7 +179,8 @@ def where_and_what(error: BaseException, redact: Callable[[str], str]) -> str:
 def _sources(settings: Settings) -> dict[str, Callable[[], ModuleType]]:
     """Where plugins come from: a name for people, and how to load it."""
     sources: dict[str, Callable[[], ModuleType]] = {}
-    for path in sorted([*BUILT_IN.glob("[!_.]*.py"), *BUILT_IN.glob("[!_.]*/__init__.py")]):
+    found = sorted([*BUILT_IN.glob("[!_.]*.py"), *BUILT_IN.glob("[!_.]*/__init__.py")])
+    for path in sorted(found, key=lambda path: path.name not in SHIPPED):  # nobody else can take the name of ours
         sources[str(path)] = partial(_load_file, path)
     for name in settings.receiver.plugins:
         if name.endswith(".py"):
@@ -245,16 +249,16 @@ def _placed(value: object, settings: Settings) -> object:
 
 def _hooked(sink: SinkSettings, instance: object) -> Sink:
     manager = _manager(SinkHooks, instance, sink.name)
-    single = bool(manager.hook.deliver.get_hookimpls())
-    in_batches = bool(manager.hook.deliver_batch.get_hookimpls())
-    if single == in_batches:
+    singly = manager.hook.deliver.get_hookimpls()
+    in_batches = manager.hook.deliver_batch.get_hookimpls()
+    if bool(singly) == bool(in_batches):
         raise PluginError(
             f"{type(instance).__name__} must implement exactly one of deliver and deliver_batch, marked with @hookimpl"
         )
-    function = (manager.hook.deliver_batch if in_batches else manager.hook.deliver).get_hookimpls()[0].function
+    function = (singly or in_batches)[0].function
     if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
         raise PluginError(f"{function.__name__} must be a plain function: no async, no yield")
-    return Sink(sink.name, sink.common, manager.hook, in_batches)
+    return Sink(sink.name, sink.common, manager.hook, bool(in_batches))
 
 
 def _manager(specs: type, plugin: object, name: str) -> pluggy.PluginManager:

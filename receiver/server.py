@@ -41,8 +41,11 @@ _fork = multiprocessing.get_context("fork")
 Work = Callable[[Lifeline], None]
 
 
-def serve(settings: Settings) -> int:
-    """Receive and deliver until SIGTERM or SIGINT; the exit code. Raises ReceiverError when it cannot start."""
+def serve(settings: Settings, lifeline: Lifeline | None = None) -> int:
+    """Receive and deliver until SIGTERM or SIGINT, or until the other end of `lifeline` is gone; the exit code.
+
+    Raises ReceiverError when it cannot start.
+    """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-", dir=MEMORY)
     try:
         prepare(settings)
@@ -57,7 +60,7 @@ def serve(settings: Settings) -> int:
                 deliver(settings, lifeline, holder)
 
             children.append(Child("dispatcher", dispatch, SILENT_SECONDS))
-        Supervisor(children, listener).run()
+        Supervisor(children, listener, lifeline or Lifeline()).run()
         return 0
     finally:
         shutil.rmtree(counters, ignore_errors=True)
@@ -112,7 +115,9 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket that outlives restarts of intake. Raises ReceiverError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # head and body of an answer are sent apart
+        return listener
     except OSError as error:
         raise ReceiverError(
             f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it, or set PORT to another one"
@@ -196,16 +201,17 @@ class Child:
 class Supervisor:
     """Runs children, the first of which is intake, until SIGTERM or SIGINT."""
 
-    def __init__(self, children: list[Child], listener: socket.socket) -> None:
+    def __init__(self, children: list[Child], listener: socket.socket, lifeline: Lifeline) -> None:
+        self._lifeline = lifeline
         self._children = children
         self._listener = listener
-        self._signal: int | None = None
+        self._stopping = False
 
     def run(self) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
         tended_at = time.monotonic()
-        while self._signal is None:
+        while not (self._stopping or self._lifeline.stopping()):
             now = time.monotonic()
             for child in self._children:
                 if now - tended_at > SILENT_SECONDS / 2:
@@ -216,7 +222,7 @@ class Supervisor:
         self._stop()
 
     def _note(self, number: int, frame: object) -> None:
-        self._signal = number
+        self._stopping = True
 
     def _stop(self) -> None:
         """Signal all; when intake is gone, nothing more comes and the dispatcher can finish."""
@@ -243,6 +249,9 @@ def _run(work: Work, line: socket.socket, lines: list[socket.socket]) -> None:
         work(Lifeline(line))
     except ReceiverError as error:
         log.error("%s", error)
+        sys.exit(1)
+    except Exception:  # multiprocessing would print it as it is
+        log.exception("met a fault of the receiver's own")
         sys.exit(1)
 
 

@@ -6,55 +6,24 @@ needs must be right; a faulty `[sinks.NAME]` is kept with its fault, so that a t
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from receiver.errors import ConfigError
 from receiver.event import Event
+from receiver.options import AnyModel, Fault, Number, Seconds, Table, Whole, nearest, salvage
 
 SECRET = "DT_SIGNATURE_SECRET"
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def number(value: object) -> object:
-    """Anything but true and false, which Python takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("give a number")
-    return value
-
-
-def seconds(value: object) -> object:
-    """A length of time: a number of seconds, or a number with a unit: "30s", "5m", "2h", "3d"."""
-    number(value)
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value)
-        if not match:
-            raise ValueError('give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"')
-        return float(match[1]) * _UNITS[match[2]]
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(number)]
-Number = Annotated[float, BeforeValidator(number)]
-Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
-
-
-class Table(BaseModel):
-    """A table of config.toml: exactly these keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ReceiverTable(Table):
@@ -184,10 +153,43 @@ class Settings:
         return found
 
     def redact(self, text: str) -> str:
-        """`text` without any secret: for error messages that other people's code has written."""
-        for value in sorted(self.hidden, key=len, reverse=True):
-            text = text.replace(value, "***")
-        return text
+        """`text` without any secret, however it is written there: for messages that other people's code has made."""
+        return self._hidden_forms.sub("***", text) if self.hidden else text
+
+    @cached_property
+    def _hidden_forms(self) -> re.Pattern[str]:
+        parts = {part for value in self.hidden for part in (value.strip(), *_parts_of_url(value)) if len(part) >= 4}
+        return re.compile("|".join(_any_form(part) for part in sorted(parts, key=len, reverse=True)) or "(?!)")
+
+
+def _parts_of_url(value: str) -> list[str]:
+    """What libraries for HTTP show of a URL that is a secret: path with query, and the password."""
+    if not re.match("https?://", value):
+        return []
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return []
+    return [part for part in (parts._replace(scheme="", netloc="").geturl(), parts.password or "") if len(part) >= 8]
+
+
+def _any_form(secret: str) -> str:
+    """A pattern for a secret as it is, and as repr, JSON, URLs and messages of one line write it."""
+    return "".join(_any_form_of(part) for part in re.findall(r"\s+|\\+|.", secret))
+
+
+def _any_form_of(part: str) -> str:
+    if part.isspace():
+        return r"(?:[\s|]|\\{1,8}(?:[nrtvf]|x[0-9a-f]{2})|%[0-9a-fA-F]{2}|\+){1,64}"
+    if part.startswith("\\"):
+        return r"(?:\\|%5[Cc]){1,64}"
+    if part.isascii() and part.isalnum():
+        return part
+    utf_16, utf_8 = part.encode("utf-16-be", "surrogatepass").hex(), part.encode("utf-8", "surrogatepass").hex()
+    written = [rf"\\{{0,8}}{re.escape(part)}", rf"\\{{1,8}}x{ord(part):02x}", rf"\\{{1,8}}U{ord(part):08x}"]
+    written.append("".join(rf"\\{{1,8}}u{unit}" for unit in re.findall("....", utf_16)))
+    written += ["".join(rf"{before}{byte}" for byte in re.findall("..", utf_8)) for before in (r"\\{1,8}x", "%")]
+    return f"(?i:{'|'.join(written)})"
 
 
 def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = True) -> Settings:
@@ -277,9 +279,6 @@ def _whole_number(environ: Mapping[str, str], name: str, default: int, most: int
     return default
 
 
-AnyModel = TypeVar("AnyModel", bound=BaseModel)
-
-
 class _Reader:
     """Turns tables into models; collects the problems and the environment values met on the way."""
 
@@ -351,87 +350,6 @@ class _Reader:
         unset = {fault.key for fault in missing}
         present = {key: value for key, value in values.items() if key not in unset}
         return present, frozenset(touched), missing
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong with a key of a table, as a line for the user."""
-
-    key: str
-    line: str
-
-
-def salvage(
-    model: type[AnyModel],
-    where: str,
-    values: Mapping[str, Any],
-    from_environment: frozenset[str],
-    missing: Sequence[Fault],
-    in_place_of: Mapping[str, Any] = MappingProxyType({}),
-) -> tuple[AnyModel, list[Fault]]:
-    """What is right in `values` as `model`, with `in_place_of` what is wrong or missing; and all that is wrong."""
-    parsed, faults = parse(model, where, values, from_environment)
-    unset = {fault.key for fault in missing}
-    wrong = {fault.key for fault in faults}
-    if parsed is None:
-        right = {key: value for key, value in values.items() if key not in wrong}
-        parsed = model.model_validate({**in_place_of, **right})
-    return parsed, [*(fault for fault in faults if fault.key not in unset), *missing]
-
-
-def parse(
-    model: type[AnyModel], where: str, values: Mapping[str, Any], from_environment: frozenset[str] = frozenset()
-) -> tuple[AnyModel | None, list[Fault]]:
-    """`values` as `model`, or None and what is wrong with them.
-
-    A line shows the value it complains about only when a person wrote it into the file under a known key.
-    """
-    try:
-        return model.model_validate(dict(values)), []
-    except ValidationError as error:
-        return None, [
-            Fault(str(problem["loc"][0]), _complaint(model, where, problem, from_environment))
-            for problem in error.errors(include_url=False)
-        ]
-
-
-def _complaint(model: type[BaseModel], where: str, problem: Any, from_environment: frozenset[str]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        return f"{where}: no option '{key}'{nearest(path[-1], _names(model, path[:-1]))}"
-    if kind == "missing":
-        return f"{where}: option '{key}' is missing"
-    what = str(problem["msg"]).removeprefix("Value error, ")
-    field = fields(model).get(path[0])
-    secret = field is None or field.annotation not in (str, int, float, bool, Path)
-    value = problem["input"]
-    too_long = isinstance(value, int) and value.bit_length() > 64
-    if not secret and not too_long and path[0] not in from_environment and isinstance(value, str | int | float):
-        return f"{where}: {key} = {value!r}: {what}"
-    return f"{where}: {key}: {what}"
-
-
-def _names(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys that are right at `path` inside `model`."""
-    for part in path:
-        inner = fields(model)[part].annotation if part in fields(model) else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return [*fields(model), *(CommonOptions.model_fields if not issubclass(model, Table) else ())]
-
-
-def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a model by the name they have in config.toml."""
-    return {info.alias or name: info for name, info in model.model_fields.items()}
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the right name for a wrong one, to append to a message; empty when none is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 Secret = SecretStr

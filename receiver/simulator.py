@@ -16,7 +16,7 @@ from typing import Any
 import urllib3
 
 from receiver.errors import ReceiverError
-from receiver.event import TYPES
+from receiver.event import TYPES, rfc3339
 from receiver.signature import sign
 
 PROJECT = "emuproject0000000000"
@@ -101,10 +101,6 @@ class Pusher:
             return Answer(*names, 0, f"no answer: {type(error).__name__}")
         line = response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()
         return Answer(*names, response.status, line)
-
-
-def rfc3339(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _temperature(random: random.Random, time: datetime, samples: int) -> Data:

@@ -20,7 +20,7 @@ from receiver.settings import SECRET, load
 LAYERS = {
     "doors": ("__main__", "cli", "output", "server", "intake", "app", "demo", "simulator"),
     "work": ("dispatcher", "desk", "health", "plugins", "signature", "metrics", "logs", "lifeline"),
-    "state": ("journal", "settings"),
+    "state": ("journal", "settings", "options"),
     "words": ("event", "errors", "hookspecs"),
 }
 """What may be imported from where: from the same layer or from one below it."""

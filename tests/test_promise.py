@@ -107,7 +107,7 @@ def test_killed_again_and_again_while_it_works_nothing_is_lost_or_doubled(start_
         receiver.start()
     with pushing(receiver, [body for body in pushed if event_ids([body])[0] in missing]) as answers:
         pass
-    assert {(answer.status, answer.text) for answer in answers} == {(200, "accepted")}
+    assert {answer.status for answer in answers} == {200}
 
     wait_until(lambda: len(receiver.rows()) >= len(pushed), what="every event in the file")
     wait_until(lambda: receiver.metric('receiver_pending{sink="archive"}') == 0)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from receiver.errors import ConfigError
 from receiver.event import Event
-from receiver.settings import SECRET, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load, nearest, seconds
+from receiver.options import nearest, seconds
+from receiver.settings import SECRET, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
 
 FROM_ENVIRONMENT = "value-from-the-environment"
 OF_UNKNOWN_KEY = "value-of-an-unknown-key"

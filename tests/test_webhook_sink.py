@@ -998,3 +998,15 @@ def test_a_sink_can_be_opened_again_after_close(start_endpoint: StartEndpoint, o
     sink.hook.open(name="erp", logger=logging.getLogger("sink.erp"))
     assert outcome(sink) is None
     assert [request.connection for request in endpoint.requests] == [1, 2]
+
+
+@pytest.mark.parametrize("head", ["HTTP/1.1 200", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"])
+def test_an_answer_that_breaks_off_in_its_head_is_no_delivery(
+    head: str, start_endpoint: StartEndpoint, open_sink: OpenSink
+) -> None:
+    def broken_off(line: Line) -> bool:
+        line.say(head.encode())
+        return False
+
+    error = outcome(open_sink(start_endpoint(broken_off).url))
+    assert isinstance(error, Retry)

@@ -16,9 +16,12 @@ The guarantees:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol
+
+from receiver.event import Event
 
 
 class Acceptance(StrEnum):
@@ -38,7 +41,7 @@ class Arrival:
     """
 
     id: str
-    body: bytes
+    body: bytes = field(repr=False)
     received_at: float
     quarantine: str | None = None
     secret: str = ""
@@ -50,8 +53,12 @@ class Kept:
 
     key: int
     id: str
-    body: bytes
+    body: bytes = field(repr=False)
     received_at: float
+
+    def decode(self) -> Event:
+        """What the body says. Raises NotAnEvent."""
+        return Event.from_body(self.body, datetime.fromtimestamp(self.received_at, UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,7 @@ class Quarantined:
     id: str
     received_at: float
     why: str
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

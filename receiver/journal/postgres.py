@@ -176,6 +176,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise JournalUnavailable(f"the journal's database says: {type(error.orig).__name__}") from None
+        why = type(error.orig).__name__
+        raise JournalUnavailable(f"the journal's database, named in DATABASE_URL, cannot be used now: {why}") from None
     except PoolTimeout:
-        raise JournalUnavailable("the journal's database does not answer in time") from None
+        raise JournalUnavailable("the journal's database, named in DATABASE_URL, does not answer in time") from None

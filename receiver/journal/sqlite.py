@@ -94,7 +94,7 @@ class SqliteDatabase:
             free = shutil.disk_usage(self._path.parent).free
         if free < self._min_free_mb * _MB and free + self._pages().free < self._min_free_mb * _MB:
             raise JournalUnavailable(
-                f"only {free // _MB} MB free under {self._path.parent}, [journal] min_free_mb is {self._min_free_mb}"
+                f"only {free // _MB} MB free under {self._path}, [journal] min_free_mb is {self._min_free_mb}"
             )
         if self._max_size_mb is not None and (used := self._pages().used) > self._max_size_mb * _MB:
             raise JournalUnavailable(f"the journal has {used // _MB} MB, [journal] max_size_mb is {self._max_size_mb}")
@@ -196,6 +196,10 @@ class FileLock:
                     self._threads.release()
                     return False
                 time.sleep(0.0005)
+            except BaseException:
+                self._disarm()
+                self._threads.release()
+                raise
 
     def release(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
