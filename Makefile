@@ -3,7 +3,9 @@ PYTHON ?= $(shell cd / && python3 -c 'import sys; print(sys.executable)')
 BIN = .venv/bin
 PIN = $(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
 
-.PHONY: demo test lint lock
+MINUTES = 10
+
+.PHONY: demo test lint lock fuzz
 
 demo: .venv/runtime
 	$(BIN)/python -m receiver demo
@@ -20,6 +22,9 @@ lock: .venv/development
 	$(PIN) requirements.in
 	$(PIN) requirements-dev.in
 
+fuzz: .venv/fuzz
+	$(BIN)/python fuzz/fuzz_push.py $(MINUTES)
+
 .venv/runtime: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'
 	$(PYTHON) -m venv .venv
@@ -28,4 +33,9 @@ lock: .venv/development
 
 .venv/development: .venv/runtime requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/fuzz: .venv/runtime requirements-fuzz.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r requirements-fuzz.txt || \
+	    { echo 'make fuzz needs atheris, which has wheels for Linux on x86-64 with Python 3.11 to 3.14 only' >&2; exit 1; }
 	touch $@

@@ -216,7 +216,7 @@ def may_look(settings: Settings, request: Request) -> bool:
     if token is None:
         return True
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    right = hmac.compare_digest(given.encode(), token.get_secret_value().encode())
+    right = hmac.compare_digest(given.encode("latin-1"), token.get_secret_value().encode())
     return right and scheme.lower() == "bearer"
 
 

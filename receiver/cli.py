@@ -371,7 +371,7 @@ def send(url: str, types: tuple[str, ...], count: int) -> None:
     for body in itertools.islice(Simulator().bodies(chosen), count * len(chosen)):
         answer = pusher.push(body)
         failed += answer.status != 200
-        click.echo(f"{answer.event_type:<20} {answer.event_id}  {answer.status or '---'} {answer.text}")
+        click.echo(f"{answer.event_type:<20} {answer.event_id}  {answer.status or '---'} {cell(answer.text)}")
     if failed:
         raise ReceiverError(f"{failed} of {count * len(chosen)} events were not taken")
 
@@ -413,6 +413,8 @@ def _show_types(settings: Settings, as_json: bool) -> None:
             click.secho(name, bold=True, nl=False)
             click.echo(f"  ({sink_type.source})")
             click.echo(inspect.getdoc(sink_type.cls) or "No description.")
+            for option in sink_type.signature():
+                click.echo(f"  {option}")
             click.echo()
     for fault in plugins.faults:
         click.echo(f"left out: {settings.redact(fault)}", err=True)

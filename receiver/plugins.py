@@ -61,6 +61,13 @@ class SinkType:
         config = ConfigDict(extra="allow" if extra else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
         return create_model("Options", __config__=config, **fields)
 
+    def signature(self) -> list[str]:
+        """The options as Python writes them, with type and default; none where the constructor does not tell."""
+        try:
+            return [str(parameter) for parameter in inspect.signature(self.cls, eval_str=True).parameters.values()]
+        except Exception:
+            return []
+
     def option_names(self) -> list[str]:
         """What the options are called; none where the constructor does not tell."""
         try:
