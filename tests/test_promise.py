@@ -117,8 +117,7 @@ def test_killed_again_and_again_while_it_works_nothing_is_lost_or_doubled(start_
 def test_a_killed_supervisor_leaves_no_process_behind(start_receiver: StartReceiver) -> None:
     receiver = start_receiver()
     assert receiver.process is not None
-    before = receiver.pids()
-    assert (len(before["children"]), len(before["workers"])) == (2, 2)
+    wait_until(lambda: [len(pids) for pids in receiver.pids().values()] == [1, 2, 2], what="all processes")
 
     receiver.process.kill()
     receiver.process.wait()
