@@ -8,7 +8,7 @@ MINUTES = 10
 .PHONY: demo test lint lock fuzz
 
 demo: .venv/runtime
-	$(BIN)/python -m receiver demo
+	$(BIN)/python -m receiver demo $(DEMO)
 
 test: .venv/development
 	$(BIN)/python -m pytest $(TESTS)

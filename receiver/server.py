@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from receiver.errors import ReceiverError
+from receiver.errors import JournalUnavailable, ReceiverError
 from receiver.lifeline import Lifeline
 from receiver.settings import Settings
 
@@ -30,6 +30,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 RAN_WELL_SECONDS = 60.0
 SILENT_SECONDS = 30.0
 STOP_SECONDS = 20.0
+AWAY_SECONDS = 45.0
 WEAK_SECRET_BYTES = 32
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -74,6 +75,7 @@ def deliver(settings: Settings, lifeline: Lifeline | None = None, holder: str | 
 
     lifeline = lifeline or Lifeline()
     lifeline.catch_signals()
+    await_journal(settings, lifeline)
     sinks, faulty = build_all(settings)
     dispatcher = Dispatcher(
         open_journal(settings, holder),
@@ -99,7 +101,6 @@ def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> 
 def prepare(settings: Settings) -> None:
     """Find out now what would keep intake from working; what is imported here is shared by all processes."""
     import receiver.intake  # noqa: F401  # forked processes share its memory and start at once
-    from receiver.journal import open_journal
 
     for name, secret in settings.secrets.items():
         if len(secret.encode()) < WEAK_SECRET_BYTES:
@@ -108,7 +109,24 @@ def prepare(settings: Settings) -> None:
         log.warning("%s", warning)
     if not settings.enabled_sinks:
         log.warning("no sink is enabled in %s: events are journaled and go nowhere", settings.path.name)
-    open_journal(settings).close()
+    await_journal(settings)
+
+
+def await_journal(settings: Settings, lifeline: Lifeline | None = None) -> None:
+    """Make the journal's tables. A database that is away may come back; whoever exits waits long for its next start."""
+    from receiver.journal import open_journal
+
+    end = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            return open_journal(settings).close()
+        except JournalUnavailable as error:
+            if settings.database_url is None or time.monotonic() > end or (lifeline and lifeline.stopping()):
+                raise
+            if lifeline:
+                lifeline.beat()
+            log.error("the start waits for the journal: %s", error)
+            time.sleep(FIRST_PAUSE_SECONDS)
 
 
 def listen(host: str, port: int) -> socket.socket:

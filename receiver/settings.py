@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -231,7 +231,8 @@ def survey(environ: Mapping[str, str] = os.environ, *, secret_required: bool = T
     ]
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
     database_url = environ.get("DATABASE_URL") or None
-    hidden_values = [*secrets.values(), *reader.looked_up, token, database_url or "", _password(database_url or "")]
+    password = _password(database_url or "")
+    hidden_values = [*secrets.values(), *reader.looked_up, token, database_url or "", password, unquote(password)]
     hidden = frozenset(value for value in hidden_values if len(value) >= 4)
     return Settings(
         path, receiver, journal, sinks, port, workers, secrets, hidden, database_url, bool(environ.get("DYNO"))

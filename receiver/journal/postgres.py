@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 CHANNEL = "receiver"
 TABLES_LOCK = 0x7265636569766572 & 0x7FFFFFFFFFFFFFFF
 CONNECT_SECONDS = 2
-STATEMENT_SECONDS = 3.0
+STATEMENT_SECONDS = 2.0
+ANSWER_SECONDS = 2.5
+IDLE_SECONDS = 5.0
 POOL_SECONDS = 4.0
 WAIT_SECONDS = 0.5
 CLOCK_SECONDS = 10.0
@@ -52,9 +54,11 @@ class PostgresDatabase:
             connect_args=CONNECT,
             hide_parameters=True,
         )
-        event.listen(self._engine, "connect", _prepare)
+        event.listen(self._engine, "do_connect", _connect)
+        event.listen(self._engine, "connect", self._prepare)
         self._offset = 0.0
         self._offset_at: float | None = None
+        self._clock_is_another = True
         self._size = 0
         self._size_at = float("-inf")
         self._listener: psycopg.Connection[Any] | None = None
@@ -108,7 +112,7 @@ class PostgresDatabase:
         try:
             if self._listener is None and time.monotonic() - self._listen_at > LISTEN_AGAIN_SECONDS:
                 self._listen_at = time.monotonic()
-                self._listener = psycopg.connect(_conninfo(self._url), autocommit=True, **CONNECT)
+                self._listener = Patient.connect(_conninfo(self._url), autocommit=True, **CONNECT)
                 self._listener.execute(f"LISTEN {CHANNEL}")
             if self._listener is not None:
                 for _ in self._listener.notifies(timeout=WAIT_SECONDS, stop_after=1):
@@ -125,9 +129,20 @@ class PostgresDatabase:
 
     def _compare_clocks(self, connection: Connection) -> None:
         asked_at = time.monotonic()
-        if self._offset_at is None or asked_at - self._offset_at > CLOCK_SECONDS:
+        if self._offset_at is None or self._clock_is_another or asked_at - self._offset_at > CLOCK_SECONDS:
             its = connection.scalar(select(func.extract("epoch", func.clock_timestamp())))
             self._offset, self._offset_at = float(its or 0.0) - asked_at, asked_at
+            self._clock_is_another = False
+
+    def _prepare(self, connection: Any, record: object) -> None:
+        """A commit is durable when it returns, no statement keeps a push waiting for long, and whoever vanishes in a
+        transaction lets go of its rows. A new connection may lead to another machine with another clock."""
+        with connection.cursor() as cursor:
+            cursor.execute("SET synchronous_commit = on")
+            cursor.execute(f"SET statement_timeout = {int(STATEMENT_SECONDS * 1000)}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_SECONDS * 1000)}")
+        connection.commit()
+        self._clock_is_another = True
 
     def _hang_up(self) -> None:
         if self._listener is not None:
@@ -151,7 +166,8 @@ def database_url(text: str) -> URL:
     """A DATABASE_URL, also one that begins with postgres://. Raises JournalError, without the URL in it."""
     try:
         url = make_url(text)
-    except ArgumentError:
+        _conninfo(url)
+    except (ArgumentError, ValueError, psycopg.Error):
         raise JournalError("DATABASE_URL is not a URL such as postgres://user:password@host:5432/name") from None
     if url.get_backend_name() not in ("postgres", "postgresql"):
         raise JournalError("DATABASE_URL must begin with postgres:// or postgresql://")
@@ -159,15 +175,25 @@ def database_url(text: str) -> URL:
 
 
 def _conninfo(url: URL) -> str:
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+    given = url.translate_connect_args(username="user", database="dbname")
+    return psycopg.conninfo.make_conninfo(**{**given, **url.query})
 
 
-def _prepare(connection: Any, record: object) -> None:
-    """A commit is durable when it returns, and no statement keeps a push waiting for long."""
-    with connection.cursor() as cursor:
-        cursor.execute("SET synchronous_commit = on")
-        cursor.execute(f"SET statement_timeout = {int(STATEMENT_SECONDS * 1000)}")
-    connection.commit()
+class Patient(psycopg.Connection[Any]):
+    """A connection that is given up when the server takes a statement and never answers: it may stand still."""
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:
+            if timeout is not None:
+                raise
+            self.close()
+            raise psycopg.OperationalError("the server does not answer") from None
+
+
+def _connect(dialect: object, record: object, arguments: Any, options: Any) -> Any:
+    return Patient.connect(*arguments, **options)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class SqlJournal(SqlState):
         with self._database.write() as connection:
             here = self._still_here(connection, [kept for kept, _ in matches])
             named = sorted({name for _, names in matches for name in names})
-            keys = {name: self._sink_key(connection, name) for name in named}
+            keys = {name: self._sink_key(connection, name, keep=True) for name in named}
             owed = [
                 {"event": kept.key, "sink": keys[name], "due": now}
                 for kept, names in matches
@@ -131,6 +131,8 @@ class SqlJournal(SqlState):
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         with self._database.write() as connection:
+            if settlements and self.shared:
+                self._lock_in_order(connection, settlements)
             for result in Result:
                 group = [settlement for settlement in settlements if settlement.result is result]
                 if group:
@@ -191,7 +193,7 @@ class SqlJournal(SqlState):
                 .values(
                     pauses=state.pauses,
                     paused_until=state.paused_until,
-                    pause_reason=state.pause_reason,
+                    pause_reason=state.pause_reason.encode("utf-8", "replace").decode().replace("\0", "?"),
                     on_trial=self._holder if state.on_trial else None,
                     **changes,
                 )
@@ -270,6 +272,13 @@ class SqlJournal(SqlState):
             new.remove(arrival.id)
             return Acceptance.ACCEPTED
         return Acceptance.DUPLICATE
+
+    def _lock_in_order(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
+        """Results come by kind; two who settle the same deliveries must not wait for each other in a circle."""
+        key = self._sink_key(connection, settlements[0].delivery.sink)
+        keys = [settlement.delivery.event.key for settlement in settlements]
+        these = select(deliveries.c.event).where(deliveries.c.sink == key, deliveries.c.event.in_(keys))
+        connection.execute(these.order_by(deliveries.c.event).with_for_update())
 
     def _settle(self, connection: Connection, result: Result, group: Sequence[Settlement]) -> None:
         end: dict[str, Any] = {"holder": None, "settled_at": self.now(), "why": bindparam("why_now")}

@@ -84,7 +84,7 @@ class SqlRecords(SqlState):
             here = self._still_here(connection, again)
             if not here:
                 return 0
-            key = self._sink_key(connection, sink)
+            key = self._sink_key(connection, sink, keep=True)
             row = self._database.insert(deliveries).values(self._as_new())
             owed = connection.execute(
                 row.on_conflict_do_update(
@@ -121,7 +121,7 @@ class SqlRecords(SqlState):
 
     def forget(self, sink: str) -> int:
         with self._database.write() as connection:
-            key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink))
+            key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink).with_for_update())
             if key is None:
                 return 0
             of_sink = deliveries.c.sink == key
@@ -143,6 +143,7 @@ class SqlRecords(SqlState):
         )
         if event_ids is not None:
             query = query.join(events, events.c.key == deliveries.c.event).where(events.c.id.in_(event_ids))
+        query = query.order_by(deliveries.c.event).with_for_update(of=deliveries)
         return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
 
     def _as_new(self) -> dict[str, Any]:

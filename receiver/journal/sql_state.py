@@ -97,9 +97,11 @@ class SqlState:
                     "run the newer receiver that wrote it"
                 )
 
-    def _sink_key(self, connection: Connection, name: str) -> int:
+    def _sink_key(self, connection: Connection, name: str, *, keep: bool = False) -> int:
         """Not remembered beyond the transaction: it may be rolled back, and people can make the journal forget it."""
         query = select(sinks.c.key).where(sinks.c.name == name)
+        if keep:
+            query = query.with_for_update(read=True, key_share=True)
         key: int | None = connection.scalar(query)
         if key is None:
             connection.execute(self._database.insert(sinks).values(name=name).on_conflict_do_nothing())

@@ -105,6 +105,6 @@ dispatchers = Table(
 secrets = Table(
     "secrets",
     metadata,
-    Column("name", String(128), primary_key=True),
+    Column("name", Text, primary_key=True),
     Column("last_at", Double, nullable=False),
 )
