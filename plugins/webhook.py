@@ -165,7 +165,7 @@ class Webhook:
         """The connection class with the address checked when it connects, and its exchanges watched."""
         watch, allow_private = self._watch, self.allow_private
 
-        class Checked(connection):  # type: ignore[valid-type, misc]
+        class Checked(connection):  # type: ignore[valid-type, misc]  # the base is a parameter
             response_class = WholeHead
 
             def _new_conn(self) -> socket.socket:
@@ -193,7 +193,7 @@ class WholeHead(http.client.HTTPResponse):
         lines = HeadLines(stream)
         self.fp = lines  # type: ignore[assignment]  # it stands in for the stream while the head is read
         super().begin()
-        if self.fp is lines:  # type: ignore[comparison-overlap]
+        if self.fp is lines:  # type: ignore[comparison-overlap]  # as above
             self.fp = stream
         if lines.last.strip():
             raise http.client.RemoteDisconnected("the answer broke off in its head")

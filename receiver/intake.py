@@ -83,7 +83,7 @@ class Intake(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         TiedArbiter(self, self._lifeline).run()
 
 
-class TiedArbiter(Arbiter):  # type: ignore[misc]
+class TiedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's master, which stops when its supervisor is gone."""
 
     def __init__(self, app: BaseApplication, lifeline: Lifeline) -> None:
@@ -97,7 +97,7 @@ class TiedArbiter(Arbiter):  # type: ignore[misc]
         return signals
 
 
-class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
+class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's threaded worker with a deadline for each request, and no waiting for clients to close."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -158,7 +158,7 @@ ERRORS = {
 }
 
 
-class Connection(gthread.TConn):  # type: ignore[misc]
+class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn has no types
     """A connection that knows whether its current request was served or cut off."""
 
     def __init__(self, *args: Any) -> None:
@@ -184,7 +184,7 @@ class Connection(gthread.TConn):  # type: ignore[misc]
         util.close(self.sock)
 
 
-class OurLogger(Logger):  # type: ignore[misc]
+class OurLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's log lines, from warnings on, through the process's own logging."""
 
     def setup(self, cfg: Any) -> None:
