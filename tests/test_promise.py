@@ -6,8 +6,12 @@ import fcntl
 import http.client
 import json
 import os
+import re
 import resource
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from conftest import CSV_ONLY, TEST_SECRET, Running, StartReceiver, wait_until
+from conftest import CSV_ONLY, ROOT, TEST_SECRET, Running, StartReceiver, wait_until
 
 from receiver.signature import sign
 from receiver.simulator import Answer, Pusher, Simulator
@@ -302,3 +306,17 @@ def test_on_a_full_disk_pushes_are_answered_503_or_are_safe_and_all_flows_again_
     assert {answer.status for answer in [*before, *again]} == {200}
     wait_until(lambda: len(receiver.rows()) == 400, seconds=60, what="every event in the file")
     assert Counter(row["event_id"] for row in receiver.rows()) == Counter(event_ids(bodies(400)))
+
+
+def test_a_demo_that_is_killed_leaves_no_receiver_behind() -> None:
+    command = [sys.executable, "-m", "receiver", "demo", "--seconds", "60"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", demo.stdout.readline())[0])
+        demo.kill()
+
+    def gone() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) != 0
+
+    wait_until(gone, what="the end of the demo's receiver")
