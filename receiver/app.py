@@ -81,8 +81,6 @@ def name_request() -> None:
     if isinstance(request.routing_exception, RequestRedirect):
         raise NotFound  # a redirect would repeat the host that the client claims
 
-        read_off(request)
-
 
 def tell_name(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
@@ -90,6 +88,7 @@ def tell_name(response: Response) -> Response:
 
 
 def http_error(error: HTTPException) -> Response:
+    read_off(request)
     answer = text(error.code or 500, f"{error.name}. {HINT}")
     answer.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
     return answer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import pytest
@@ -661,3 +662,18 @@ def test_nothing_that_a_client_sent_and_no_traceback_stands_in_the_log(receiver:
             stack.enter_context(Client(receiver)).send(make().replace(b"X-A", b"X-" + MARK)).answer()
     logs = receiver.log + small.log
     assert [word for word in (MARK.decode(), TEST_SECRET, "Traceback", "eyJ") if word in logs] == []
+
+
+@pytest.mark.parametrize("line", ["POST /nowhere", "PUT /"])
+def test_a_connection_can_be_used_again_after_a_body_that_nobody_wanted(line: str, receiver: Running) -> None:
+    unwanted = bytes(200_000)
+    connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=PATIENCE_SECONDS)
+    with closing(connection):
+        method, path = line.split()
+        connection.request(method, path, body=unwanted)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status in (404, 405)
+        connection.auto_open = 0
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b"ok"

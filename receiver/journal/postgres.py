@@ -70,8 +70,8 @@ class PostgresDatabase:
     def now(self) -> float:
         """The database's clock, compared with our own now and then."""
         if self._offset_at is None:
-            with self.read():
-                log.debug("the clock was compared")
+            with self.read():  # compares the clocks
+                return self._offset + time.monotonic()
         return self._offset + time.monotonic()
 
     @contextmanager
