@@ -17,7 +17,8 @@ from conftest import TEST_SECRET, wait_until
 from test_journal import SqliteStore
 
 from receiver import dispatcher as dispatcher_module
-from receiver.dispatcher import Dispatcher, SinkLoop
+from receiver import sink_loop
+from receiver.dispatcher import Dispatcher
 from receiver.errors import GiveUp, JournalUnavailable, Pause, Retry
 from receiver.event import Event
 from receiver.health import Health
@@ -28,6 +29,7 @@ from receiver.lifeline import Lifeline
 from receiver.logs import TextLines
 from receiver.plugins import Plugins, Sink, SinkType, build_sink
 from receiver.settings import CommonOptions, Settings, SinkSettings, load
+from receiver.sink_loop import SinkLoop
 
 React = Callable[[Event, int], None]
 
@@ -507,7 +509,7 @@ def test_while_a_sink_is_probed_only_one_thread_calls_it(bench: Bench) -> None:
 def test_a_delivery_in_hand_is_not_called_again_even_after_its_claim_ran_out(bench: Bench) -> None:
     def react(event: Event, attempt: int) -> None:
         if attempt == 1:
-            bench.clock.advance(dispatcher_module.CLAIM_SECONDS + 1)
+            bench.clock.advance(sink_loop.CLAIM_SECONDS + 1)
             second.step()
 
     loop = bench.loop(sink := Single(react), concurrency=2)
@@ -575,7 +577,7 @@ def test_what_was_claimed_but_not_called_when_the_journal_went_away_is_tried_soo
     def react(event: Event, attempt: int) -> None:
         bench.store.full = event.id == "b"
 
-    monkeypatch.setattr(dispatcher_module, "SETTLE_SECONDS", -1.0)
+    monkeypatch.setattr(sink_loop, "SETTLE_SECONDS", -1.0)
     loop = bench.loop(sink := Single(react))
     bench.owe(*"abcd")
     with suppress(JournalUnavailable):
