@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from receiver.alerts import Alerts
 from receiver.errors import JournalUnavailable, NotAnEvent
 from receiver.health import Health, Random
 from receiver.journal import Journal, Kept, SinkState
@@ -36,7 +38,10 @@ AT_ONCE = 500
 
 
 class Dispatcher:
-    """All sinks of one process. `faulty` maps the name of each sink that could not be built to the reason."""
+    """All sinks of one process.
+
+    `faulty` maps the name of each sink that could not be built to the reason; `listeners` are the hooks of plugins.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Dispatcher:
         sinks: Sequence[Sink],
         faulty: Mapping[str, str],
         *,
+        listeners: Sequence[Any] = (),
         retention_seconds: float,
         redact: Redact = str,
         random: Random = random.random,
@@ -56,6 +62,7 @@ class Dispatcher:
         self._retention_seconds = retention_seconds
         self._redact = redact
         self._random = random
+        self._alerts = Alerts([*listeners, *(sink.hook for sink in sinks)], redact)
         self._loops: list[SinkLoop] = []
         self._to_admit: list[SinkLoop] = []
         self._watched: tuple[SinkLoop, float] | None = None
@@ -69,6 +76,7 @@ class Dispatcher:
             if not self.tick():
                 self._journal.wait()
         self._drain(lifeline, threads)
+        self._alerts.close(CLOSE_SECONDS)
         self._close_all()
 
     def start(self) -> list[threading.Thread]:
@@ -78,15 +86,26 @@ class Dispatcher:
         for name, why in self._faulty.items():
             log.error("sink %s is paused: %s", name, why)
             state = states.get(name, SinkState(name))
+            if not state.pauses:
+                self._alerts.sink_paused(name, why)
             self._journal.remember(replace(state, pauses=max(state.pauses, 1), pause_reason=why))
         for sink in self._sinks:
-            health = Health(states.get(sink.name, SinkState(sink.name)), sink.common.retry, self._journal)
+            state = states.get(sink.name, SinkState(sink.name))
+            health = Health(state, sink.common.retry, self._journal, self._alerts.sink_paused)
             health.suspect = sink.name in suspects
             if health.state.on_trial:
                 health.pause("the dispatcher died when it called this sink alone")
             for number in range(sink.common.concurrency):
                 self._loops.append(
-                    SinkLoop(sink, health, self._journal, random=self._random, redact=self._redact, first=number == 0)
+                    SinkLoop(
+                        sink,
+                        health,
+                        self._journal,
+                        self._alerts,
+                        random=self._random,
+                        redact=self._redact,
+                        first=number == 0,
+                    )
                 )
         self._to_admit = sorted(self._loops, key=lambda loop: not loop.health.suspect)
         threads = [

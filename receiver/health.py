@@ -37,7 +37,14 @@ def pause_length(policy: RetryPolicy, pauses: int) -> float:
 class Health:
     """Whether a sink may be called: its pause, its failures in a row, its trial. Shared by the threads of a sink."""
 
-    def __init__(self, state: SinkState, policy: RetryPolicy, journal: Journal) -> None:
+    def __init__(
+        self,
+        state: SinkState,
+        policy: RetryPolicy,
+        journal: Journal,
+        on_pause: Callable[[str, str], None] = lambda sink, reason: None,
+    ) -> None:
+        """`on_pause` is told the sink and the reason when the first of several pauses in a row begins."""
         self.state = state
         self.suspect = False
         self.failures = 0
@@ -47,6 +54,7 @@ class Health:
         self._unsaved = False
         self._policy = policy
         self._journal = journal
+        self._on_pause = on_pause
         self._lock = threading.RLock()
 
     @property
@@ -85,6 +93,8 @@ class Health:
             pauses = self.state.pauses if left else self.state.pauses + 1
             length = pause_length(self._policy, pauses) if after is None else max(SHORTEST_PAUSE_SECONDS, after)
             log.warning("sink %s is paused for %.0f s: %s", self.state.name, length, why)
+            if not self.probing:
+                self._on_pause(self.state.name, why)
             self._change(SinkState(self.state.name, pauses, self._journal.now() + length, why))
             self.save()
 

@@ -20,7 +20,32 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function or method of a plugin as the implementation of the hook of that name."""
 
 
-class PluginHooks:
+class AlertHooks:
+    """Hooks of plugin modules and of sinks alike, for alerts. All that implement one are called.
+
+    Each implementation is called in a thread of its own, one alert after another, beside deliveries under way; a sink's
+    may be called before it is opened. Alerts are told at most once and are lost in a crash: what they tell of is in
+    `sinks --status` and `dead list` as well.
+    """
+
+    @hookspec
+    def sink_paused(self, sink: str, reason: str) -> None:
+        """A sink that worked is called no more for a while: it failed too often, asked for it, or cannot be built.
+
+        Called once when the first of several pauses in a row begins, with the sink's name and the reason in one line,
+        without secrets. The sink may be the one that is told. What it returns is ignored. If it raises, that is logged.
+        """
+
+    @hookspec
+    def delivery_died(self, event: Event, sink: str, reason: str) -> None:
+        """A delivery was given up on: it is a dead letter now, until a person retries or drops it.
+
+        Called once for each, with the event, the sink's name and the reason in one line, without secrets; a sink that
+        refuses everything causes one for each event. What it returns is ignored. If it raises, that is logged.
+        """
+
+
+class PluginHooks(AlertHooks):
     """Hooks of a plugin module."""
 
     @hookspec
@@ -33,7 +58,7 @@ class PluginHooks:
         """
 
 
-class SinkHooks:
+class SinkHooks(AlertHooks):
     """Hooks of one sink."""
 
     @hookspec

@@ -88,28 +88,31 @@ class Sink:
 
 @dataclass(frozen=True)
 class Plugins:
-    """The sink types on offer, and a line for each plugin that is broken."""
+    """The sink types on offer, a line for each plugin that is broken, and the hooks of each that is not."""
 
     types: Mapping[str, SinkType]
-    faults: tuple[str, ...]
+    faults: tuple[str, ...] = ()
+    hooks: tuple[Any, ...] = field(default=(), repr=False)
 
 
 def load_plugins(settings: Settings) -> Plugins:
     """Load every plugin there is. Never raises for what is inside of one."""
     types: dict[str, SinkType] = {}
     faults: list[str] = []
+    hooks: list[Any] = []
     for source, load in _sources(settings).items():
         try:
-            offered = _offered(source, load())
+            offered, hook = _offered(source, load())
             taken = [name for name in offered if name in types]
             if taken:
                 raise PluginError(f"sink type '{taken[0]}' is already offered by {types[taken[0]].source}")
             types.update(offered)
+            hooks.append(hook)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, and takes only itself down
             faults.append(f"{source}: {where_and_what(error, settings.redact)}")
-    return Plugins(types, tuple(faults))
+    return Plugins(types, tuple(faults), tuple(hooks))
 
 
 def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink:
@@ -124,7 +127,7 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
         options, faults = parse(sink_type.options(), where, sink.options, sink.from_environment, common)
         lines = [*sink.faults, *(fault.line for fault in faults if fault.key not in sink.missing)]
         if options is not None and not lines:
-            return _hooked(sink, sink_type.cls(**_given(options, settings)))
+            return _sink(sink, sink_type.cls(**_given(options, settings)))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
@@ -132,9 +135,8 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
     raise PluginError("\n".join(lines))
 
 
-def build_all(settings: Settings) -> tuple[list[Sink], dict[str, str]]:
+def build_all(plugins: Plugins, settings: Settings) -> tuple[list[Sink], dict[str, str]]:
     """Every enabled sink: those that could be built, and by name what is wrong with each that could not."""
-    plugins = load_plugins(settings)
     sinks: list[Sink] = []
     faulty: dict[str, str] = {}
     for sink in settings.enabled_sinks:
@@ -173,14 +175,18 @@ def where_and_what(error: BaseException, redact: Callable[[str], str]) -> str:
         return str(error)
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(OURS)]
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
-    place = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
     try:
         text = " ".join(redact(str(error)).split())
     except Exception:
         text = "(it cannot say what)"
-    return f"{place}{type(error).__name__}: {text}"
+    return f"{where(error)}{type(error).__name__}: {text}"
+
+
+def where(error: BaseException) -> str:
+    """`alarm.py:12: `, the line of a plugin's own file that an exception came from; empty where that cannot be told."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(OURS)]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
 
 
 def _sources(settings: Settings) -> dict[str, Callable[[], ModuleType]]:
@@ -218,8 +224,8 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _offered(source: str, plugin: ModuleType) -> dict[str, SinkType]:
-    """The sink types that one plugin registers."""
+def _offered(source: str, plugin: ModuleType) -> tuple[dict[str, SinkType], Any]:
+    """The sink types that one plugin registers, and its hooks."""
     offered: dict[str, SinkType] = {}
 
     def register(type: str, cls: type) -> None:
@@ -229,11 +235,11 @@ def _offered(source: str, plugin: ModuleType) -> dict[str, SinkType]:
             raise PluginError(f"sink type '{type}' is registered twice")
         offered[type] = SinkType(type, cls, source)
 
-    manager = _manager(PluginHooks, plugin, source)
-    if not manager.hook.register_sinks.get_hookimpls():
-        raise PluginError("offers no sink type: it has no function register_sinks(register) marked with @hookimpl")
-    manager.hook.register_sinks(register=register)
-    return offered
+    hook = _hooks(PluginHooks, plugin, source)
+    if not any(caller.get_hookimpls() for caller in vars(hook).values()):
+        raise PluginError("implements no hook: mark its function register_sinks(register) with @hookimpl")
+    hook.register_sinks(register=register)
+    return offered, hook
 
 
 def _given(options: BaseModel, settings: Settings) -> dict[str, object]:
@@ -254,36 +260,62 @@ def _placed(value: object, settings: Settings) -> object:
     return value
 
 
-def _hooked(sink: SinkSettings, instance: object) -> Sink:
-    manager = _manager(SinkHooks, instance, sink.name)
-    singly = manager.hook.deliver.get_hookimpls()
-    in_batches = manager.hook.deliver_batch.get_hookimpls()
+def _sink(sink: SinkSettings, instance: object) -> Sink:
+    hook = _hooks(SinkHooks, instance, sink.name)
+    singly = hook.deliver.get_hookimpls()
+    in_batches = hook.deliver_batch.get_hookimpls()
     if bool(singly) == bool(in_batches):
         raise PluginError(
             f"{type(instance).__name__} must implement exactly one of deliver and deliver_batch, marked with @hookimpl"
         )
     function = (singly or in_batches)[0].function
     if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
-        raise PluginError(f"{function.__name__} must be a plain function: no async, no yield")
-    return Sink(sink.name, sink.common, manager.hook, bool(in_batches))
+        raise PluginError(f"{_place(function)}{function.__name__} must be a plain function: no async, no yield")
+    return Sink(sink.name, sink.common, hook, bool(in_batches))
 
 
-def _manager(specs: type, plugin: object, name: str) -> pluggy.PluginManager:
-    """A plugin manager that holds just this object. Raises PluginError for a hook that does not exist.
+def _hooks(specs: type, plugin: object, name: str) -> Any:
+    """The hooks of just this object, ready to be called. Raises PluginError for what cannot be one.
 
     pluggy's own check of names would put the object's `repr`, and any secret in it, into its message.
     """
+    known = {hook: _arguments(getattr(specs, hook)) for hook in dir(specs) if not hook.startswith("_")}
+    own = vars(plugin) if isinstance(plugin, ModuleType) else vars(type(plugin))
+    for hook, arguments in known.items():
+        function: Any = getattr(plugin, hook, None)
+        if not hasattr(function, f"{PROJECT}_impl"):
+            if hook in own and inspect.isroutine(function) and _place(function):
+                raise PluginError(f"{_place(function)}mark {hook} with @hookimpl, or call it something else")
+            continue
+        for argument in _arguments(function):
+            if argument not in arguments:
+                takes = f"it may name: {', '.join(arguments)}" if arguments else "it has none"
+                hint = nearest(argument, arguments)
+                raise PluginError(f"{_place(function)}{hook} has no argument '{argument}'{hint}; {takes}")
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(specs)
     try:
         manager.register(plugin, name)
     except pluggy.PluginValidationError as error:
         raise PluginError(" ".join(str(error).split())) from None
-    known = [hook for hook in vars(specs) if not hook.startswith("_")]
-    for hook in vars(manager.hook):
+    for hook, caller in vars(manager.hook).items():
         if hook not in known:
-            raise PluginError(f"there is no hook '{hook}'{nearest(hook, known)}")
-    return manager
+            function = caller.get_hookimpls()[0].function
+            raise PluginError(f"{_place(function)}there is no hook '{hook}'{nearest(hook, known)}")
+    return manager.hook
+
+
+def _arguments(function: Callable[..., object]) -> tuple[str, ...]:
+    """The arguments that pluggy passes to a hook, or to the implementation of one: those without a default."""
+    parameters = inspect.signature(function).parameters.values()
+    positional = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    return tuple(each.name for each in positional if each.default is each.empty and each.name != "self")
+
+
+def _place(function: object) -> str:
+    """`alarm.py:12: `, where a function of a plugin begins; empty where that cannot be told."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}: " if code else ""
 
 
 def _unknown_type(where: str, name: str, plugins: Plugins) -> str:

@@ -71,17 +71,19 @@ def deliver(settings: Settings, lifeline: Lifeline | None = None, holder: str | 
     """Deliver until told to stop: the dispatcher as a process of its own. `holder` is the same when it is restarted."""
     from receiver.dispatcher import Dispatcher
     from receiver.journal import open_journal
-    from receiver.plugins import build_all
+    from receiver.plugins import build_all, load_plugins
 
     lifeline = lifeline or Lifeline()
     lifeline.catch_signals()
     await_journal(settings, lifeline)
-    sinks, faulty = build_all(settings)
+    plugins = load_plugins(settings)
+    sinks, faulty = build_all(plugins, settings)
     dispatcher = Dispatcher(
         open_journal(settings, holder),
         settings.enabled_sinks,
         sinks,
         faulty,
+        listeners=plugins.hooks,
         retention_seconds=settings.journal.retention_days * 86400,
         redact=settings.redact,
     )

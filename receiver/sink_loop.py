@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from receiver.alerts import Alerts
 from receiver.errors import GiveUp, JournalUnavailable, NotAnEvent, Pause, Retry, SinkSignal
 from receiver.health import Health, Random, back_off
 from receiver.journal import Delivery, Journal, Result, Settlement
-from receiver.plugins import Sink
+from receiver.plugins import Sink, where
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,15 @@ class SinkLoop:
     """One thread's work for one sink: claim, call, settle, back off. The `first` of a sink also opens and probes it."""
 
     def __init__(
-        self, sink: Sink, health: Health, journal: Journal, *, random: Random, redact: Redact, first: bool
+        self,
+        sink: Sink,
+        health: Health,
+        journal: Journal,
+        alerts: Alerts,
+        *,
+        random: Random,
+        redact: Redact,
+        first: bool,
     ) -> None:
         self.sink = sink
         self.health = health
@@ -38,6 +47,7 @@ class SinkLoop:
         self.allowed, self.came_back, self.wake = threading.Event(), threading.Event(), threading.Event()
         self.finishing = self.stopping = False
         self._journal = journal
+        self._alerts = alerts
         self._random = random
         self._redact = redact
         self._first = first
@@ -106,7 +116,7 @@ class SinkLoop:
             try:
                 self.sink.hook.open(name=self.sink.name, logger=logging.getLogger(f"sink.{self.sink.name}"))
             except BaseException as error:
-                self.health.pause(f"it does not open: {self._text(error)}", asked_wait(error))
+                self.health.pause(f"it does not open: {self._text(error, place=True)}", asked_wait(error))
                 return False
         self.health.suspect = suspect
         self.health.opened = True
@@ -184,6 +194,7 @@ class SinkLoop:
 
     def _dead(self, delivery: Delivery, why: str) -> Settlement:
         log.error("sink %s gave up event %s: %s", self.sink.name, delivery.event.id, why)
+        self._alerts.delivery_died(delivery.event, self.sink.name, why)
         return Settlement(delivery, Result.DEAD, why=why)
 
     def _settle(self) -> None:
@@ -197,15 +208,19 @@ class SinkLoop:
         due = self._journal.next_due(self.sink.name)
         return IDLE_SECONDS if due is None else max(due - self._journal.now(), POLL_SECONDS)
 
-    def _text(self, error: BaseException) -> str:
-        """An exception in one bounded line, without secrets. A signal of ours speaks for itself."""
+    def _text(self, error: BaseException, *, place: bool = False) -> str:
+        """An exception in one bounded line, without secrets. A signal of ours speaks for itself.
+
+        With `place`, the line of the plugin's own file that it came from stands before it.
+        """
         try:
             text = str(error)
         except BaseException:
             text = "it cannot be shown"
         text = self._redact(text.encode("utf-8", "replace").decode().replace("\0", "?"))
         text = " ".join(text.split())[:500]
-        return text if isinstance(error, SinkSignal) else f"{type(error).__name__}: {text}"
+        text = text if isinstance(error, SinkSignal) else f"{type(error).__name__}: {text}"
+        return where(error) + text if place else text
 
 
 def asked_wait(error: BaseException) -> float | None:

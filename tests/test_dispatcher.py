@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from test_journal import SqliteStore
 
 from receiver import dispatcher as dispatcher_module
 from receiver import sink_loop
+from receiver.alerts import Alerts
 from receiver.dispatcher import Dispatcher
 from receiver.errors import GiveUp, JournalUnavailable, Pause, Retry
 from receiver.event import Event
@@ -160,7 +162,11 @@ class Bench:
         return self.another(sink, Health(state or SinkState("s"), sink.common.retry, self.journal), first=True)
 
     def another(self, sink: Sink, health: Health, *, first: bool = False) -> SinkLoop:
-        return SinkLoop(sink, health, self.journal, random=lambda: 0.5, redact=self.settings.redact, first=first)
+        redact = self.settings.redact
+        alerts = Alerts([], redact)
+        return SinkLoop(
+            sink, health, self.journal, alerts, random=lambda: 0.5, redact=self.settings.redact, first=first
+        )
 
     def owe(self, *names: str, sink: str = "s") -> None:
         owe(self.journal, *names, sinks=[sink])
@@ -475,7 +481,8 @@ def test_open_that_raises_pauses_the_sink_and_is_tried_again(bench: Bench) -> No
     loop = bench.loop(sink := Late())
     bench.owe("a")
     waits = [loop.step()]
-    assert bench.journal.states()["s"].pause_reason == "it does not open: OSError: not there yet"
+    why = bench.journal.states()["s"].pause_reason
+    assert re.sub(r":\d+:", ":LINE:", why) == "it does not open: test_dispatcher.py:LINE: OSError: not there yet"
     bench.clock.advance(waits[-1])
     waits.append(loop.step())
     bench.clock.advance(waits[-1])
@@ -633,7 +640,7 @@ def test_a_secret_in_the_error_of_open_reaches_neither_log_nor_journal(
             raise OSError(f"cannot open with {TEST_SECRET}")
 
     bench.loop(Closed()).step()
-    assert bench.journal.states()["s"].pause_reason == "it does not open: OSError: cannot open with ***"
+    assert bench.journal.states()["s"].pause_reason.endswith("OSError: cannot open with ***")
     assert [record for record in caplog.records if TEST_SECRET in TextLines(settings).format(record)] == []
 
 

@@ -19,7 +19,10 @@ from receiver.settings import SECRET, load
 
 LAYERS = {
     "doors": ("__main__", "cli", "output", "server", "intake", "app", "demo", "simulator"),
-    "work": ("dispatcher", "sink_loop", "desk", "health", "plugins", "signature", "metrics", "logs", "lifeline"),
+    "work": (
+        *("dispatcher", "sink_loop", "alerts", "health", "plugins"),
+        *("desk", "signature", "metrics", "logs", "lifeline"),
+    ),
     "state": ("journal", "settings", "options"),
     "words": ("event", "errors", "hookspecs"),
 }

@@ -30,7 +30,7 @@ from receiver.errors import Refused
 from receiver.event import Event
 from receiver.journal import Arrival, Delivery, History, Kept, Quarantined, Result, Settlement, open_journal
 from receiver.logs import TextLines
-from receiver.plugins import build_all
+from receiver.plugins import build_all, load_plugins
 from receiver.settings import SECRET, load
 from receiver.signature import HEADER, sign, verify
 from receiver.simulator import Simulator
@@ -643,7 +643,7 @@ def test_no_repr_shows_a_secret_a_token_or_a_body(tmp_path: Path) -> None:
     config = CONFIG.format(log_format="text", all_odd=ALL_ODD) + LEAKY_SINK.format(way="plain", all_odd=ALL_ODD)
     (tmp_path / "config.toml").write_text(config)
     settings = load({**ENVIRONMENT, "RECEIVER_CONFIG": str(tmp_path / "config.toml")})
-    sinks, faulty = build_all(settings)
+    sinks, faulty = build_all(load_plugins(settings), settings)
     assert [sink.name for sink in sinks] == ["console", "archive", "hook", "plain"]
     plugins = [hook.plugin for sink in sinks for hook in sink.hook.open.get_hookimpls()]
     body, now = event(0), time.time()

@@ -18,7 +18,7 @@ from conftest import ROOT, StartReceiver, wait_until
 
 from receiver.errors import PluginError
 from receiver.event import Event
-from receiver.plugins import BUILT_IN, Sink, build_all, build_sink, load_plugins
+from receiver.plugins import BUILT_IN, Plugins, Sink, build_all, build_sink, load_plugins
 from receiver.settings import SECRET, Secret, Settings, load
 from receiver.simulator import Simulator
 
@@ -47,6 +47,10 @@ class Workshop:
         (self.folder / "config.toml").write_text(config, encoding="utf-8")
         return load({"RECEIVER_CONFIG": str(self.folder / "config.toml"), SECRET: "a-secret", **environ})
 
+    def ready(self, sinks: str = "", **environ: str) -> tuple[Plugins, Settings]:
+        settings = self.settings(sinks, **environ)
+        return load_plugins(settings), settings
+
     def build(self, options: str = "", **environ: str) -> Any:
         """The object that a sink of type `mine` with these options became. Raises PluginError."""
         settings = self.settings(f"[sinks.a]\ntype = 'mine'\n{options}\n", **environ)
@@ -55,7 +59,7 @@ class Workshop:
     def refusal(self, options: str = "", **environ: str) -> str:
         """Why a sink of type `mine` with these options is not built, while a good one beside it is."""
         sinks = f"[sinks.a]\ntype = 'mine'\n{options}\n[sinks.good]\ntype = 'stdout'\n"
-        built, faulty = build_all(self.settings(sinks, **environ))
+        built, faulty = build_all(*self.ready(sinks, **environ))
         assert ([sink.name for sink in built], list(faulty)) == (["good"], ["a"])
         return faulty["a"]
 
@@ -101,20 +105,19 @@ def test_the_built_in_sinks_are_plugins_like_any_other(workshop: Workshop) -> No
             "class Odd(Exception):\n    def __str__(self):\n        raise KeyError('x')\nraise Odd\n",
             "bad.py:4: Odd: ",
         ),
-        ("x = 1\n", "offers no sink type: it has no function register_sinks(register) marked with @hookimpl"),
-        ("", "offers no sink type: it has no function register_sinks(register) marked with @hookimpl"),
+        ("x = 1\n", "implements no hook: mark its function register_sinks(register) with @hookimpl"),
+        ("", "implements no hook: mark its function register_sinks(register) with @hookimpl"),
         (
             "def register_sinks(register):\n    register('x', int)\n",
-            "offers no sink type: it has no function register_sinks(register) marked with @hookimpl",
+            "bad.py:1: mark register_sinks with @hookimpl, or call it something else",
         ),
         (
             HEAD + "@hookimpl\ndef register_sink(register):\n    pass\n",
-            "there is no hook 'register_sink' (did you mean 'register_sinks'?)",
+            "bad.py:4: there is no hook 'register_sink' (did you mean 'register_sinks'?)",
         ),
         (
             HEAD + "class X:\n" + DELIVER + "@hookimpl\ndef register_sinks(offer):\n    offer('x', X)\n",
-            "hookimpl definition: register_sinks(offer) Argument(s) {'offer'} are declared in the hookimpl "
-            "but can not be found in the hookspec",
+            "bad.py:8: register_sinks has no argument 'offer'; it may name: register",
         ),
         (
             HEAD + "@hookimpl\ndef register_sinks(register):\n    register('x', object())\n",
@@ -203,7 +206,7 @@ def test_a_type_that_a_broken_plugin_should_offer_is_a_fault_of_the_sink_alone(
     ],
 )
 def test_an_unknown_sink_type_is_named_with_the_nearest_right_one(type: str, line: str, workshop: Workshop) -> None:
-    _, faulty = build_all(workshop.settings(f"[sinks.a]\ntype = '{type}'"))
+    _, faulty = build_all(*workshop.ready(f"[sinks.a]\ntype = '{type}'"))
     assert faulty == {"a": f"config.toml [sinks.a]: {line}"}
 
 
@@ -366,7 +369,11 @@ def test_a_constructor_without_options_and_one_without_annotations_work(workshop
         ),
         (
             "class Mine:\n    def deliver(self, event):\n        pass\n",
-            "Mine must implement exactly one of deliver and deliver_batch, marked with @hookimpl",
+            "mine.py:5: mark deliver with @hookimpl, or call it something else",
+        ),
+        (
+            "class Mine:\n" + DELIVER + "    def open(self, name):\n        pass\n",
+            "mine.py:8: mark open with @hookimpl, or call it something else",
         ),
         (
             "class Mine:\n" + DELIVER + "    @hookimpl\n    def deliver_batch(self, events):\n        pass\n",
@@ -374,21 +381,24 @@ def test_a_constructor_without_options_and_one_without_annotations_work(workshop
         ),
         (
             "class Mine:\n    @hookimpl\n    def delivr(self, event):\n        pass\n",
-            "there is no hook 'delivr' (did you mean 'deliver'?)",
+            "mine.py:5: there is no hook 'delivr' (did you mean 'deliver'?)",
         ),
         (
             "class Mine:\n    @hookimpl\n    def shutdown(self):\n        pass\n" + DELIVER,
-            "there is no hook 'shutdown'",
+            "mine.py:5: there is no hook 'shutdown'",
         ),
         (
             "class Mine:\n    @hookimpl\n    def deliver(self, evnt):\n        pass\n",
-            "Plugin 'a' for hook 'deliver' hookimpl definition: deliver(evnt) Argument(s) {'evnt'} are declared in "
-            "the hookimpl but can not be found in the hookspec",
+            "mine.py:5: deliver has no argument 'evnt' (did you mean 'event'?); it may name: event, attempt",
+        ),
+        (
+            "class Mine:\n" + DELIVER + "    @hookimpl\n    def close(self, why):\n        pass\n",
+            "mine.py:8: close has no argument 'why'; it has none",
         ),
     ],
     ids=[
-        *("constructor raises", "__post_init__ raises", "constructor exits", "positional only", "neither", "unmarked"),
-        *("both", "misspelt", "unknown", "wrong argument"),
+        *("constructor raises", "__post_init__ raises", "constructor exits", "positional only", "neither"),
+        *("unmarked", "unmarked open", "both", "misspelt", "unknown", "wrong argument", "no argument"),
     ],
 )
 def test_a_sink_that_cannot_be_built_is_one_line_and_stops_no_other(
@@ -465,7 +475,7 @@ def test_a_plugin_that_fails_with_a_secret_does_not_get_it_into_the_log(
     workshop: Workshop, caplog: pytest.LogCaptureFixture
 ) -> None:
     workshop.plugin("raise RuntimeError('a-secret')\n")
-    build_all(workshop.settings())
+    build_all(*workshop.ready())
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["***"]
 
 
@@ -473,7 +483,7 @@ def test_two_sinks_with_equal_options_are_two(workshop: Workshop) -> None:
     body = "    got: list[str] = field(default_factory=list, init=False)\n"
     deliver = "    @hookimpl\n    def deliver(self, event):\n        self.got.append(event.id)\n"
     workshop.plugin(HEAD + "@dataclass\nclass Mine:\n" + body + deliver + REGISTER)
-    sinks, faulty = build_all(workshop.settings("[sinks.a]\ntype = 'mine'\n[sinks.b]\ntype = 'mine'\n"))
+    sinks, faulty = build_all(*workshop.ready("[sinks.a]\ntype = 'mine'\n[sinks.b]\ntype = 'mine'\n"))
     first, second = sinks
     assert made(first) == made(second)
     event = an_event()
@@ -498,7 +508,7 @@ class Mine:
         self.got.append("closed")
 """
     workshop.plugin(HEAD + hooks + REGISTER)
-    ((sink,), _) = build_all(workshop.settings("[sinks.a]\ntype = 'mine'\n"))
+    ((sink,), _) = build_all(*workshop.ready("[sinks.a]\ntype = 'mine'\n"))
     assert (sink.name, sink.in_batches, made(sink).got) == ("a", True, [])
     sink.hook.open(name="a", logger=logging.getLogger("sink.a"))
     sink.hook.deliver_batch(events=[an_event()], attempts=[4])
@@ -508,7 +518,7 @@ class Mine:
 
 def test_only_enabled_sinks_are_built(workshop: Workshop) -> None:
     workshop.plugin(HEAD + "class Mine:\n    def __init__(self):\n        raise ValueError\n" + DELIVER + REGISTER)
-    assert build_all(workshop.settings("[sinks.a]\ntype = 'mine'\nenabled = false\n")) == ([], {})
+    assert build_all(*workshop.ready("[sinks.a]\ntype = 'mine'\nenabled = false\n")) == ([], {})
 
 
 def test_a_plugin_named_like_a_standard_module_shadows_nothing(workshop: Workshop) -> None:

@@ -36,7 +36,7 @@ def build(plugin: ModuleType, **options: Any) -> Sink:
     """The sink that `[sinks.console]` with these options describes."""
     config = Settings(Path("config.toml"), ReceiverTable(), JournalTable(), (), 8000, 2, {}, frozenset())
     table = SinkSettings("console", CommonOptions(type="stdout"), options)
-    return build_sink(Plugins(_offered(str(SOURCE), plugin), ()), config, table)
+    return build_sink(Plugins(_offered(str(SOURCE), plugin)[0]), config, table)
 
 
 def body(name: str, data: str = '{"value":21.5}', labels: Any = None, type: str = "temperature") -> bytes:

@@ -191,7 +191,7 @@ def build(plugin: ModuleType, **options: Any) -> Sink:
     """The sink that `[sinks.erp]` with these options describes."""
     config = Settings(ROOT / "config.toml", ReceiverTable(), JournalTable(), (), 8000, 2, {}, frozenset())
     table = SinkSettings("erp", CommonOptions(type="webhook"), options)
-    return build_sink(Plugins(_offered(str(SOURCE), plugin), ()), config, table)
+    return build_sink(Plugins(_offered(str(SOURCE), plugin)[0]), config, table)
 
 
 OpenSink = Callable[..., Sink]
