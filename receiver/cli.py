@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import os
 import socket
@@ -18,7 +17,7 @@ from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
 from receiver.options import duration
-from receiver.output import cell, plain, print_json, show
+from receiver.output import cell, plain, print_json, show, show_type
 from receiver.settings import SECRET, Settings, load, survey
 
 if TYPE_CHECKING:
@@ -406,16 +405,19 @@ def _show_types(settings: Settings, as_json: bool) -> None:
     types = sorted(plugins.types.items())
     if as_json:
         print_json(
-            {name: {"source": sink_type.source, "options": sink_type.option_names()} for name, sink_type in types}
+            {
+                name: {
+                    "source": sink_type.source,
+                    "description": sink_type.summary(),
+                    "options": sink_type.described(),
+                    "example": sink_type.example(),
+                }
+                for name, sink_type in types
+            }
         )
     else:
-        for name, sink_type in types:
-            click.secho(name, bold=True, nl=False)
-            click.echo(f"  ({sink_type.source})")
-            click.echo(inspect.getdoc(sink_type.cls) or "No description.")
-            for option in sink_type.signature():
-                click.echo(f"  {option}")
-            click.echo()
+        for _, sink_type in types:
+            show_type(sink_type)
     for fault in plugins.faults:
         click.echo(f"left out: {settings.redact(fault)}", err=True)
 

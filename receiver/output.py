@@ -6,11 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from textwrap import indent
 from typing import Any
 
 import click
 
 from receiver.event import rfc3339
+from receiver.sink_type import SinkType
 
 
 def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] = ()) -> None:
@@ -28,6 +30,19 @@ def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] =
         click.secho(heading.replace("_", " "), bold=True)
         for line in cells:
             click.echo("  ".join(line[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip())
+
+
+def show_type(sink_type: SinkType) -> None:
+    """Print all that a person needs to use a sink type: what it does, its options, and a table to paste."""
+    click.secho(sink_type.name, bold=True, nl=False)
+    click.echo(f"  ({sink_type.source})")
+    click.echo(f"{sink_type.summary() or 'No description.'}\n")
+    for option in sink_type.described():
+        default = "required" if option.required else f"default {option.default}" if option.default else "optional"
+        click.echo(f"  {option.name}  ({option.type}, {default})")
+        if option.meaning:
+            click.echo(click.wrap_text(option.meaning, 100, "      ", "      "))
+    click.echo(f"\n{indent(sink_type.example(), '  ')}\n")
 
 
 def print_json(value: Any) -> None:

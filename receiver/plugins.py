@@ -24,56 +24,19 @@ from typing import Any
 
 import pluggy
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel
 
 from receiver.errors import PluginError
 from receiver.hookspecs import PROJECT, PluginHooks, SinkHooks
-from receiver.options import fields as names_of
 from receiver.options import nearest, parse
 from receiver.settings import CommonOptions, Settings, SinkSettings
+from receiver.sink_type import SinkType
 
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent.parent / "plugins"
 SHIPPED = ("csv_file.py", "stdout.py", "webhook.py")
 ENTRY_POINTS = "receiver.plugins"
-
-
-@dataclass(frozen=True)
-class SinkType:
-    """A kind of destination that a plugin offers; `source` is the file or package it comes from."""
-
-    name: str
-    cls: type
-    source: str
-
-    def options(self) -> type[BaseModel]:
-        """The constructor's signature as a model: what may stand in `[sinks.NAME]` besides the common keys."""
-        fields: dict[str, Any] = {}
-        extra = False
-        for parameter in inspect.signature(self.cls, eval_str=True).parameters.values():
-            annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-            if parameter.kind is parameter.VAR_KEYWORD:
-                extra = True
-            elif parameter.kind is not parameter.VAR_POSITIONAL:
-                default = ... if parameter.default is parameter.empty else None
-                fields[f"option_{len(fields)}"] = (annotation, Field(default, alias=parameter.name))
-        config = ConfigDict(extra="allow" if extra else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
-        return create_model("Options", __config__=config, **fields)
-
-    def signature(self) -> list[str]:
-        """The options as Python writes them, with type and default; none where the constructor does not tell."""
-        try:
-            return [str(parameter) for parameter in inspect.signature(self.cls, eval_str=True).parameters.values()]
-        except Exception:
-            return []
-
-    def option_names(self) -> list[str]:
-        """What the options are called; none where the constructor does not tell."""
-        try:
-            return list(names_of(self.options()))
-        except Exception:
-            return []
 
 
 @dataclass(frozen=True)

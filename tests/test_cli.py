@@ -463,19 +463,32 @@ def test_sinks_lists_the_three_types_with_their_options(user: User) -> None:
         f"stdout  ({ROOT}/plugins/stdout.py)",
         f"webhook  ({ROOT}/plugins/webhook.py)",
     ]
-    options = [
-        "path",
-        "rows",
-        "columns",
-        "label_columns",
-        "format",
-        "url",
-        "secret",
-        "headers",
-        "allow_private",
-        "ca_file",
+    start = out.index(f"csv  ({ROOT}/plugins/csv_file.py)")
+    assert out[start + 1 : out.index(f"stdout  ({ROOT}/plugins/stdout.py)")] == [
+        "Appends events to a CSV file: one row a reading, or one row an event.",
+        "",
+        "Rows are flushed to the disk before they count as delivered, and an event that is delivered again is not "
+        "written",
+        "again. A file is never rewritten: one with other columns is left alone and another begun beside it.",
+        "",
+        "  path  (path, required)",
+        "      the file; with {date} in it, each day (UTC) starts a new one.",
+        '  rows  ("readings" or "events", default "readings")',
+        '      "readings" gives one row a reading, and one with empty values to an event without any;',
+        '      "events" one an event.',
+        "  columns  (list of text, optional)",
+        "      which columns, in which order; event_id always comes first.",
+        "  label_columns  (list of text, default [])",
+        "      labels that get a column of their own, called label_NAME.",
+        "",
+        "  [sinks.csv]",
+        '  type = "csv"',
+        '  path = "data/csv"',
+        '  # rows = "readings"',
+        "  # columns = []",
+        "  # label_columns = []",
+        "",
     ]
-    assert [line.partition(":")[0] for line in out if re.match(r"[a-z_]+: ", line)] == options
 
 
 def test_sinks_shows_the_types_of_users_too_and_names_what_is_broken(user: User) -> None:
@@ -495,7 +508,34 @@ def test_sinks_as_json_lists_the_options_also_beside_a_constructor_that_does_not
     code, out, errors = user.runs("sinks", "--json")
     assert (code, errors) == (0, [])
     types = json.loads("\n".join(out))
-    assert (sorted(types), types["stdout"]["options"]) == (["csv", "mine", "stdout", "webhook"], ["format"])
+    assert (sorted(types), types["mine"]["options"]) == (["csv", "mine", "stdout", "webhook"], [])
+    assert types["stdout"] == {
+        "source": f"{ROOT}/plugins/stdout.py",
+        "description": "Prints each event as one line on standard output.\n\n"
+        "An event that is delivered again is printed again.",
+        "options": [
+            {
+                "name": "format",
+                "type": '"json" or "text"',
+                "required": False,
+                "default": '"json"',
+                "meaning": '"json" prints an object a line, "text" a line for people.',
+            }
+        ],
+        "example": '[sinks.stdout]\ntype = "stdout"\n# format = "json"',
+    }
+
+
+def test_the_example_of_every_sink_type_is_right_when_pasted(user: User) -> None:
+    user.config("")
+    code, out, _ = user.runs("sinks", "--json")
+    examples = {name: shown["example"] for name, shown in json.loads("\n".join(out)).items()}
+    user.config("\n".join(examples.values()))
+    code, out, errors = user.runs("check", WEBHOOK_SECRET="c2VjcmV0")
+    assert (code, errors) == (0, [])
+    everything = "\n".join(examples.values()).replace("# ", "").replace("columns = []", 'columns = ["time"]')
+    user.config(everything.replace('ca_file = "data/webhook"\n', ""))
+    assert user.runs("check", WEBHOOK_SECRET="c2VjcmV0")[0] == 0
 
 
 def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -29,9 +29,10 @@ from receiver.journal import Arrival, Result, Settlement, SinkCount, SinkState
 from receiver.journal.sql import SqlJournal
 from receiver.lifeline import Lifeline
 from receiver.logs import TextLines
-from receiver.plugins import Plugins, Sink, SinkType, build_sink
+from receiver.plugins import Plugins, Sink, build_sink
 from receiver.settings import CommonOptions, Settings, SinkSettings, load
 from receiver.sink_loop import SinkLoop
+from receiver.sink_type import SinkType
 
 React = Callable[[Event, int], None]
 
