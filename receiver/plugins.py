@@ -35,7 +35,7 @@ from receiver.sink_type import SinkType
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent.parent / "plugins"
-SHIPPED = ("csv_file.py", "stdout.py", "webhook.py")
+SHIPPED = ("csv_file.py", "sql.py", "stdout.py", "webhook.py")
 ENTRY_POINTS = "receiver.plugins"
 
 
