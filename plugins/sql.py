@@ -65,6 +65,7 @@ INSERT: dict[str, Callable[[Table], Any]] = {"sqlite": sqlite.insert, "postgresq
 BYTE_ORDER = {"sqlite": "BINARY", "postgresql": "C"}
 """The collation in which ids compare as they do here."""
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+QUOTED = re.compile("\"[^\"]*\"|'[^']*'")
 
 BEGIN = {
     "sqlite": "BEGIN IMMEDIATE",
@@ -198,7 +199,7 @@ class Sql:
     def _told(self, error: BaseException | None) -> str:
         """What the database says, in a line. A connection's error quotes parts of the URL, which are left out."""
         said = getattr(getattr(error, "diag", None), "message_primary", None)
-        text = said or re.sub(r'"[^"]*"', '"…"', str(error))
+        text = said or QUOTED.sub("…", str(error))
         if self._url.password:
             text = text.replace(str(self._url.password), "***")
         return f"{type(error).__name__}: {' '.join(text.split())}"
