@@ -197,9 +197,10 @@ class Sql:
         self._engine.dispose()
 
     def _told(self, error: BaseException | None) -> str:
-        """What the database says, in a line. A connection's error quotes parts of the URL, which are left out."""
-        said = getattr(getattr(error, "diag", None), "message_primary", None)
-        text = said or QUOTED.sub("…", str(error))
+        """What the database says, in a line; what it says of a connection quotes parts of the URL, which are left out."""
+        text = str(error)
+        if isinstance(error, psycopg.Error):
+            text = error.diag.message_primary or QUOTED.sub("…", text)
         if self._url.password:
             text = text.replace(str(self._url.password), "***")
         return f"{type(error).__name__}: {' '.join(text.split())}"

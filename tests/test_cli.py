@@ -145,7 +145,7 @@ def test_check_names_every_problem_of_plugins_and_sinks_in_a_line_each(user: Use
         retry = { max_age = "x" }
         """)
     code, out, errors = user.runs("check", URL="value-from-the-environment")
-    known = "there are: csv, stdout, webhook; 2 plugin(s) could not be loaded"
+    known = "there are: csv, sql, stdout, webhook; 2 plugin(s) could not be loaded"
     columns = "event_id, time, device_id, device_name, project_id, event_type, quantity, value, unit, text, labels"
     assert (code, out) == (1, [])
     assert [re.sub(r"csv_file\.py:\d+", "csv_file.py:N", line) for line in errors] == [
@@ -172,7 +172,7 @@ def test_check_names_the_problems_of_sinks_also_where_the_receivers_own_settings
         "error: environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
         "error: config.toml [sinks.a]: option 'path' is missing",
         "error: config.toml [sinks.a]: no option 'pth' (did you mean 'path'?)",
-        "error: config.toml [sinks.b]: no sink type 'csf' (did you mean 'csv'?); there are: csv, stdout, webhook",
+        "error: config.toml [sinks.b]: no sink type 'csf' (did you mean 'csv'?); there are: csv, sql, stdout, webhook",
     ]
 
 
@@ -181,7 +181,7 @@ def test_check_does_not_pass_a_sink_whose_type_is_empty(user: User) -> None:
     assert user.runs("check") == (
         1,
         [],
-        ["error: config.toml [sinks.a]: no sink type ''; there are: csv, stdout, webhook"],
+        ["error: config.toml [sinks.a]: no sink type ''; there are: csv, sql, stdout, webhook"],
     )
 
 
@@ -325,7 +325,7 @@ def test_serve_runs_with_faulty_sinks_paused_and_gives_them_their_events_once_th
         assert receiver.metric(f'receiver_pending{{sink="{name}"}}') == 5
         assert receiver.metric(f'receiver_delivered_total{{sink="{name}"}}') == 0
     ready = receiver.http.request("GET", f"{receiver.url}/readyz")
-    known = "there are: csv, stdout, webhook; 1 plugin(s) could not be loaded"
+    known = "there are: csv, sql, stdout, webhook; 1 plugin(s) could not be loaded"
     assert (ready.status, ready.json()["ready"], ready.json()["faults"]) == (200, True, [])
     assert sorted(ready.json()["warnings"]) == [
         f"sink broken is paused: config.toml [sinks.broken]: no sink type 'mine'; {known}",
@@ -454,12 +454,13 @@ def test_wrong_arguments_are_a_usage_error_and_nothing_is_done(
     assert (done.exit_code, done.output.splitlines()[0][:7]) == (2, "Usage: "), done.output
 
 
-def test_sinks_lists_the_three_types_with_their_options(user: User) -> None:
+def test_sinks_lists_the_built_in_types_with_their_options(user: User) -> None:
     user.config("")
     code, out, errors = user.runs("sinks", **{SECRET: ""})
     assert (code, errors) == (0, [])
     assert [line for line in out if re.match(r"\w+  \(", line)] == [
         f"csv  ({ROOT}/plugins/csv_file.py)",
+        f"sql  ({ROOT}/plugins/sql.py)",
         f"stdout  ({ROOT}/plugins/stdout.py)",
         f"webhook  ({ROOT}/plugins/webhook.py)",
     ]

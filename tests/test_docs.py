@@ -71,7 +71,7 @@ def test_every_option_of_every_built_in_sink_stands_in_the_readme_and_in_its_doc
     (tmp_path / "config.toml").write_text("")
     monkeypatch.setenv("RECEIVER_CONFIG", str(tmp_path / "config.toml"))
     types = load_plugins(load(secret_required=False)).types
-    assert sorted(types) == ["csv", "stdout", "webhook"]
+    assert sorted(types) == ["csv", "sql", "stdout", "webhook"]
     for sink_type in types.values():
         for option in fields(sink_type.options()):
             assert f"`{option}`" in README

@@ -184,7 +184,7 @@ def test_built_in_sinks_use_only_what_every_sink_can_use() -> None:
         for each in imports(path)
         if each.module.split(".")[0] in ("receiver", "plugins", "tests")
     ]
-    assert {each.file for each in taken} == {"plugins/csv_file.py", "plugins/stdout.py", "plugins/webhook.py"}
+    assert {each.file for each in taken} == {f"plugins/{name}.py" for name in ("csv_file", "sql", "stdout", "webhook")}
     assert [each for each in taken if each.module != "receiver" or each.name not in receiver.__all__] == []
 
 
@@ -299,7 +299,7 @@ def test_config_toml_passes_check_with_everything_in_it_switched_on(tmp_path: Pa
     (tmp_path / "config.toml").write_text(switched_on, encoding="utf-8")
     assert checked(tmp_path / "config.toml", ERP_SECRET="c2VjcmV0") == (
         0,
-        "config.toml is right. Enabled sinks: console, archive, erp. Signature secrets: 1.\n",
+        "config.toml is right. Enabled sinks: console, archive, data, erp. Signature secrets: 1.\n",
         "",
     )
 

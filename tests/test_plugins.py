@@ -83,6 +83,7 @@ def test_the_built_in_sinks_are_plugins_like_any_other(workshop: Workshop) -> No
     plugins = load_plugins(workshop.settings())
     assert {name: sink_type.source for name, sink_type in plugins.types.items()} == {
         "csv": str(BUILT_IN / "csv_file.py"),
+        "sql": str(BUILT_IN / "sql.py"),
         "stdout": str(BUILT_IN / "stdout.py"),
         "webhook": str(BUILT_IN / "webhook.py"),
     }
@@ -161,7 +162,7 @@ def test_a_broken_plugin_is_one_line_and_stops_no_other(code: str, fault: str, w
     assert line.startswith(f"{bad}: ")
     assert fault in line
     assert line.splitlines() == [line]
-    assert sorted(plugins.types) == ["csv", "mine", "other", "stdout", "webhook"]
+    assert sorted(plugins.types) == ["csv", "mine", "other", "sql", "stdout", "webhook"]
 
 
 def test_a_plugin_that_is_not_there_is_one_line(workshop: Workshop) -> None:
@@ -174,7 +175,7 @@ def test_a_plugin_that_is_not_there_is_one_line(workshop: Workshop) -> None:
         "..up: TypeError: the 'package' argument is required to perform a relative import for '..up'",
         "/dev/null/x.py: no such file",
     )
-    assert sorted(plugins.types) == ["csv", "stdout", "webhook"]
+    assert sorted(plugins.types) == ["csv", "sql", "stdout", "webhook"]
 
 
 def test_the_first_of_two_plugins_keeps_a_type_that_both_offer(workshop: Workshop) -> None:
@@ -191,7 +192,8 @@ def test_a_type_that_a_broken_plugin_should_offer_is_a_fault_of_the_sink_alone(
     bad = workshop.plugin("import not_installed_here\n")
     why = workshop.refusal()
     assert why == (
-        "config.toml [sinks.a]: no sink type 'mine'; there are: csv, stdout, webhook; 1 plugin(s) could not be loaded"
+        "config.toml [sinks.a]: no sink type 'mine'; there are: csv, sql, stdout, webhook; "
+        "1 plugin(s) could not be loaded"
     )
     missing = "mine.py:1: ModuleNotFoundError: No module named 'not_installed_here'"
     assert caplog.record_tuples == [("receiver.plugins", logging.ERROR, f"plugin left out: {bad}: {missing}")]
@@ -200,9 +202,9 @@ def test_a_type_that_a_broken_plugin_should_offer_is_a_fault_of_the_sink_alone(
 @pytest.mark.parametrize(
     ("type", "line"),
     [
-        ("cvs", "no sink type 'cvs' (did you mean 'csv'?); there are: csv, stdout, webhook"),
-        ("kafka", "no sink type 'kafka'; there are: csv, stdout, webhook"),
-        ("", "no sink type ''; there are: csv, stdout, webhook"),
+        ("cvs", "no sink type 'cvs' (did you mean 'csv'?); there are: csv, sql, stdout, webhook"),
+        ("kafka", "no sink type 'kafka'; there are: csv, sql, stdout, webhook"),
+        ("", "no sink type ''; there are: csv, sql, stdout, webhook"),
     ],
 )
 def test_an_unknown_sink_type_is_named_with_the_nearest_right_one(type: str, line: str, workshop: Workshop) -> None:
@@ -635,4 +637,4 @@ def test_registering_is_done_once_and_not_kept(workshop: Workshop) -> None:
     plugins = load_plugins(workshop.settings())
     register: Callable[[str, type], None] = sys.modules[plugins.types["mine"].cls.__module__].KEPT[0]
     register("later", int)
-    assert sorted(plugins.types) == ["csv", "mine", "stdout", "webhook"]
+    assert sorted(plugins.types) == ["csv", "mine", "sql", "stdout", "webhook"]

@@ -976,19 +976,49 @@ def test_where_tls_is_required_nothing_is_said_without_it(server: Server) -> Non
     wire.close()
 
 
-def test_journal_and_data_share_one_database_given_by_one_line(start_receiver: StartReceiver) -> None:
+def block(language: str, holds: str) -> str:
+    """A block of code of the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return next(found for found in re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL) if holds in found)
+
+
+def test_journal_and_data_share_one_database_with_the_settings_in_the_readme(start_receiver: StartReceiver) -> None:
     database = Database("postgresql", new_database())
-    settings = '[sinks.data]\ntype = "sql"\nurl = { env = "DATABASE_URL" }\nlabel_columns = ["name"]\n'
-    receiver = start_receiver(settings, DATABASE_URL=database.url)
+    receiver = start_receiver(block("toml", 'type = "sql"'), DATABASE_URL=database.url)
     simulator = Simulator(seed=5)
     bodies = [simulator.body("temperature") for _ in range(30)]
 
     for each in [*bodies, *bodies]:
         assert receiver.push(each)[0] == 200
 
-    expected = sorted(
-        (reading.event_id, reading.value) for each in bodies for reading in Event.from_body(each, NOW).readings()
+    readings = [reading for each in bodies for reading in Event.from_body(each, NOW).readings()]
+    wait_until(lambda: len(database.rows()) == len(readings), what=f"all rows ({receiver.log})")
+    assert sorted((row["event_id"], row["value"]) for row in database.rows()) == sorted(
+        (reading.event_id, reading.value) for reading in readings
     )
-    wait_until(lambda: len(database.rows()) == len(expected), what=f"all rows ({receiver.log})")
-    assert sorted((row["event_id"], row["value"]) for row in database.rows()) == expected
-    assert receiver.metric('receiver_delivered_total{sink="data"}') == 30
+    shown = database.ask(block("sql", "FROM latest"))
+    assert list(shown[0]) == ["device_name", "quantity", "value", "unit", "time"]
+    assert len(shown) == len({reading.device_id for reading in readings})
+    wait_until(lambda: receiver.metric('receiver_delivered_total{sink="data"}') == 30)
+
+
+def test_a_refused_row_is_a_dead_letter_and_a_database_in_trouble_makes_none(
+    start_receiver: StartReceiver, sqlite_file: Database
+) -> None:
+    rule = "CHECK (event_type <> 'co2')"
+    sqlite_file.ask(f"CREATE TABLE readings ({WHOLE.format(**TYPES_OF['sqlite'])}, {rule})")
+    retry = 'retry = { first_pause = "0.2s", longest_pause = "1s", max_attempts = 1 }'
+    receiver = start_receiver(f'[sinks.data]\ntype = "sql"\nurl = "{sqlite_file.url}"\n{retry}\n')
+    simulator = Simulator(seed=6)
+    broken = sqlite_file.path.rename(sqlite_file.path.with_suffix(".away"))
+    sqlite_file.path.write_bytes(b"no database at all " * 100)
+    for kind in ["touch", "co2", "touch", "temperature", "co2", "touch"] * 5:
+        assert receiver.push(simulator.body(kind))[0] == 200
+    wait_until(lambda: receiver.metric('receiver_paused{sink="data"}'))
+    broken.rename(sqlite_file.path)
+
+    wait_until(lambda: receiver.metric('receiver_delivered_total{sink="data"}') == 20, what=receiver.log)
+    wait_until(lambda: receiver.metric('receiver_dead{sink="data"}') == 10)
+    assert {row["event_type"] for row in sqlite_file.rows()} == {"touch", "temperature"}
+    assert len({row["event_id"] for row in sqlite_file.rows()}) == 20
+    assert "IntegrityError: CHECK constraint failed: event_type <> 'co2'" in receiver.log
