@@ -197,7 +197,7 @@ class Sql:
         self._engine.dispose()
 
     def _told(self, error: BaseException | None) -> str:
-        """What the database says, in a line; what it says of a connection quotes parts of the URL, which are left out."""
+        """What the database says, in a line. A failed connection quotes parts of the URL; these are left out."""
         text = str(error)
         if isinstance(error, psycopg.Error):
             text = error.diag.message_primary or QUOTED.sub("…", text)
