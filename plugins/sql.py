@@ -214,7 +214,7 @@ def register_sinks(register: Callable[[str, type], None]) -> None:
 def database_url(text: str) -> URL:
     """The URL of a database we can use. Raises ValueError, without the URL in it."""
     try:
-        url = make_url(text)
+        url = make_url(text.strip())
         backend = url.get_backend_name()
         if backend in ("postgres", "postgresql"):
             given = url.translate_connect_args(username="user", database="dbname")

@@ -262,6 +262,18 @@ def test_of_the_same_time_the_last_id_wins_byte_by_byte_whatever_the_order(
     assert [(row["event_id"], row["value"]) for row in database.rows("latest")] == [(max(names), ord(max(names)))]
 
 
+def test_ids_compare_byte_by_byte_though_the_table_says_otherwise(sqlite_file: Database) -> None:
+    sink = sqlite_file.open()
+    sqlite_file.ask("ALTER TABLE latest RENAME TO strict")
+    [made] = sqlite_file.ask("SELECT sql FROM sqlite_master WHERE name = 'strict'")
+    lax = made["sql"].replace('"strict"', "latest").replace("event_id TEXT", "event_id TEXT COLLATE NOCASE")
+    sqlite_file.ask(lax)
+    deliver(sink, temperature("B", 1))
+    deliver(sink, temperature("a", 2))
+    deliver(sink, temperature("C", 3))
+    assert [row["event_id"] for row in sqlite_file.rows("latest")] == ["a"]
+
+
 def test_of_samples_without_a_time_the_first_is_the_latest(database: Database) -> None:
     deliver(database.open(), humidity("h1", (20, 50), (30, 70)))
     assert sorted(row["value"] for row in database.rows("latest")) == [20.0, 50.0]
@@ -350,13 +362,14 @@ def test_processes_that_make_the_tables_and_write_at_once_agree(database: Databa
 def test_many_who_make_the_tables_at_once_all_succeed(round: int, database: Database) -> None:
     together = threading.Barrier(8)
 
-    def open_one(number: int) -> None:
+    def open_one(number: int, labels: list[str]) -> None:
         together.wait(30)
-        deliver(database.open(label_columns=["site"]), event(f"e{number}"))
+        deliver(database.open(label_columns=labels), event(f"e{number}"))
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(open_one, range(8)))
-    assert len(database.rows()) == 8
+        list(pool.map(partial(open_one, labels=["site"]), range(8)))
+        list(pool.map(partial(open_one, labels=["site", "floor"]), range(8, 16)))
+    assert [(row["label_site"], row["label_floor"]) for row in database.rows()] == [(None, None)] * 16
 
 
 def test_events_without_readings_leave_no_row(database: Database) -> None:
