@@ -952,6 +952,28 @@ def test_a_database_that_stands_still_keeps_no_call_for_long(
     database.close()
 
 
+def test_a_database_that_stands_still_in_the_middle_of_a_call_undoes_it(
+    server: Server, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database("postgresql", server.new_database())
+    sink = database.open()
+    write = plugin.write
+
+    def write_while_frozen(*arguments: Any) -> None:
+        with server.frozen():
+            write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin, "ANSWER_SECONDS", 0.5)
+        patch.setattr(plugin, "write", write_while_frozen)
+        with pytest.raises(Pause) as pause:
+            deliver(sink, event("e1"))
+    assert str(pause.value) == "the database cannot be used: OperationalError: the server does not answer"
+    deliver(sink, event("e2"))
+    assert [row["event_id"] for row in database.rows()] == ["e2"]
+    database.close()
+
+
 def test_a_wrong_password_pauses_the_sink_and_nothing_of_the_url_is_shown(server: Server) -> None:
     url = make_url(server.new_database())
     with psycopg.connect(server.url, autocommit=True) as connection:
