@@ -54,11 +54,13 @@ ANSWER_SECONDS = 12.0
 SQLITE_CONNECT = {"timeout": 10.0, "isolation_level": None}
 """Wait for so long while another program writes to the file; transactions are begun by us."""
 SQLITE_TIME = "%(year)04d-%(month)02d-%(day)02dT%(hour)02d:%(minute)02d:%(second)02d.%(microsecond)06dZ"
+"""A form that SQLite's functions read, and that sorts as text."""
 ROWS_AT_ONCE = 1000
 """Rows in one exchange: a slow database gets them done in time."""
 NAME_BYTES = 63
 """PostgreSQL cuts longer names off without a word."""
 TABLES_LOCK = 0x73716C2073696E6B
+"""Whoever makes or alters tables in PostgreSQL holds it: there, two who make one table at once can both fail."""
 CONTENT = ("22", "23", "54")
 """Classes of SQLSTATE that blame the row: data exception, integrity constraint, program limit (a key too long)."""
 INSERT: dict[str, Callable[[Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -83,6 +85,7 @@ CONNECT: dict[str, Any] = {
     "tcp_user_timeout": STATEMENT_SECONDS * 1000,
     "prepare_threshold": None,
 }
+"""A connection that notices within seconds that the other side is gone, and that a pooler may stand in front of."""
 
 
 @dataclass
@@ -135,7 +138,7 @@ class Sql:
         ordered = [rows[key] for key in sorted(rows)]
         with self._troubles():
             self._prepare()
-            with self._engine.begin() as connection:
+            with self._refusals(), self._engine.begin() as connection:
                 write(connection, self._keep, ordered)
                 write(connection, self._keep_newest, newest(ordered))
 
@@ -179,17 +182,24 @@ class Sql:
 
     @contextmanager
     def _troubles(self) -> Iterator[None]:
-        """Turn what the database says into GiveUp where it blames a row, else into Pause, and then begin afresh."""
+        """Turn what the database says into a Pause, after which all is begun afresh."""
         try:
             yield
         except DBAPIError as error:
-            why = self._told(error.orig)
-            if blames_the_row(error.orig):
-                raise GiveUp(f"the database does not take it: {why}") from None
             self._begin_afresh()
-            raise Pause(f"the database cannot be used: {why}") from None
+            raise Pause(f"the database cannot be used: {self._told(error.orig)}") from None
         except OSError as error:
             raise Pause(f"the folder of the database cannot be made: {error.strerror}") from None
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Raise GiveUp when the database blames a row."""
+        try:
+            yield
+        except DBAPIError as error:
+            if blames_the_row(error.orig):
+                raise GiveUp(f"the database does not take it: {self._told(error.orig)}") from None
+            raise
 
     def _begin_afresh(self) -> None:
         """Trust nothing that was known: behind the same address there may be another server by now."""
@@ -316,11 +326,11 @@ def keep_newest(table: Table, dialect: str) -> Any:
     """An INSERT that takes the place of the row that is there, if it is newer."""
     statement = INSERT[dialect](table)
     new, old = statement.excluded, table.c
-    age = [tuple_(row.time, collate(row.event_id, BYTE_ORDER[dialect])) for row in (new, old)]
+    new_age, old_age = (tuple_(row.time, collate(row.event_id, BYTE_ORDER[dialect])) for row in (new, old))
     return statement.on_conflict_do_update(
         index_elements=list(table.primary_key),
         set_={column: new[column.key] for column in table.columns if not column.primary_key},
-        where=age[0] > age[1],
+        where=new_age > old_age,
     )
 
 

@@ -649,6 +649,24 @@ def test_what_a_rule_of_the_table_forbids_is_given_up_and_blocks_nothing_else(da
     assert [row["event_id"] for row in database.rows()] == ["t1"]
 
 
+def test_a_rule_that_is_broken_while_tables_are_made_blames_no_event(
+    database: Database, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.open()
+    sink = build(database.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin, "fit", lambda connection, *_: connection.exec_driver_sql(BREAKS_A_RULE))
+        with pytest.raises(Pause, match=r"NotNullViolation|IntegrityError"):
+            deliver(sink, event("e1"))
+    deliver(sink, event("e1"))
+    assert len(database.rows()) == 1
+    sink.hook.close()
+
+
+BREAKS_A_RULE = "INSERT INTO readings (event_id, reading) VALUES ('e0', 1)"
+"""As PostgreSQL says when two make a table at once without a lock."""
+
+
 def test_a_device_id_too_long_for_a_key_is_given_up(postgres: Database) -> None:
     sink = postgres.open()
     with pytest.raises(GiveUp, match="ProgramLimitExceeded: index row "):
