@@ -344,6 +344,108 @@ def test_a_wrong_password_is_told_without_any_password(guarded: Places, caplog: 
     assert caught.value.__suppress_context__
 
 
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def answering(answer: bytes | None) -> Iterator[int]:
+    """The port of something that is no PostgreSQL: to each beginning it says this, or nothing at all, and hangs up."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(64)
+                    if answer is None:
+                        hung_up.wait(10)
+                    else:
+                        connection.sendall(answer)
+
+    hung_up = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        hung_up.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def why_unusable(url: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The reason of an error, and that of the warning of a dispatcher that cannot listen; nothing else is said."""
+    database = PostgresDatabase(url, None)
+    with pytest.raises(JournalUnavailable) as caught:
+        SqlJournal(database)
+    database.wait()
+    database.close()
+    error, warning = str(caught.value), *caplog.messages
+    begins = "the journal's database, named in DATABASE_URL, cannot be used now: "
+    assert error.startswith(begins)
+    return [error.removeprefix(begins), warning]
+
+
+def unheard(why: str) -> list[str]:
+    return [why, f"the journal does not wake the dispatcher ({why}); it looks by itself"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        pytest.param({"username": "nobody"}, "user or password refused", id="unknown user"),
+        pytest.param({"username": "guarded"}, "user or password refused", id="no password"),
+        pytest.param({"username": "guarded", "password": "hunter22"}, "user or password refused", id="wrong password"),
+        pytest.param({"database": "none"}, "no such database", id="unknown database"),
+        pytest.param({"host": "nowhere.invalid", "query": {}}, "host unknown", id="unknown host"),
+        pytest.param({"host": "127.0.0.1", "port": closed_port(), "query": {}}, "connection refused", id="no server"),
+        pytest.param({"query": {"host": "/nowhere"}}, "connection refused", id="no socket"),
+        pytest.param({"username": "crowd"}, "too many connections", id="too many connections"),
+    ],
+)
+def test_a_database_that_cannot_be_reached_says_which_part_of_its_address_is_wrong(
+    changed: dict[str, Any], why: str, server: Server, guarded: Places, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS crowd")
+        connection.execute("CREATE ROLE crowd LOGIN CONNECTION LIMIT 0")
+    url = make_url(server.url).set(**changed)
+    assert why_unusable(url.render_as_string(hide_password=False), caplog) == unheard(why)
+
+
+@pytest.mark.parametrize(
+    ("answer", "sslmode", "why"),
+    [
+        pytest.param(b"N", "require", "no encrypted connection can be made", id="no TLS"),
+        pytest.param(b"", "disable", "connection lost", id="hangs up"),
+        pytest.param(None, "disable", "no answer", id="silent"),
+    ],
+)
+def test_what_is_no_postgresql_is_told_by_what_it_does(
+    answer: bytes | None, sslmode: str, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with answering(answer) as port:
+        assert why_unusable(f"postgres://u:p@127.0.0.1:{port}/d?sslmode={sslmode}", caplog) == unheard(why)
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        pytest.param("ALTER ROLE {} SET default_transaction_read_only = on", "it can only be read", id="read-only"),
+        pytest.param("REVOKE CREATE ON SCHEMA public FROM {}", "its user may not do this", id="no rights"),
+    ],
+)
+def test_a_database_that_takes_no_tables_says_why(order: str, why: str, places: Places) -> None:
+    role = f"role_{uuid.uuid4().hex}"
+    places.sql(f"CREATE ROLE {role} LOGIN")
+    places.sql(order.format(role))
+    database = PostgresDatabase(make_url(places.url).set(username=role).render_as_string(), None)
+    with pytest.raises(JournalUnavailable, match=f": {why}$"):
+        SqlJournal(database)
+    database.close()
+
+
 def test_a_commit_is_durable_though_the_database_says_otherwise(places: Places) -> None:
     name = make_url(places.url).database
     places.sql(f"ALTER DATABASE {name} SET synchronous_commit = off")

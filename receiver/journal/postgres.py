@@ -7,6 +7,7 @@ plans allow twenty in all.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ class PostgresDatabase:
                     pass
                 return
         except psycopg.Error as error:
-            log.warning("the journal does not wake the dispatcher (%s); it looks by itself", type(error).__name__)
+            log.warning("the journal does not wake the dispatcher (%s); it looks by itself", _reason(error))
             self._hang_up()
         time.sleep(WAIT_SECONDS / 4)
 
@@ -198,11 +199,36 @@ def _connect(dialect: object, record: object, arguments: Any, options: Any) -> A
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Let no exception of the database out but JournalUnavailable; only its kind, since its text can hold values."""
+    """Let no exception of the database out but JournalUnavailable, with a reason in words of our own."""
     try:
         yield
     except DBAPIError as error:
-        why = type(error.orig).__name__
+        why = _reason(error.orig)
         raise JournalUnavailable(f"the journal's database, named in DATABASE_URL, cannot be used now: {why}") from None
     except PoolTimeout:
         raise JournalUnavailable("the journal's database, named in DATABASE_URL, does not answer in time") from None
+
+
+REASONS = {
+    'password authentication failed|no password supplied|role ".*" does not exist': "user or password refused",
+    "no pg_hba.conf entry": "this user, database or kind of connection is not let in",
+    '^3D000$|database ".*" does not exist': "no such database",
+    "^53300$|too many connections|too many clients|remaining connection slots": "too many connections",
+    "^53100$": "its disk is full",
+    "^57014$": "it took too long",
+    "^57P0|the database system is": "it is starting or stopping",
+    "^42501$|permission denied": "its user may not do this",
+    "^25006$": "it can only be read",
+    "failed to resolve host|could not translate host name": "host unknown",
+    "Connection refused|No such file or directory": "connection refused",
+    "timeout expired|timed out|does not answer|No route to host|Network is unreachable": "no answer",
+    "SSL|certificate": "no encrypted connection can be made",
+    "closed the connection|reset by peer|connection is (lost|closed)": "connection lost",
+}
+"""Our words by SQLSTATE, and by the text where there is no SQLSTATE: while connecting, the driver never has one."""
+
+
+def _reason(error: BaseException | None) -> str:
+    """Why the database cannot be used: never in its own text, which holds host, user and values."""
+    told = getattr(error, "sqlstate", None) or str(error)
+    return next((words for pattern, words in REASONS.items() if re.search(pattern, told)), type(error).__name__)
