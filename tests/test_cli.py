@@ -465,7 +465,7 @@ def test_sinks_lists_the_built_in_types_with_their_options(user: User) -> None:
         f"webhook  ({ROOT}/plugins/webhook.py)",
     ]
     start = out.index(f"csv  ({ROOT}/plugins/csv_file.py)")
-    assert out[start + 1 : out.index(f"stdout  ({ROOT}/plugins/stdout.py)")] == [
+    assert out[start + 1 : out.index(f"sql  ({ROOT}/plugins/sql.py)")] == [
         "Appends events to a CSV file: one row a reading, or one row an event.",
         "",
         "Rows are flushed to the disk before they count as delivered, and an event that is delivered again is not "
@@ -509,7 +509,7 @@ def test_sinks_as_json_lists_the_options_also_beside_a_constructor_that_does_not
     code, out, errors = user.runs("sinks", "--json")
     assert (code, errors) == (0, [])
     types = json.loads("\n".join(out))
-    assert (sorted(types), types["mine"]["options"]) == (["csv", "mine", "stdout", "webhook"], [])
+    assert (sorted(types), types["mine"]["options"]) == (["csv", "mine", "sql", "stdout", "webhook"], [])
     assert types["stdout"] == {
         "source": f"{ROOT}/plugins/stdout.py",
         "description": "Prints each event as one line on standard output.\n\n"
@@ -531,12 +531,13 @@ def test_the_example_of_every_sink_type_is_right_when_pasted(user: User) -> None
     user.config("")
     code, out, _ = user.runs("sinks", "--json")
     examples = {name: shown["example"] for name, shown in json.loads("\n".join(out)).items()}
+    given = {"WEBHOOK_SECRET": "c2VjcmV0", "SQL_URL": "sqlite:///data/readings.sqlite"}
     user.config("\n".join(examples.values()))
-    code, out, errors = user.runs("check", WEBHOOK_SECRET="c2VjcmV0")
+    code, out, errors = user.runs("check", **given)
     assert (code, errors) == (0, [])
     everything = "\n".join(examples.values()).replace("# ", "").replace("columns = []", 'columns = ["time"]')
     user.config(everything.replace('ca_file = "data/webhook"\n', ""))
-    assert user.runs("check", WEBHOOK_SECRET="c2VjcmV0")[0] == 0
+    assert user.runs("check", **given)[0] == 0
 
 
 def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
