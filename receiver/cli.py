@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -174,6 +175,25 @@ def sinks_forget(name: str) -> None:
     settings = _load()
     gone = desk.forget(_records(settings), settings, name)
     click.echo(f"Forgot sink {name}, and {gone} deliveries that were pending or dead.")
+
+
+@main.command("new-sink")
+@click.argument("name")
+def new_sink(name: str) -> None:
+    """Begin a sink type of your own: writes plugins/NAME.py and tests/test_NAME.py, which pass as they stand.
+
+    \b
+    Example:
+      python -m receiver new-sink alarm
+    """
+    from receiver import scaffold
+    from receiver.plugins import load_plugins
+
+    settings = _load()
+    plugin, test = (path.relative_to(scaffold.ROOT) for path in scaffold.new_sink(name, load_plugins(settings).types))
+    sink_type = load_plugins(settings).types[name]
+    click.echo(f"Wrote {plugin} and {test}. Run the tests:\n\n  make test TESTS={test}\n")
+    click.echo(f"To use the sink, put this into {settings.path.name}:\n\n{indent(sink_type.example(), '  ')}")
 
 
 @main.group()

@@ -18,7 +18,7 @@ import receiver
 from receiver.settings import SECRET, load
 
 LAYERS = {
-    "doors": ("__main__", "cli", "output", "server", "intake", "app", "demo", "simulator", "testing"),
+    "doors": ("__main__", "cli", "output", "server", "intake", "app", "demo", "scaffold", "simulator", "testing"),
     "work": (
         *("dispatcher", "sink_loop", "alerts", "health", "plugins", "sink_type"),
         *("desk", "signature", "metrics", "logs", "lifeline"),
