@@ -981,6 +981,22 @@ def test_dispatchers_that_match_and_settle_the_same_events_never_wait_for_each_o
     assert places.sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
 
 
+def test_what_one_dispatcher_is_owing_is_not_matched_by_another_too_unless_it_fails(places: Places) -> None:
+    one, other = places.open(), places.open()
+    accept(one, "a")
+    kept = one.unmatched(10)
+    accept(one, "b")
+    with psycopg.connect(places.url) as blocking, ThreadPoolExecutor(1) as pool:
+        blocking.execute("LOCK TABLE deliveries")
+        owing = pool.submit(one.owe, [(kept[0], ["s"])])
+        wait_until(lambda: places.sql(OURS + "AND wait_event_type = 'Lock'"))
+        assert [event.id for event in other.unmatched(10)] == ["b"]
+        places.cut("AND wait_event_type = 'Lock'")
+        with pytest.raises(JournalUnavailable):
+            owing.result()
+    assert [event.id for event in other.unmatched(10)] == ["a", "b"]
+
+
 def test_a_result_that_comes_late_and_one_that_comes_in_time_do_not_block_each_other(places: Places) -> None:
     """The late one says delivered of what another holds, who settles it too: other results of it first."""
     late, holder = places.open(), places.open()

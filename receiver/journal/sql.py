@@ -61,9 +61,10 @@ class SqlJournal(SqlState):
         return self._group.submit(arrival)
 
     def unmatched(self, most: int) -> list[Kept]:
-        query = select(*KEPT).where(events.c.matched.is_(False))
+        """Those that another dispatcher reads or owes at this moment are left to it, so that several share the work."""
+        query = select(*KEPT).where(events.c.matched.is_(False)).order_by(events.c.key).limit(most)
         with self._database.read() as connection:
-            return [Kept(*row) for row in connection.execute(query.order_by(events.c.key).limit(most))]
+            return [Kept(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
 
     def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
         if not matches:
