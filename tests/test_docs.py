@@ -111,3 +111,8 @@ def test_the_settings_in_the_readme_are_right(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "config.toml").write_text(example)
     settings = load({"RECEIVER_CONFIG": str(tmp_path / "config.toml"), "ERP_SECRET": "c2VjcmV0"}, secret_required=False)
     assert [sink.faults for sink in settings.sinks] == [(), ()]
+
+
+def test_no_one_off_dyno_loses_its_options_to_the_heroku_command() -> None:
+    assert "heroku run -- python -m receiver check" in README
+    assert re.findall(r"heroku run (?!-- )\S+", README) == []
