@@ -81,8 +81,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plugins.$name import $cls
 
+from plugins.$name import $cls
 from receiver.testing import SinkSuite, event
 
 
@@ -138,6 +138,4 @@ def check_name(name: str) -> None:
         hint = f" (did you mean '{near}'?)" if near != name and near.isidentifier() else ""
         raise ReceiverError(f"'{name}' cannot be the name of a module: use a-z, 0-9 and _, a letter first{hint}")
     if name in sys.stdlib_module_names:
-        raise ReceiverError(
-            f"'{name}' is a module of Python's standard library; choose another name, such as '{name}_sink'"
-        )
+        raise ReceiverError(f"'{name}' is a module of Python's standard library; try '{name}_sink'")
