@@ -120,13 +120,17 @@ def new_sink(name: str, types: Collection[str]) -> tuple[Path, Path]:
     for path in (plugin, plugin.with_suffix(""), test):
         if path.exists():
             raise ReceiverError(f"{path.relative_to(ROOT)} is there already; choose another name")
+    written: list[Path] = []
     names = {"name": name, "cls": "".join(part.capitalize() for part in name.split("_"))}
     try:
         for path, text in ((plugin, PLUGIN), (test, TEST)):
             path.parent.mkdir(exist_ok=True)
             with path.open("x", encoding="utf-8") as file:
+                written.append(path)
                 file.write(text.substitute(names))
     except OSError as error:
+        for half_done in written:
+            half_done.unlink()
         raise ReceiverError(f"{path.relative_to(ROOT)} cannot be written: {error.strerror}") from None
     return plugin, test
 
