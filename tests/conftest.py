@@ -15,11 +15,37 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import make_url
 
+from receiver.plugins import load_plugins
+from receiver.settings import load
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.running import CSV_ONLY, ROOT, Running, wait_until
 from receiver.testing.samples import TEST_SECRET
 
-__all__ = ["CSV_ONLY", "ROOT", "TEST_SECRET", "Running", "StartReceiver", "new_database", "postgresql", "wait_until"]
+__all__ = [
+    "CSV_ONLY",
+    "ROOT",
+    "TEST_SECRET",
+    "THERE_ARE",
+    "Running",
+    "StartReceiver",
+    "new_database",
+    "postgresql",
+    "sink_types",
+    "wait_until",
+]
+
+
+@functools.cache
+def sink_types(*besides: str) -> list[str]:
+    """The sink types of plugins/, those that a user dropped there included, and these besides."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "config.toml").touch()
+    settings = load({"RECEIVER_CONFIG": str(folder / "config.toml")}, secret_required=False)
+    return sorted([*load_plugins(settings).types, *besides])
+
+
+THERE_ARE = f"there are: {', '.join(sink_types())}"
 
 
 @functools.cache

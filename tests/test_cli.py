@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, TEST_SECRET, StartReceiver, wait_until
+from conftest import ROOT, TEST_SECRET, THERE_ARE, StartReceiver, sink_types, wait_until
 from pytest_httpserver import HTTPServer
 
 from receiver.cli import main
@@ -145,7 +145,7 @@ def test_check_names_every_problem_of_plugins_and_sinks_in_a_line_each(user: Use
         retry = { max_age = "x" }
         """)
     code, out, errors = user.runs("check", URL="value-from-the-environment")
-    known = "there are: csv, sql, stdout, webhook; 2 plugin(s) could not be loaded"
+    known = f"{THERE_ARE}; 2 plugin(s) could not be loaded"
     columns = "event_id, time, device_id, device_name, project_id, event_type, quantity, value, unit, text, labels"
     assert (code, out) == (1, [])
     assert [re.sub(r"csv_file\.py:\d+", "csv_file.py:N", line) for line in errors] == [
@@ -172,7 +172,7 @@ def test_check_names_the_problems_of_sinks_also_where_the_receivers_own_settings
         "error: environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
         "error: config.toml [sinks.a]: option 'path' is missing",
         "error: config.toml [sinks.a]: no option 'pth' (did you mean 'path'?)",
-        "error: config.toml [sinks.b]: no sink type 'csf' (did you mean 'csv'?); there are: csv, sql, stdout, webhook",
+        f"error: config.toml [sinks.b]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}",
     ]
 
 
@@ -181,7 +181,7 @@ def test_check_does_not_pass_a_sink_whose_type_is_empty(user: User) -> None:
     assert user.runs("check") == (
         1,
         [],
-        ["error: config.toml [sinks.a]: no sink type ''; there are: csv, sql, stdout, webhook"],
+        [f"error: config.toml [sinks.a]: no sink type ''; {THERE_ARE}"],
     )
 
 
@@ -325,7 +325,7 @@ def test_serve_runs_with_faulty_sinks_paused_and_gives_them_their_events_once_th
         assert receiver.metric(f'receiver_pending{{sink="{name}"}}') == 5
         assert receiver.metric(f'receiver_delivered_total{{sink="{name}"}}') == 0
     ready = receiver.http.request("GET", f"{receiver.url}/readyz")
-    known = "there are: csv, sql, stdout, webhook; 1 plugin(s) could not be loaded"
+    known = f"{THERE_ARE}; 1 plugin(s) could not be loaded"
     assert (ready.status, ready.json()["ready"], ready.json()["faults"]) == (200, True, [])
     assert sorted(ready.json()["warnings"]) == [
         f"sink broken is paused: config.toml [sinks.broken]: no sink type 'mine'; {known}",
@@ -458,14 +458,16 @@ def test_sinks_lists_the_built_in_types_with_their_options(user: User) -> None:
     user.config("")
     code, out, errors = user.runs("sinks", **{SECRET: ""})
     assert (code, errors) == (0, [])
-    assert [line for line in out if re.match(r"\w+  \(", line)] == [
+    titles = [line for line in out if re.match(r"\w+  \(", line)]
+    assert [title.partition("  ")[0] for title in titles] == sink_types()
+    assert [title for title in titles if title.partition("  ")[0] in ("csv", "sql", "stdout", "webhook")] == [
         f"csv  ({ROOT}/plugins/csv_file.py)",
         f"sql  ({ROOT}/plugins/sql.py)",
         f"stdout  ({ROOT}/plugins/stdout.py)",
         f"webhook  ({ROOT}/plugins/webhook.py)",
     ]
-    start = out.index(f"csv  ({ROOT}/plugins/csv_file.py)")
-    assert out[start + 1 : out.index(f"sql  ({ROOT}/plugins/sql.py)")] == [
+    after = titles[titles.index(f"csv  ({ROOT}/plugins/csv_file.py)") + 1]
+    assert out[out.index(f"csv  ({ROOT}/plugins/csv_file.py)") + 1 : out.index(after)] == [
         "Appends events to a CSV file: one row a reading, or one row an event.",
         "",
         "Rows are flushed to the disk before they count as delivered, and an event that is delivered again is not "
@@ -509,7 +511,7 @@ def test_sinks_as_json_lists_the_options_also_beside_a_constructor_that_does_not
     code, out, errors = user.runs("sinks", "--json")
     assert (code, errors) == (0, [])
     types = json.loads("\n".join(out))
-    assert (sorted(types), types["mine"]["options"]) == (["csv", "mine", "sql", "stdout", "webhook"], [])
+    assert (sorted(types), types["mine"]["options"]) == (sink_types("mine"), [])
     assert types["stdout"] == {
         "source": f"{ROOT}/plugins/stdout.py",
         "description": "Prints each event as one line on standard output.\n\n"

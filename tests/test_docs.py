@@ -15,7 +15,7 @@ from receiver.errors import Refusal
 from receiver.hookspecs import PluginHooks, SinkHooks
 from receiver.journal import Acceptance
 from receiver.options import fields
-from receiver.plugins import load_plugins
+from receiver.plugins import SHIPPED, load_plugins
 from receiver.settings import CommonOptions, Filter, JournalTable, ReceiverTable, RetryPolicy, load
 from receiver.simulator import Simulator
 
@@ -70,9 +70,10 @@ def test_every_option_of_every_built_in_sink_stands_in_the_readme_and_in_its_doc
 ) -> None:
     (tmp_path / "config.toml").write_text("")
     monkeypatch.setenv("RECEIVER_CONFIG", str(tmp_path / "config.toml"))
-    types = load_plugins(load(secret_required=False)).types
-    assert sorted(types) == ["csv", "sql", "stdout", "webhook"]
-    for sink_type in types.values():
+    types = load_plugins(load(secret_required=False)).types.values()
+    shipped = [sink_type for sink_type in types if Path(sink_type.source).name in SHIPPED]
+    assert len(shipped) == len(SHIPPED)
+    for sink_type in shipped:
         for option in fields(sink_type.options()):
             assert f"`{option}`" in README
             assert f"\n{option}: " in inspect.cleandoc(sink_type.cls.__doc__ or "")
