@@ -39,7 +39,7 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.engine.interfaces import ExceptionContext, ReflectedColumn
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.schema import CreateColumn
 
@@ -182,11 +182,11 @@ class Sql:
 
     @contextmanager
     def _troubles(self) -> Iterator[None]:
-        """Turn what the database says into a Pause, after which all is begun afresh."""
+        """Turn what the database says into a Pause, after which the tables are looked at again."""
         try:
             yield
         except DBAPIError as error:
-            self._begin_afresh()
+            self._fits = False
             raise Pause(f"the database cannot be used: {self._told(error.orig)}") from None
         except OSError as error:
             raise Pause(f"the folder of the database cannot be made: {error.strerror}") from None
@@ -200,11 +200,6 @@ class Sql:
             if blames_the_row(error.orig):
                 raise GiveUp(f"the database does not take it: {self._told(error.orig)}") from None
             raise
-
-    def _begin_afresh(self) -> None:
-        """Trust nothing that was known: behind the same address there may be another server by now."""
-        self._fits = False
-        self._engine.dispose()
 
     def _told(self, error: BaseException | None) -> str:
         """What the database says, in a line. A failed connection quotes parts of the URL; these are left out."""
@@ -291,6 +286,7 @@ def engine(url: URL) -> Engine:
             hide_parameters=True,
         )
         event.listen(made, "do_connect", connect)
+    event.listen(made, "handle_error", distrust)
     event.listen(made, "begin", lambda connection: connection.exec_driver_sql(BEGIN[made.name]))
     return made
 
@@ -298,6 +294,11 @@ def engine(url: URL) -> Engine:
 def flush_folder_too(connection: Any, record: object) -> None:
     """Without it a power cut can bring the journal of the last transaction back, and undo what was committed."""
     connection.execute("PRAGMA synchronous = EXTRA")
+
+
+def distrust(context: ExceptionContext) -> None:
+    """After a trouble all connections are made anew: behind the address there may be another server by now."""
+    context.is_disconnect = not blames_the_row(context.original_exception)
 
 
 class Patient(psycopg.Connection[Any]):

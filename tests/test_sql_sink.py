@@ -327,7 +327,7 @@ sink = build(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 chance = random.Random(int(sys.argv[3]))
-events = chance.sample(shuffled(2, 200), 200)
+events = chance.sample(shuffled(2, 120), 120)
 sink.hook.open(name="data", logger=None)
 while events:
     size = chance.randrange(1, 25)
@@ -352,13 +352,13 @@ def test_processes_that_make_the_tables_and_write_at_once_agree(database: Databa
 
     assert [writer.communicate(timeout=60) and writer.returncode for writer in writers] == [0, 0, 0]
 
-    events = shuffled(2, 200)
+    events = shuffled(2, 120)
     assert [row["event_id"] for row in database.rows()] == sorted(each.id for each in events)
     newest = {each.device_id: each.id for each in sorted(events, key=lambda each: (each.readings()[0].time, each.id))}
     assert {row["device_id"]: row["event_id"] for row in database.rows("latest")} == newest
 
 
-@pytest.mark.parametrize("round", range(5))
+@pytest.mark.parametrize("round", range(3))
 def test_many_who_make_the_tables_at_once_all_succeed(round: int, database: Database) -> None:
     together = threading.Barrier(8)
 
@@ -401,7 +401,7 @@ def test_what_no_database_takes_in_a_text_is_replaced(text: str, database: Datab
     assert [row["device_id"] for row in database.rows("latest")] == ["a�b"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(), min_size=1, max_size=40))
 def test_any_text_comes_back(text: str, database: Database) -> None:
     sink = database.open(label_columns=["site"])
