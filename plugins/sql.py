@@ -162,7 +162,7 @@ class Sql:
                 "reading": number,
                 "time": reading.time,
                 "quantity": reading.quantity,
-                "value": float(reading.value),
+                "value": reading.value,
                 "unit": reading.unit,
                 "text": reading.text,
             }
