@@ -146,7 +146,7 @@ class Settings:
             )
         found += [
             f"sink {sink.name} writes to the dyno's disk, and its file is lost at each restart; "
-            f"send events elsewhere, for instance with a webhook, and set enabled = false in [sinks.{sink.name}]"
+            f'use type = "sql" with url = {{ env = "DATABASE_URL" }} in [sinks.{sink.name}] instead'
             for sink in self.enabled_sinks
             if sink.common.type == "csv"
         ]

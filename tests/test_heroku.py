@@ -465,7 +465,7 @@ JOURNAL_AT_RISK = (
 )
 FILE_AT_RISK = (
     "sink archive writes to the dyno's disk, and its file is lost at each restart; "
-    "send events elsewhere, for instance with a webhook, and set enabled = false in [sinks.archive]"
+    'use type = "sql" with url = { env = "DATABASE_URL" } in [sinks.archive] instead'
 )
 STDOUT = '[sinks.console]\ntype = "stdout"\n'
 CSV = '[sinks.archive]\ntype = "csv"\npath = "events.csv"\n'
