@@ -7,16 +7,19 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import uuid
 import warnings
 from pathlib import Path
 
 import psycopg
+import pytest
 from sqlalchemy import make_url
 
 from receiver.plugins import load_plugins
-from receiver.settings import load
+from receiver.settings import SECRET, load
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.running import CSV_ONLY, ROOT, Running, wait_until
 from receiver.testing.samples import TEST_SECRET
@@ -30,6 +33,7 @@ __all__ = [
     "StartReceiver",
     "new_database",
     "postgresql",
+    "run",
     "sink_types",
     "wait_until",
 ]
@@ -46,6 +50,25 @@ def sink_types(*besides: str) -> list[str]:
 
 
 THERE_ARE = f"there are: {', '.join(sink_types())}"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of the program, without tests, in which sinks can be begun."""
+    folder = tmp_path / "clone"
+    for name in ("receiver", "plugins"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("pyproject.toml", "config.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "tests").mkdir()
+    return folder
+
+
+def run(clone: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m COMMAND` in a copy of the program, with next to nothing in the environment."""
+    given = {"PATH": os.environ["PATH"], SECRET: "s" * 32, **environment}
+    arguments = [sys.executable, "-m", *command]
+    return subprocess.run(arguments, cwd=clone, env=given, capture_output=True, text=True, timeout=300)
 
 
 @functools.cache

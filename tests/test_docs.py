@@ -93,7 +93,7 @@ def test_every_metric_stands_in_the_readme(start_receiver: StartReceiver) -> Non
 def test_the_sink_in_the_readme_works_with_the_settings_in_the_readme(
     start_receiver: StartReceiver, tmp_path: Path
 ) -> None:
-    [source] = blocks("python")
+    source = next(block for block in blocks("python") if "class Alarm" in block and "@hookimpl" in block)
     settings = next(block for block in blocks("toml") if 'type = "alarm"' in block)
     (tmp_path / "alarm.py").write_text(source)
     receiver = start_receiver(f'[receiver]\nplugins = ["{tmp_path / "alarm.py"}"]\n{settings}')

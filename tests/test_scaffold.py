@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-
-from receiver.settings import SECRET
-
-COPIED = ("receiver", "plugins", "pyproject.toml", "config.toml")
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """A copy of the program, in which sinks can be begun."""
-    for name in COPIED:
-        source = ROOT / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
-    (tmp_path / "tests").mkdir()
-    return tmp_path
-
-
-def run(clone: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], SECRET: "s" * 32}
-    arguments = [sys.executable, "-m", *command]
-    return subprocess.run(arguments, cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
+from conftest import run
 
 
 def files(clone: Path) -> dict[Path, bytes]:
