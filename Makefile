@@ -4,8 +4,9 @@ BIN = .venv/bin
 PIN = $(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
 
 MINUTES = 10
+SIZE = 1
 
-.PHONY: demo test lint lock fuzz
+.PHONY: demo test lint lock fuzz bench
 
 demo: .venv/runtime
 	$(BIN)/python -m receiver demo $(DEMO)
@@ -24,6 +25,9 @@ lock: .venv/development
 
 fuzz: .venv/fuzz
 	$(BIN)/python fuzz/fuzz_push.py $(MINUTES)
+
+bench: .venv/development
+	$(BIN)/python -m bench $(BENCH) --size $(SIZE)
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'

@@ -1,0 +1,43 @@
+"""How fast the receiver is, measured beside what it could reach at best.
+
+python -m bench [intake|drain|growth|latency …] [--size 0.1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sqlite3
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from bench import intake
+
+SECONDS = 10
+ROUNDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument(
+        "--size", type=float, default=1.0, help="how long and how much, 1 in full; 0.1 for a quick look"
+    )
+    given = parser.parse_args()
+    print(machine())
+    for part in given.parts:
+        PARTS[part](given.size)
+
+
+def machine() -> str:
+    names = ("Flask", "gunicorn", "SQLAlchemy", "psycopg", "dtintegrations")
+    versions = [f"Python {platform.python_version()}", f"SQLite {sqlite3.sqlite_version}"]
+    return ", ".join([datetime.now(UTC).date().isoformat(), *versions, *(f"{name} {version(name)}" for name in names)])
+
+
+PARTS = {
+    "intake": lambda size: intake.measure(SECONDS * size, ROUNDS),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+-- For wrk: sends the requests of a file one after another. Arguments: the file, and where in it to begin.
+-- Before each request stands its length on a line of its own.
+local requests
+
+function init(arguments)
+  requests = assert(io.open(arguments[1], "rb"))
+  requests:seek("set", tonumber(arguments[2]))
+end
+
+function request()
+  local length = requests:read("*l")
+  if not length then
+    wrk.thread:stop()
+    return wrk.format("GET", "/")
+  end
+  return requests:read(tonumber(length))
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  print(string.format(
+    "RESULT %d %d %d %d %d",
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    errors.status + errors.connect + errors.read + errors.write + errors.timeout
+  ))
+end
