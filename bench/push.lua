@@ -17,10 +17,8 @@ function request()
 end
 
 function done(summary, latency)
-  local errors = summary.errors
-  print(string.format(
-    "RESULT %d %d %d %d %d",
+  local failed = summary.errors
+  print(string.format("RESULT %d %d %d %d status %d, connect %d, read %d, write %d, timeout %d",
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    errors.status + errors.connect + errors.read + errors.write + errors.timeout
-  ))
+    failed.status, failed.connect, failed.read, failed.write, failed.timeout))
 end
