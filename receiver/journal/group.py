@@ -1,7 +1,7 @@
 """Group commit: one commit for everyone who waits for one.
 
 A commit costs a flush of the disk, whatever is in it. Whoever finds nobody committing commits for all who wait by
-then; the others find their result when their turn comes.
+then, wakes each of them, and leaves the next commit to the first of those who came meanwhile.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ Outcome = TypeVar("Outcome")
 
 
 class _Waiting(Generic[Item, Outcome]):
+    """An item in line. Its `turn` is free when it is done, or when the next commit is up to it."""
+
     def __init__(self, item: Item) -> None:
         self.item = item
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         self.done = False
+        self.turn = threading.Lock()
+        self.turn.acquire()
 
 
 class GroupCommit(Generic[Item, Outcome]):
@@ -37,28 +41,39 @@ class GroupCommit(Generic[Item, Outcome]):
         self._most = most
         self._timeout = timeout
         self._queue: deque[_Waiting[Item, Outcome]] = deque()
-        self._turn = threading.Lock()
+        self._committing = False
+        self._lock = threading.Lock()
+        """Held for moments, around the queue and `_committing`."""
 
     def submit(self, item: Item) -> Outcome:
         """Write one item; returns its outcome after the commit. Raises JournalUnavailable."""
         waiting: _Waiting[Item, Outcome] = _Waiting(item)
-        self._queue.append(waiting)
-        if not self._turn.acquire(timeout=self._timeout):
-            raise self._abandon(waiting)
-        try:
-            while not waiting.done:
-                self._commit()
-        finally:
-            self._turn.release()
+        with self._lock:
+            self._queue.append(waiting)
+            first, self._committing = not self._committing, True
+        if not first and not waiting.turn.acquire(timeout=self._timeout) and self._gives_up(waiting):
+            raise JournalUnavailable("the journal did not commit in time")
+        if not waiting.done:
+            self._commit()
         if waiting.error is not None:
             raise JournalUnavailable(str(waiting.error) or "the commit failed") from waiting.error
         return waiting.outcome  # type: ignore[return-value]  # set, since it is done without an error
 
+    def _gives_up(self, waiting: _Waiting[Item, Outcome]) -> bool:
+        """Take an item out of the line, unless its turn came at the last moment.
+
+        One that is being written meanwhile may be kept all the same.
+        """
+        with self._lock:
+            if waiting.turn.acquire(blocking=False):
+                return False
+            with contextlib.suppress(ValueError):
+                self._queue.remove(waiting)
+            return True
+
     def _commit(self) -> None:
-        group: list[_Waiting[Item, Outcome]] = []
-        with contextlib.suppress(IndexError):  # whoever gives up takes its item out meanwhile
-            while len(group) < self._most:
-                group.append(self._queue.popleft())
+        with self._lock:
+            group = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
         try:
             outcomes = self._write([waiting.item for waiting in group])
             for waiting, outcome in zip(group, outcomes, strict=True):
@@ -69,11 +84,14 @@ class GroupCommit(Generic[Item, Outcome]):
             if not isinstance(error, JournalUnavailable):
                 log.exception("a commit failed in a way that it should not")
         finally:
+            self._pass_on()
             for waiting in group:
                 waiting.done = True
+                waiting.turn.release()
 
-    def _abandon(self, waiting: _Waiting[Item, Outcome]) -> JournalUnavailable:
-        """Nobody waits for this item any more; one that is being written meanwhile may be kept all the same."""
-        with contextlib.suppress(ValueError):
-            self._queue.remove(waiting)
-        return JournalUnavailable("the journal did not commit in time")
+    def _pass_on(self) -> None:
+        """The next commit is up to whoever has waited for longest."""
+        with self._lock:
+            self._committing = bool(self._queue)
+            if self._queue:
+                self._queue[0].turn.release()
