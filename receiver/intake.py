@@ -119,6 +119,10 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has
             refuse(conn.sock, 408, "Request Timeout", "request incomplete")
         return False if conn.cut_off else keep
 
+    def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
+        """Whether the connection serves another request. gunicorn's own way takes a busy moment for a slow client."""
+        return keepalive and conn.complete()
+
     def handle_request(self, req: Any, conn: Connection) -> Any:
         conn.request = req
         return super().handle_request(req, conn)
