@@ -81,6 +81,14 @@ class Store:
         for journal in list(self._open):
             self.close(journal)
 
+    def hinder(self) -> None:
+        """Before a transaction of one statement, which fails as a whole."""
+        interruption, self.interruption = self.interruption, None
+        if interruption is not None:
+            interruption()
+        if self.full:
+            raise JournalUnavailable("database or disk is full")
+
     @contextmanager
     def hindered(self, transaction: AbstractContextManager[Connection]) -> Iterator[Connection]:
         interruption, self.interruption = self.interruption, None
@@ -109,6 +117,10 @@ class SqliteStore(Store):
             def write(self) -> AbstractContextManager[Connection]:
                 return store.hindered(super().write())
 
+            def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
+                store.hinder()
+                return super().add_events(arrivals)
+
         return Hindered(self.path, min_free_mb, max_size_mb)
 
 
@@ -128,6 +140,10 @@ class PostgresStore(Store):
 
             def write(self) -> AbstractContextManager[Connection]:
                 return store.hindered(super().write())
+
+            def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
+                store.hinder()
+                return super().add_events(arrivals)
 
         return Hindered(self.url, max_size_mb)
 

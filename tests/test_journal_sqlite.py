@@ -301,7 +301,7 @@ def test_a_short_lock_delays_a_push_but_does_not_refuse_it(store: SqliteStore) -
     with ThreadPoolExecutor(1) as pool:
         with locked_file(store):
             answer = pool.submit(accept, journal, "a")
-            wait_until(lambda: journal._group._turn.locked(), what="a push in its commit")
+            wait_until(lambda: journal._group._committing, what="a push in its commit")
         assert answer.result(20) == [Acceptance.ACCEPTED]
 
 

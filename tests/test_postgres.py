@@ -777,18 +777,12 @@ def test_news_wakes_who_waits_long_before_the_time_is_out(places: Places, monkey
     assert [kept.id for kept in dispatcher.unmatched(10)] == ["a"]
 
 
-def test_a_transaction_that_fails_wakes_nobody(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatcher, intake = places.open(), places.database()
+def test_what_is_known_already_wakes_nobody(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, intake = places.open(), places.open()
+    accept(intake, "a")
     monkeypatch.setattr(postgres_module, "WAIT_SECONDS", 0.01)
     dispatcher.wait()
-
-    def interrupted() -> None:
-        with intake.write() as connection:
-            intake.announce(connection)
-            places.cut("AND state = 'idle in transaction'")
-
-    with pytest.raises(JournalUnavailable):
-        interrupted()
+    assert accept(intake, "a") == [Acceptance.DUPLICATE]
     monkeypatch.setattr(postgres_module, "WAIT_SECONDS", 0.3)
     assert seconds_of(dispatcher.wait)[0] >= 0.25
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Table
+
+from receiver.journal.contract import Arrival
 
 
 class Database(Protocol):
@@ -16,6 +19,12 @@ class Database(Protocol):
 
     def insert(self, table: Table) -> Any:
         """An INSERT of the dialect, which can say what to do on a conflict."""
+
+    def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
+        """Insert events, in this order, whose ids are not there yet, and commit durably; which ids were new.
+
+        Wakes whoever is in `wait`.
+        """
 
     def now(self) -> float:
         """Seconds since 1970 on the clock that all claims are on."""
@@ -37,9 +46,6 @@ class Database(Protocol):
 
     def lock_tables(self, connection: Connection) -> None:
         """Let no other process make or change the tables before this transaction ends."""
-
-    def announce(self, connection: Connection) -> None:
-        """With the commit of this transaction, wake whoever is in `wait`."""
 
     def wait(self) -> None:
         """Come back when new events may be there, and after half a second at most."""

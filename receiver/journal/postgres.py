@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import URL, Connection, Table, create_engine, event, func, make_url, select, text
+from sqlalchemy import URL, Connection, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from receiver.errors import JournalError, JournalUnavailable
+from receiver.journal.contract import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,15 @@ CLOCK_SECONDS = 10.0
 SIZE_SECONDS = 10.0
 LISTEN_AGAIN_SECONDS = 5.0
 _MB = 1_000_000
+ADD_EVENTS = f"""
+WITH given AS (
+    SELECT * FROM unnest(%b::text[], %b::float8[], %b::bytea[]) AS columns (id, received_at, body)
+), added AS (
+    INSERT INTO events (id, received_at, matched, body) SELECT id, received_at, false, body FROM given
+    ON CONFLICT DO NOTHING RETURNING id
+)
+SELECT id, pg_notify('{CHANNEL}', '') FROM added
+"""
 
 
 class PostgresDatabase:
@@ -67,6 +77,13 @@ class PostgresDatabase:
 
     def insert(self, table: Table) -> Any:
         return postgresql.insert(table)
+
+    def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
+        """One statement, which is its own transaction: one way to the server and back."""
+        columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
+        with _translated(), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            return set(connection.exec_driver_sql(ADD_EVENTS, tuple(map(list, columns))).scalars())
 
     def now(self) -> float:
         """The database's clock, compared with our own now and then."""
@@ -104,9 +121,6 @@ class PostgresDatabase:
 
     def lock_tables(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
-
-    def announce(self, connection: Connection) -> None:
-        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
 
     def wait(self) -> None:
         """Listen; where that does not work, sleep, for polling does."""

@@ -227,43 +227,42 @@ class SqlJournal(SqlState):
             connection.execute(update(versions).values(version=versions.c.version))
 
     def _accept_all(self, arrivals: Sequence[Arrival]) -> list[Acceptance]:
-        """One commit for all. A row that is new comes back from its insert; one that is not was there before.
+        """One commit for all; what is no event and what is noted now and then have one of their own.
 
         Rows go in by the order of their ids, so that two processes never wait for each other's.
         """
         self._database.check_room()
-        named = [
-            {"id": arrival.id, "received_at": arrival.received_at, "matched": False, "body": arrival.body}
-            for arrival in sorted(arrivals, key=lambda arrival: arrival.id)
-            if arrival.quarantine is None
-        ]
-        unnamed = [
-            {"id": arrival.id, "received_at": arrival.received_at, "why": arrival.quarantine, "body": arrival.body}
-            for arrival in sorted(arrivals, key=lambda arrival: arrival.id)
-            if arrival.quarantine is not None
-        ]
-        new: set[str] = set()
-        with self._database.write() as connection:
-            if named:
-                new = set(
-                    connection.scalars(
-                        self._database.insert(events).on_conflict_do_nothing().returning(events.c.id), named
-                    )
-                )
-            if unnamed:
-                connection.execute(self._database.insert(quarantine).on_conflict_do_nothing(), unnamed)
-            self._note_secrets(connection, arrivals)
-            self._database.announce(connection)
+        in_order = sorted(arrivals, key=lambda arrival: arrival.id)
+        named = [arrival for arrival in in_order if arrival.quarantine is None]
+        unnamed = [arrival for arrival in in_order if arrival.quarantine is not None]
+        new = self._database.add_events(named) if named else set()
+        in_use = self._secrets_to_note(arrivals)
+        if unnamed or in_use:
+            with self._database.write() as connection:
+                self._quarantine(connection, unnamed)
+                self._note_secrets(connection, in_use)
         return [self._acceptance(arrival, new) for arrival in arrivals]
 
-    def _note_secrets(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
-        """Write down now and then which secrets are in use, in a transaction that is there anyway."""
+    def _quarantine(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+        rows = [
+            {"id": arrival.id, "received_at": arrival.received_at, "why": arrival.quarantine, "body": arrival.body}
+            for arrival in arrivals
+        ]
+        if rows:
+            connection.execute(self._database.insert(quarantine).on_conflict_do_nothing(), rows)
+
+    def _secrets_to_note(self, arrivals: Sequence[Arrival]) -> list[str]:
+        """Which secrets are in use, of those that were not written down just before."""
         now = self.now()
-        for name in sorted({arrival.secret for arrival in arrivals if arrival.secret}):
-            if now - self._secrets_noted.get(name, float("-inf")) > SECRETS_SECONDS:
-                row = self._database.insert(secrets).values(name=name, last_at=now)
-                connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"last_at": now}))
-                self._secrets_noted[name] = now
+        names = sorted({arrival.secret for arrival in arrivals if arrival.secret})
+        return [name for name in names if now - self._secrets_noted.get(name, float("-inf")) > SECRETS_SECONDS]
+
+    def _note_secrets(self, connection: Connection, names: Sequence[str]) -> None:
+        now = self.now()
+        for name in names:
+            row = self._database.insert(secrets).values(name=name, last_at=now)
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"last_at": now}))
+            self._secrets_noted[name] = now
 
     @staticmethod
     def _acceptance(arrival: Arrival, new: set[str]) -> Acceptance:

@@ -13,8 +13,8 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 from receiver.errors import JournalError, JournalUnavailable
+from receiver.journal.contract import Arrival
 
 LOCK_SECONDS = 2.0
 """How long to wait for another process of ours."""
@@ -36,6 +37,7 @@ STUCK_SECONDS = 5.0
 
 POLL_SECONDS = 0.05
 _MB = 1_000_000
+LAST_EVENTS = "SELECT id FROM events ORDER BY key DESC LIMIT ?"
 
 
 class SqliteDatabase:
@@ -62,6 +64,23 @@ class SqliteDatabase:
 
     def insert(self, table: Table) -> Any:
         return sqlite.insert(table)
+
+    def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
+        """One statement, which is its own transaction, so that no other thread's work comes between while it is locked.
+
+        When not all were new, those that were have the last keys.
+        """
+        rows = ", ".join(["(?, ?, 0, ?)"] * len(arrivals))
+        insert = f"INSERT INTO events (id, received_at, matched, body) VALUES {rows} ON CONFLICT DO NOTHING"
+        values = [value for arrival in arrivals for value in (arrival.id, arrival.received_at, arrival.body)]
+        with _translated(self._path), closing(self._engine.raw_connection()) as pooled:
+            connection: Any = pooled.driver_connection
+            with self._lock.held(LOCK_SECONDS):
+                self._check_place()
+                added = connection.execute(insert, values).rowcount
+                if added == len(arrivals):
+                    return {arrival.id for arrival in arrivals}
+                return {row[0] for row in connection.execute(LAST_EVENTS, (added,))}
 
     def now(self) -> float:
         """Seconds since 1970 that never jump while this process runs."""
@@ -108,9 +127,6 @@ class SqliteDatabase:
 
     def lock_tables(self, connection: Connection) -> None:
         """Whoever writes is alone anyway."""
-
-    def announce(self, connection: Connection) -> None:
-        """Nobody listens: looking is cheap."""
 
     def wait(self) -> None:
         time.sleep(POLL_SECONDS)
@@ -221,7 +237,7 @@ def _translated(path: Path) -> Iterator[None]:
     """Let no exception of the database out but JournalUnavailable; its text never holds a value from a row."""
     try:
         yield
-    except DBAPIError as error:
-        raise JournalUnavailable(f"journal {path}: the database says: {error.orig}") from None
+    except (DBAPIError, sqlite3.Error) as error:
+        raise JournalUnavailable(f"journal {path}: the database says: {getattr(error, 'orig', error)}") from None
     except OSError as error:
         raise JournalUnavailable(f"journal {path}: the disk says: {error.strerror}") from None
