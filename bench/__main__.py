@@ -11,7 +11,7 @@ import sqlite3
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import intake
+from bench import drain, intake
 
 SECONDS = 10
 ROUNDS = 3
@@ -37,6 +37,7 @@ def machine() -> str:
 
 PARTS = {
     "intake": lambda size: intake.measure(SECONDS * size, ROUNDS),
+    "drain": lambda size: drain.measure(size, ROUNDS),
 }
 
 if __name__ == "__main__":

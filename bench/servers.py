@@ -77,7 +77,7 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, *(part.format(port=self.port) for part in self.kind.command)]
         with (self.folder / "stdout.txt").open("ab") as out, (self.folder / "log.txt").open("ab") as log:
-            self.process = psutil.Popen(command, cwd=ROOT, env=self._environment(), stdout=out, stderr=log)
+            self.process = psutil.Popen(command, cwd=ROOT, env=self.environment(), stdout=out, stderr=log)
 
     def wait_until_up(self) -> float:
         """Wait for the first answer; the seconds since the start."""
@@ -109,7 +109,7 @@ class Server:
             for process in self.processes():
                 process.kill()
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         ours = ("DT_SIGNATURE_SECRET", "DATABASE_URL")
         return {
             **{name: text for name, text in os.environ.items() if not name.startswith(ours)},

@@ -1,0 +1,144 @@
+"""Drain: how fast a backlog reaches the sinks, from events not yet matched to deliveries recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from sqlalchemy import Engine
+from urllib3 import HTTPConnectionPool
+
+from bench.backlog import bodies, delivered, fill, make_journal
+from bench.servers import CSV, RECEIVER, STDOUT, Kind, Server, folder, target, webhook
+from bench.tables import rate, ratio, show
+
+EVENTS = 100_000
+WEBHOOK_EVENTS = 10_000
+THREADS = 8
+LONGEST_SECONDS = 1800.0
+SLOW = '[sinks.slow]\ntype = "slow"\n'
+PLUGIN = f'plugins = ["{Path(__file__).with_name("slow.py")}"]\n'
+
+
+@dataclass(frozen=True)
+class Drained:
+    """Events a second, from the first recorded delivery to the last, and processor seconds per event."""
+
+    rate: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backlog of `events` for the sinks in `config`; measured until each of `watched` has all of them."""
+
+    name: str
+    config: str
+    watched: tuple[str, ...]
+    events: int
+    one_core: bool = True
+    postgres: bool = False
+
+
+def measure(size: float, rounds: int) -> None:
+    """Print the tables."""
+    many, few = max(2000, round(EVENTS * size)), max(1000, round(WEBHOOK_EVENTS * size))
+    with target() as (port, _):
+        console, archive, hook = ("console",), ("archive",), ("hook",)
+        hooks = webhook(port, THREADS)
+        cases = [
+            Case("stdout", STDOUT, console, many),
+            Case("csv", CSV, archive, many),
+            Case("csv, journal on PostgreSQL", CSV, archive, many, postgres=True),
+            Case("csv, beside a sink that takes 1 s for each event", CSV + SLOW, archive, many),
+            Case(f"webhook, concurrency = {THREADS}", hooks, hook, few),
+            Case(
+                "stdout, csv and webhook together", STDOUT + CSV + hooks, console + archive + hook, few, one_core=False
+            ),
+        ]
+        results: dict[str, list[Drained]] = {case.name: [] for case in cases}
+        bare: list[float] = []
+        for _ in range(rounds):
+            for case in cases:
+                results[case.name].append(drain(case))
+            bare.append(post_all(port, few))
+    show_results(cases, results, median(bare))
+
+
+def show_results(cases: Sequence[Case], results: dict[str, list[Drained]], bare: float) -> None:
+    def middle(name: str) -> float:
+        return median(each.rate for each in results[name])
+
+    rows = [
+        (
+            case.name,
+            rate(case.events),
+            rate(middle(case.name)),
+            f"{median(each.cpu for each in results[case.name]) * 1e3:.3f}",
+        )
+        for case in cases
+    ]
+    show("Drain", ["sinks", "events", "events/s", "CPU s per 1,000 events"], rows)
+    show(
+        "Drain, side by side",
+        ["", "ratio"],
+        [
+            (f"webhook / bare urllib3 loop of {THREADS} threads ({rate(bare)}/s)", ratio(middle(cases[4].name), bare)),
+            ("csv beside a slow sink / csv alone", ratio(middle(cases[3].name), middle(cases[1].name))),
+        ],
+    )
+
+
+def drain(case: Case, prepare: Callable[[Engine], None] | None = None) -> Drained:
+    """Fill a journal, start a dispatcher and watch it."""
+    config = (RECEIVER + PLUGIN if SLOW in case.config else RECEIVER) + case.config
+    with folder() as where:
+        server = Server(Kind(case.name, ("-m", "receiver", "deliver"), config, case.postgres), where)
+        journal = make_journal(server)
+        if prepare is not None:
+            prepare(journal)
+        fill(journal, case.events)
+        server.start()
+        if case.one_core:
+            server.process.cpu_affinity([0])
+        try:
+            return watch(server, journal, case)
+        finally:
+            server.stop()
+            journal.dispose()
+
+
+def watch(server: Server, journal: Engine, case: Case) -> Drained:
+    began = None
+    end = time.monotonic() + LONGEST_SECONDS
+    while time.monotonic() < end and server.process.poll() is None:
+        counts = delivered(journal)
+        least = min(counts.get(name, 0) for name in case.watched)
+        if began is None and least:
+            began = time.monotonic(), server.cpu_seconds(), least
+        if began is not None and least >= case.events:
+            count = least - began[2]
+            took, used = time.monotonic() - began[0], server.cpu_seconds() - began[1]
+            return Drained(count / took, used / count)
+        time.sleep(0.02)
+    raise RuntimeError(f"{case.name}: not drained: {(server.folder / 'log.txt').read_text()[-2000:]}")
+
+
+def post_all(port: int, count: int) -> float:
+    """POST as many bodies as the webhook sink had with as many threads, and nothing else; requests a second."""
+    pool = HTTPConnectionPool("127.0.0.1", port, maxsize=THREADS)
+    waiting = list(islice(bodies(), count))
+
+    def post(body: bytes) -> None:
+        answer = pool.urlopen("POST", "/", body=body, headers={"content-type": "application/json"}, retries=False)
+        assert answer.status == 200
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        began = time.monotonic()
+        list(threads.map(post, waiting))
+        return count / (time.monotonic() - began)
