@@ -20,7 +20,7 @@ from receiver.health import Health, Random
 from receiver.journal import Journal, Kept, SinkState
 from receiver.lifeline import Lifeline
 from receiver.plugins import Sink
-from receiver.settings import SinkSettings
+from receiver.settings import Filter, SinkSettings
 from receiver.sink_loop import CLAIM_SECONDS, IDLE_SECONDS, POLL_SECONDS, Redact, SinkLoop
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Dispatcher:
         self._redact = redact
         self._random = random
         self._alerts = Alerts([*listeners, *(sink.hook for sink in sinks)], redact)
+        self._filtered = any(route.common.filter != Filter() for route in routes)
         self._loops: list[SinkLoop] = []
         self._to_admit: list[SinkLoop] = []
         self._watched: tuple[SinkLoop, float] | None = None
@@ -154,10 +155,13 @@ class Dispatcher:
         return bool(new)
 
     def _sinks_for(self, kept: Kept) -> list[str]:
+        every = [route.name for route in self._routes]
+        if not self._filtered:
+            return every
         try:
             event = kept.decode()
         except NotAnEvent:
-            return [route.name for route in self._routes]
+            return every
         return [route.name for route in self._routes if not route.common.filter.misses(event)]
 
     def _every(self, seconds: float, action: Callable[[], None]) -> None:

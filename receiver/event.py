@@ -150,7 +150,7 @@ def event_id(body: bytes) -> str:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_int=_whole, parse_float=_finite, parse_constant=lambda _: None)
+        return DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise NotAnEvent("the body is not UTF-8") from None
     except RecursionError:
@@ -171,6 +171,9 @@ def _finite(digits: str) -> float | None:
     """A number, or None where it is too large for a float, which JSON could not write again."""
     number = float(digits)
     return number if math.isfinite(number) else None
+
+
+DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constant=lambda _: None)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
