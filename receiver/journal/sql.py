@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, delete, exists, func, select, update
+from sqlalchemy import Connection, bindparam, case, delete, exists, func, literal, select, update
 
 from receiver.journal.contract import (
     Acceptance,
@@ -69,24 +69,19 @@ class SqlJournal(SqlState):
     def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
         if not matches:
             return
-        now = self.now()
         with self._database.write() as connection:
             here = self._still_here(connection, [kept for kept, _ in matches])
-            named = sorted({name for _, names in matches for name in names})
-            keys = {name: self._sink_key(connection, name, keep=True) for name in named}
-            owed = [
-                {"event": kept.key, "sink": keys[name], "due": now}
-                for kept, names in matches
-                for name in names
-                if kept.key in here
-            ]
-            if owed:
-                rows = self._database.insert(deliveries).values(state=PENDING, attempts=0, failures=0)
-                connection.execute(rows.on_conflict_do_nothing(), owed)
-            connection.execute(
-                update(events).where(events.c.key == bindparam("seen")).values(matched=True),
-                [{"seen": kept.key} for kept, _ in matches],
-            )
+            for name in sorted({name for _, names in matches for name in names}):
+                owed = [kept.key for kept, names in matches if name in names and kept.key in here]
+                self._owe(connection, self._sink_key(connection, name, keep=True), owed)
+            seen = events.c.key.in_([kept.key for kept, _ in matches])
+            connection.execute(update(events).where(seen).values(matched=True))
+
+    def _owe(self, connection: Connection, key: int, owed: Sequence[int]) -> None:
+        values = {"sink": key, "state": PENDING, "due": self.now(), "attempts": 0, "failures": 0}
+        rows = select(events.c.key, *map(literal, values.values())).where(events.c.key.in_(owed))
+        row = self._database.insert(deliveries).from_select(["event", *values], rows)
+        connection.execute(row.on_conflict_do_nothing())
 
     def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
         now = self.now()
@@ -126,18 +121,19 @@ class SqlJournal(SqlState):
             return
         with self._database.write() as connection:
             connection.execute(
-                update(deliveries).where(self._is(held=True)).values(due=self.now() + seconds),
+                update(deliveries).where(self._held()).values(due=self.now() + seconds),
                 self._names(connection, held),
             )
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
+        if not settlements:
+            return
         with self._database.write() as connection:
-            if settlements and self.shared:
-                self._lock_in_order(connection, settlements)
-            for result in Result:
-                group = [settlement for settlement in settlements if settlement.result is result]
-                if group:
-                    self._settle(connection, result, group)
+            key = self._sink_key(connection, settlements[0].delivery.sink)
+            if self.shared:
+                self._lock_in_order(connection, key, settlements)
+            for alike in _alike(settlements):
+                self._settle(connection, key, alike)
 
     def next_due(self, sink: str) -> float | None:
         query = select(func.min(deliveries.c.due)).join(sinks, sinks.c.key == deliveries.c.sink)
@@ -273,20 +269,20 @@ class SqlJournal(SqlState):
             return Acceptance.ACCEPTED
         return Acceptance.DUPLICATE
 
-    def _lock_in_order(self, connection: Connection, settlements: Sequence[Settlement]) -> None:
+    def _lock_in_order(self, connection: Connection, key: int, settlements: Sequence[Settlement]) -> None:
         """Results come by kind; two who settle the same deliveries must not wait for each other in a circle."""
-        key = self._sink_key(connection, settlements[0].delivery.sink)
         keys = [settlement.delivery.event.key for settlement in settlements]
         these = select(deliveries.c.event).where(deliveries.c.sink == key, deliveries.c.event.in_(keys))
         connection.execute(these.order_by(deliveries.c.event).with_for_update())
 
-    def _settle(self, connection: Connection, result: Result, group: Sequence[Settlement]) -> None:
-        end: dict[str, Any] = {"holder": None, "settled_at": self.now(), "why": bindparam("why_now")}
+    def _settle(self, connection: Connection, key: int, alike: Sequence[Settlement]) -> None:
+        one = alike[0]
+        end: dict[str, Any] = {"holder": None, "settled_at": self.now(), "why": one.why}
         values: dict[Result, dict[str, Any]] = {
             Result.DELIVERED: {"state": DELIVERED, "due": None, **end},
             Result.DEAD: {"state": DEAD, "due": None, "failures": deliveries.c.failures + 1, **end},
-            Result.FAILED: {"due": bindparam("due_next"), "failures": deliveries.c.failures + 1, **end},
-            Result.WAITING: {"due": bindparam("due_next"), **end},
+            Result.FAILED: {"due": one.due, "failures": deliveries.c.failures + 1, **end},
+            Result.WAITING: {"due": one.due, **end},
             Result.UNTOUCHED: {
                 "due": self.now(),
                 "holder": None,
@@ -294,17 +290,14 @@ class SqlJournal(SqlState):
                 "first_attempt_at": case((deliveries.c.attempts > 1, deliveries.c.first_attempt_at)),
             },
         }
-        names = self._names(connection, [settlement.delivery for settlement in group])
-        rows = [
-            {**name, "due_next": settlement.due, "why_now": settlement.why}
-            for name, settlement in zip(names, group, strict=True)
-        ]
-        changed = connection.execute(
-            update(deliveries).where(self._is(held=result is not Result.DELIVERED)).values(**values[result]), rows
-        ).rowcount
-        if changed and result is not Result.UNTOUCHED:
-            tally = self._tally(result, changed, group[-1].why)
-            connection.execute(update(sinks).where(sinks.c.key == rows[0]["of_sink"]).values(**tally))
+        these = deliveries.c.event.in_([settlement.delivery.event.key for settlement in alike])
+        change = update(deliveries).where(deliveries.c.sink == key, these, deliveries.c.due.is_not(None))
+        if one.result is not Result.DELIVERED:
+            change = change.where(deliveries.c.holder == self._holder, deliveries.c.attempts == one.delivery.attempt)
+        changed = connection.execute(change.values(**values[one.result])).rowcount
+        if changed and one.result is not Result.UNTOUCHED:
+            tally = self._tally(one.result, changed, one.why)
+            connection.execute(update(sinks).where(sinks.c.key == key).values(**tally))
 
     def _tally(self, result: Result, changed: int, why: str) -> dict[str, Any]:
         """What `changed` attempts that ended add to the totals of their sink."""
@@ -319,19 +312,18 @@ class SqlJournal(SqlState):
             "last_failure": why,
         }
 
-    def _is(self, *, held: bool) -> Any:
-        """The pending delivery that `_names` names, held by this dispatcher if so asked."""
-        condition = (
+    def _held(self) -> Any:
+        """The pending delivery that `_names` names, held by this dispatcher."""
+        return (
             (deliveries.c.event == bindparam("of_event"))
             & (deliveries.c.sink == bindparam("of_sink"))
             & deliveries.c.due.is_not(None)
+            & (deliveries.c.holder == self._holder)
+            & (deliveries.c.attempts == bindparam("of_attempt"))
         )
-        if not held:
-            return condition
-        return condition & (deliveries.c.holder == self._holder) & (deliveries.c.attempts == bindparam("of_attempt"))
 
     def _names(self, connection: Connection, named: Sequence[Delivery]) -> list[dict[str, Any]]:
-        """Deliveries to one sink, as what `_is` is bound to."""
+        """Deliveries to one sink, as what `_held` is bound to."""
         key = self._sink_key(connection, named[0].sink)
         return [{"of_event": delivery.event.key, "of_sink": key, "of_attempt": delivery.attempt} for delivery in named]
 
@@ -340,3 +332,12 @@ class SqlJournal(SqlState):
         row = connection.execute(select(sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.key == key)).one()
         stands_at: float = now if row.paused_since is None else row.paused_since
         return stands_at - float(row.paused_seconds)
+
+
+def _alike(settlements: Sequence[Settlement]) -> Collection[Sequence[Settlement]]:
+    """Settlements in groups that one statement can record: most often a whole batch was delivered."""
+    groups: dict[tuple[object, ...], list[Settlement]] = {}
+    for settlement in settlements:
+        attempt = None if settlement.result is Result.DELIVERED else settlement.delivery.attempt
+        groups.setdefault((settlement.result, attempt, settlement.due, settlement.why), []).append(settlement)
+    return groups.values()
