@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import random
 import re
 import threading
 import time
-import uuid
 from typing import Any
 
 from flask import Flask, Request, Response, g, jsonify, request
@@ -77,7 +77,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
 
 def name_request() -> None:
     given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    g.request_id = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
     if isinstance(request.routing_exception, RequestRedirect):
         raise NotFound  # a redirect would repeat the host that the client claims
 
