@@ -90,17 +90,19 @@ class Pusher:
         self._pool = urllib3.PoolManager(maxsize=connections, retries=False, timeout=ANSWER_SECONDS)
 
     def push(self, body: bytes) -> Answer:
-        """Sign and push one body. Never raises for what the receiver does or does not answer."""
+        """Sign and push one event. Never raises for what the receiver does or does not answer."""
         event = json.loads(body)["event"]
-        names = event["eventId"], event["eventType"]
+        return Answer(event["eventId"], event["eventType"], *self.post(body))
+
+    def post(self, body: bytes) -> tuple[int, str]:
+        """Sign and push a body, whatever is in it: status and text of the answer, as in Answer."""
         try:
             response = self._pool.request(
                 "POST", self._url, body=body, headers=sign(body, self._secret, time.time()), redirect=False
             )
         except urllib3.exceptions.HTTPError as error:
-            return Answer(*names, 0, f"no answer: {type(error).__name__}")
-        line = response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()
-        return Answer(*names, response.status, line)
+            return 0, f"no answer: {type(error).__name__}"
+        return response.status, response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()
 
 
 def _temperature(random: random.Random, time: datetime, samples: int) -> Data:

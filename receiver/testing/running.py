@@ -1,11 +1,15 @@
-"""The real server for tests: processes, sockets, files and signals as a user has them."""
+"""A receiver as its users have it: processes, sockets, files and signals."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import re
+import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -29,6 +33,7 @@ CSV_ONLY = """
 type = "csv"
 path = "events.csv"
 """
+PRINTED = re.compile(r'\{"event_id":')
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "the condition") -> Any:
@@ -42,7 +47,10 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = 
 
 
 class Running:
-    """A receiver in a folder of its own. `clock` shifts the clock of all its processes to that unix time."""
+    """A receiver in a folder of its own.
+
+    With `clock` its processes have a clock of their own, which stands at that unix time now and can be `shift`ed.
+    """
 
     def __init__(self, folder: Path, config: str, clock: float | None, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -56,18 +64,30 @@ class Running:
             "RECEIVER_CONFIG": str(folder / "config.toml"),
             **environment,
         }
-        launcher = [str(SHIFTED), str(clock)] if clock is not None else ["-m", "receiver"]
+        launcher = ["-m", "receiver"]
+        if clock is not None:
+            self.shift(clock - time.time())
+            launcher = [str(SHIFTED), str(self._shift_file)]
         self.command = [sys.executable, *launcher, "serve"]
         self.http = urllib3.PoolManager(retries=False, timeout=15, maxsize=64)
         self.process: subprocess.Popen[bytes] | None = None
-        (folder / "config.toml").write_text(config, encoding="utf-8")
+        self.configure(config)
+
+    def configure(self, config: str) -> None:
+        """Write config.toml, for the next start."""
+        (self.folder / "config.toml").write_text(config, encoding="utf-8")
 
     def start(self, *, ready: bool = True) -> Running:
+        self.launch()
+        wait_until(lambda: self.answers("/readyz" if ready else "/healthz"), what=f"start ({self.log!r})")
+        return self
+
+    def launch(self) -> Running:
+        """Start without waiting for anything."""
         with (self.folder / "stdout.txt").open("ab") as out, (self.folder / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, env=self.environment, stdout=out, stderr=log, start_new_session=True
             )
-        wait_until(lambda: self.answers("/readyz" if ready else "/healthz"), what=f"start ({self.log!r})")
         return self
 
     def answers(self, path: str) -> bool:
@@ -85,12 +105,35 @@ class Running:
     def metric(self, name: str) -> int:
         return value(self.http.request("GET", f"{self.url}/metrics").data.decode(), name)
 
+    def run(self, *command: str) -> str:
+        """Run another command of the receiver's beside it; all that it says."""
+        done = subprocess.run(
+            [sys.executable, "-m", "receiver", *command],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout
+
     def rows(self, name: str = "events.csv") -> list[dict[str, str]]:
         path = self.folder / name
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
+
+    def printed(self) -> list[str]:
+        """The ids of the events on its standard output. A line that a kill cut short is none, nor hides the next."""
+        ids = []
+        for line in (self.folder / "stdout.txt").read_text(encoding="utf-8").splitlines():
+            for found in PRINTED.finditer(line):
+                with contextlib.suppress(ValueError):
+                    ids.append(json.loads(line[found.start() :])["event_id"])
+        return ids
 
     def pids(self) -> dict[str, list[int]]:
         """Living processes of this receiver: the supervisor, gunicorn's master and workers, the dispatcher."""
@@ -126,9 +169,33 @@ class Running:
     def stdout(self) -> list[Any]:
         return [json.loads(line) for line in (self.folder / "stdout.txt").read_text(encoding="utf-8").splitlines()]
 
+    def shift(self, seconds: float) -> None:
+        """Put the clock of a receiver that has its own wrong by so much, also while it runs."""
+        with self._shift_file.open("r+b" if self._shift_file.exists() else "wb") as file:
+            file.write(struct.pack("q", round(seconds * 1e9)))
+
+    @property
+    def _shift_file(self) -> Path:
+        return self.folder / "clock"
+
+    def limit_files(self, size: int) -> None:
+        """Let no file of its processes grow beyond `size`: what a full disk is like."""
+        for pids in self.pids().values():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def terminate(self) -> int:
+        """SIGTERM to all its processes, twice, as Heroku may; the exit code."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
         return self.process.wait(30)
 
     def kill_all(self) -> None:
