@@ -5,8 +5,10 @@ PIN = $(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url 
 
 MINUTES = 10
 SIZE = 1
+JOURNAL = sqlite
+RATE = 50
 
-.PHONY: demo test lint lock fuzz bench
+.PHONY: demo test lint lock fuzz bench chaos
 
 demo: .venv/runtime
 	$(BIN)/python -m receiver demo $(DEMO)
@@ -28,6 +30,9 @@ fuzz: .venv/fuzz
 
 bench: .venv/development
 	$(BIN)/python -m bench $(BENCH) --size $(SIZE)
+
+chaos: .venv/development
+	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) $(SEED:%=--seed %)
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'
