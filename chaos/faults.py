@@ -24,7 +24,7 @@ CLOCK_SECONDS = 3670.0
 SMALLEST_LIMIT = 100_000
 """The limit holds for counters in shared memory too, which no full disk would touch; they are smaller."""
 
-MEMORY_BYTES = 200_000_000
+MEMORY_BYTES = 1_000_000_000
 HOLDS = (0.05, 0.5, 2.5)
 """How long a call holds the interpreter, in lengths of the fault; the last for longer than a beat is waited for."""
 
@@ -130,9 +130,11 @@ def all_killed(system: System, planned: Planned) -> Iterator[str]:
 @contextmanager
 def terminated(system: System, planned: Planned) -> Iterator[str]:
     """A restart: SIGTERM to the supervisor, and a new start."""
-    system.down()
-    yield ""
-    system.up()
+    try:
+        system.down()
+        yield ""
+    finally:
+        system.up()
 
 
 @contextmanager
@@ -182,10 +184,10 @@ def sink_disabled(system: System, planned: Planned) -> Iterator[str]:
 @contextmanager
 def configured(system: System, config: str) -> Iterator[None]:
     """Run with another config.toml, and then with the usual one again."""
-    system.down()
-    system.receiver.configure(config)
-    system.up()
     try:
+        system.down()
+        system.receiver.configure(config)
+        system.up()
         yield
         system.down()
     finally:

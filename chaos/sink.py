@@ -12,8 +12,8 @@ from pathlib import Path
 
 from receiver import Event, Pause, Retry, hookimpl
 
-LEAK_BYTES = 5_000_000
-LEAKS_AT_MOST = 400
+LEAK_BYTES = 10_000_000
+LEAKS_AT_MOST = 200
 
 
 @dataclass

@@ -78,15 +78,15 @@ class System:
         return CONFIG.format(plugin=ROOT / "chaos" / "sink.py", sinks="".join(tables))
 
     def up(self) -> None:
-        """Start the receiver, and from now on start it again when it ends."""
+        """Start the receiver unless it runs, and from now on start it again when it ends."""
         with self._lock:
-            if not self._closing.is_set():
+            if not self._closing.is_set() and not self._runs():
                 self.receiver.launch()
-                self._wanted = True
+            self._wanted = True
 
     def down(self) -> None:
-        """Stop it with SIGTERM, which it must obey at any time, and end with code 0."""
-        self.await_health()
+        """Stop it with SIGTERM, which it must obey whatever goes on, and end with code 0."""
+        self.process("worker")
         with self._lock:
             self._wanted = False
             try:
@@ -104,12 +104,13 @@ class System:
             self._wanted = False
             self.receiver.kill_all()
 
-    def await_health(self) -> None:
-        wait_until(lambda: self.receiver.answers("/healthz"), START_SECONDS, "a receiver that answers /healthz")
-
     def process(self, kind: str) -> int:
         """A process of the receiver: supervisor, master, dispatcher or worker. Waits for it to be there."""
         return int(wait_until(lambda: self._process(kind), START_SECONDS, f"a {kind}"))
+
+    def _runs(self) -> bool:
+        process = self.receiver.process
+        return process is not None and process.poll() is None
 
     def _process(self, kind: str) -> int | None:
         pids = self.receiver.pids()
@@ -157,9 +158,9 @@ class System:
     def _keep(self) -> None:
         while not self._closing.wait(KEEP_SECONDS):
             with self._lock:
-                process = self.receiver.process
-                if self._wanted and process is not None and (code := process.poll()) is not None:
-                    self.exits.append(code)
+                if self._wanted and not self._runs():
+                    assert self.receiver.process is not None
+                    self.exits.append(self.receiver.process.returncode)
                     self.receiver.launch()
 
 

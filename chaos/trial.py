@@ -13,7 +13,7 @@ import urllib3
 from chaos.faults import OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, Happened, Lane, schedule
 from chaos.oracle import Violation, collect, judge, no_events_kept
 from chaos.report import Report, recovery
-from chaos.system import System, Watch
+from chaos.system import SINKS, System, Watch
 from chaos.traffic import CONNECTIONS, Driver, event, traffic
 from receiver.simulator import Simulator
 from receiver.testing.cloud import Cloud
@@ -53,7 +53,7 @@ def run(trial: Trial, folder: Path) -> Report:
     watch = Watch(system)
     try:
         system.up()
-        system.await_health()
+        system.process("worker")
         watch.start()
         driver.start()
         happened, violations = suffer(system, trial)
@@ -115,10 +115,12 @@ def owed(system: System) -> list[str]:
     try:
         if not system.receiver.answers("/readyz"):
             return ["/readyz says that it is not ready"]
-        page = system.receiver.http.request("GET", f"{system.receiver.url}/metrics").data.decode()
+        answer = system.receiver.http.request("GET", f"{system.receiver.url}/metrics")
     except urllib3.exceptions.HTTPError as error:
         return [f"no answer: {type(error).__name__}"]
-    return [f"{name} is {number}" for name, number in OWED.findall(page)]
+    page = answer.data.decode()
+    unknown = [name for name in SINKS if f'receiver_pending{{sink="{name}"}}' not in page]
+    return [f"{name} is {number}" for name, number in OWED.findall(page)] + unknown
 
 
 def explain(system: System, violations: Sequence[Violation]) -> list[str]:
