@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+import sqlalchemy.event
 from conftest import ROOT, new_database, wait_until
 from sqlalchemy import make_url, text
 from test_journal import accept, body, claim, names_of, owe, settle
@@ -1041,3 +1042,19 @@ def test_a_database_beyond_its_size_takes_no_pushes_but_settles(places: Places) 
         accept(journal, "b")
     settle(journal, held, Result.DELIVERED)
     assert journal.counts().sinks["s"].delivered == 1
+
+
+def test_an_event_that_is_matched_while_it_is_counted_does_not_vanish_from_the_counts(places: Places) -> None:
+    journal, dispatcher = places.open(), places.open()
+    accept(journal, "a")
+    (kept,) = dispatcher.unmatched(1)
+
+    def match(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if "events" in statement:
+            dispatcher.owe([(kept, ["s"])])
+
+    sqlalchemy.event.listen(journal._database._engine, "after_cursor_execute", match)
+    counts = journal.counts()
+
+    assert counts.unmatched + sum(sink.pending for sink in counts.sinks.values()) >= 1
+    assert journal.counts().sinks["s"].pending == 1

@@ -53,6 +53,8 @@ class SqlState:
             .order_by(sinks.c.name)
         )
         with self._database.read() as connection:
+            # first, for an event that is matched meanwhile is then counted twice rather than nowhere
+            unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
             by_sink = {
                 row.name: SinkCount(
                     delivered=row.delivered,
@@ -67,7 +69,6 @@ class SqlState:
                 )
                 for row in connection.execute(query)
             }
-            unmatched = connection.scalar(select(func.count()).where(events.c.matched.is_(False))) or 0
             in_quarantine = connection.scalar(select(func.count()).select_from(quarantine)) or 0
             used = {row.name: row.last_at for row in connection.execute(select(secrets))}
         return Counts(unmatched, in_quarantine, by_sink, used)
