@@ -24,6 +24,7 @@ CLOCK_SECONDS = 3670.0
 SMALLEST_LIMIT = 100_000
 """The limit holds for counters in shared memory too, which no full disk would touch; they are smaller."""
 
+NOTICED_SECONDS = 30.0
 MEMORY_BYTES = 1_000_000_000
 HOLDS = (0.05, 0.5, 2.5)
 """How long a call holds the interpreter, in lengths of the fault; the last for longer than a beat is waited for."""
@@ -196,12 +197,13 @@ def configured(system: System, config: str) -> Iterator[None]:
 
 
 def target(mood: str) -> Act:
-    """The target of the webhook misbehaves."""
+    """The target of the webhook misbehaves, for so long that it is noticed."""
 
     @contextmanager
     def act(system: System, planned: Planned) -> Iterator[str]:
-        system.target.mood = mood
+        system.target.put_on(mood)
         yield ""
+        system.target.met.wait(NOTICED_SECONDS)
         system.target.release()
 
     return act

@@ -171,13 +171,22 @@ class Target(Recorder):
         super().__init__()
         self.taken: set[str] = set()
         self.mood = "takes"
+        self.met = threading.Event()
+        """Somebody met another mood than the usual since it was put on."""
         self._release = threading.Event()
+
+    def put_on(self, mood: str) -> None:
+        """Answer like this from now on."""
+        self.met.clear()
+        self.mood = mood
 
     def answer(self, key: str, handler: BaseHTTPRequestHandler) -> None:
         if self.mood == "takes":
             self.taken.add(key)
             super().answer(key, handler)
-        elif self.mood == "refuses":
+            return
+        self.met.set()
+        if self.mood == "refuses":
             handler.send_response(500)
             handler.send_header("Content-Length", "0")
             handler.end_headers()
