@@ -189,6 +189,7 @@ def configured(system: System, config: str) -> Iterator[None]:
         system.down()
         system.receiver.configure(config)
         system.up()
+        system.await_work()
         yield
         system.down()
     finally:

@@ -104,6 +104,13 @@ class System:
             self._wanted = False
             self.receiver.kill_all()
 
+    def await_work(self) -> None:
+        """Wait until a receiver that was started takes pushes, and its dispatcher had a second for the first."""
+        self.process("worker")
+        self.process("dispatcher")
+        wait_until(lambda: self.receiver.answers("/healthz"), START_SECONDS, "a receiver that answers")
+        time.sleep(1.0)
+
     def process(self, kind: str) -> int:
         """A process of the receiver: supervisor, master, dispatcher or worker. Waits for it to be there."""
         return int(wait_until(lambda: self._process(kind), START_SECONDS, f"a {kind}"))
