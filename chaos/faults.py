@@ -172,9 +172,12 @@ def sink_mistyped(system: System, planned: Planned) -> Iterator[str]:
 
 @contextmanager
 def sink_disabled(system: System, planned: Planned) -> Iterator[str]:
-    """A sink is disabled, and later enabled again. It keeps what it was owed, and is owed nothing new meanwhile."""
+    """A sink is disabled, and later enabled again. It keeps what it was owed, and is owed nothing new meanwhile.
+
+    An event goes by the settings under which the dispatcher matches it, which may have died before it came to that.
+    """
     name = pick(list(SINKS), planned)
-    began = time.monotonic()
+    began = system.all_matched_at()
     try:
         with configured(system, system.config(disabled=name)):
             yield name
