@@ -137,7 +137,7 @@ class Csv:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\r\n")
         writer.writerows([_cell(column, row.get(column)) for column in self._columns] for row in rows)
-        return text.getvalue().encode("utf-8", "backslashreplace")
+        return text.getvalue().encode()
 
     def _header(self) -> bytes:
         return self._encode([{column: column for column in self._columns}])

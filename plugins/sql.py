@@ -66,7 +66,6 @@ CONTENT = ("22", "23", "54")
 INSERT: dict[str, Callable[[Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 BYTE_ORDER = {"sqlite": "BINARY", "postgresql": "C"}
 """The collation in which ids compare as they do here."""
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 QUOTED = re.compile("\"[^\"]*\"|'[^']*'")
 
 BEGIN = {
@@ -238,7 +237,7 @@ def database_url(text: str) -> URL:
 def check_names(names: Sequence[str], option: str) -> None:
     """Refuse names that a database would cut off or mistake for each other."""
     for name in names:
-        if not name or UNSTORABLE.search(name) or len(name.encode()) > NAME_BYTES:
+        if not name or "\0" in name or len(name.encode()) > NAME_BYTES:
             raise ValueError(f"{option}: {name!r} is no name of 1 to {NAME_BYTES} bytes, as databases allow")
     seen: set[str] = set()
     for name in names:
@@ -357,8 +356,8 @@ def write(connection: Connection, statement: Any, rows: Sequence[Row]) -> None:
 
 
 def storable(value: object) -> object:
-    """Text without what PostgreSQL refuses: NUL, and halves of surrogate pairs."""
-    return UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
+    """Text without NUL, which PostgreSQL refuses."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
 def fit(connection: Connection, table: Table, option: str) -> None:

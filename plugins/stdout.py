@@ -30,7 +30,7 @@ class Stdout:
         """Each line is one write, so that lines of several writers do not mix; a closed pipe raises OSError."""
         line = LINES[self.format]
         for event in events:
-            OUTPUT.write(f"{line(event)}\n".encode("utf-8", "backslashreplace"))
+            OUTPUT.write(f"{line(event)}\n".encode())
 
 
 @hookimpl

@@ -210,8 +210,9 @@ class Dispatcher:
             loop.health.acquit()
 
     def _close_all(self) -> None:
-        """Close the sinks, all at once; one that does not come back is left."""
-        threads = [threading.Thread(target=self._close, args=(sink,), daemon=True) for sink in self._sinks]
+        """Close the sinks that were opened, all at once; one that does not come back is left."""
+        opened = {loop.sink.name: loop.sink for loop in self._loops if loop.health.opened}
+        threads = [threading.Thread(target=self._close, args=(sink,), daemon=True) for sink in opened.values()]
         for thread in threads:
             thread.start()
         end = time.monotonic() + CLOSE_SECONDS

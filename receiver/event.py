@@ -18,6 +18,7 @@ from typing import Any
 from receiver.errors import NotAnEvent
 
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 TYPES = (
     "touch",
@@ -63,7 +64,8 @@ class Reading:
 class Event:
     """One signed push from a Data Connector.
 
-    `body` is the raw body as DT sent it, byte for byte; everything else is read out of it. Times are aware UTC.
+    `body` is the raw body as DT sent it, byte for byte; everything else is read out of it. Times are aware UTC, and
+    all text can be written as UTF-8.
     Two events are equal when their id and body are.
     """
 
@@ -150,13 +152,20 @@ def event_id(body: bytes) -> str:
 
 def _parse(body: bytes) -> Any:
     try:
-        return DECODER.decode(body.decode("utf-8"))
+        text = body.decode("utf-8")
+        payload = DECODER.decode(text)
+        return _whole_characters(payload) if ESCAPED_SURROGATE.search(text) else payload
     except UnicodeDecodeError:
         raise NotAnEvent("the body is not UTF-8") from None
     except RecursionError:
         raise NotAnEvent("the body is nested too deeply") from None
     except ValueError:
         raise NotAnEvent("the body is not JSON") from None
+
+
+def _whole_characters(payload: object) -> object:
+    """The same, with "?" for each half of a surrogate pair that stands alone: UTF-8 and most destinations have none."""
+    return json.loads(json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _whole(digits: str) -> int | None:

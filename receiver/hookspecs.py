@@ -66,7 +66,8 @@ class SinkHooks(AlertHooks):
         """Get ready: files, connections, threads.
 
         Called once before the first delivery, with the sink's name from config.toml and a logger of its own.
-        What it returns is ignored. If it raises, the sink is paused and opened again at the pause's end.
+        What it returns is ignored. If it raises, the sink is paused, and opened again at the pause's end without having
+        been closed.
         """
 
     @hookspec
@@ -91,5 +92,5 @@ class SinkHooks(AlertHooks):
     def close(self) -> None:
         """Let go of what `open` took.
 
-        Called once after the last delivery, also when `open` raised. If it raises, that is logged.
+        Called once after the last delivery, if the sink has been opened. If it raises, that is logged.
         """

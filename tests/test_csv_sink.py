@@ -245,7 +245,7 @@ def test_numbers_stay_numbers(value: float, archive: Archive) -> None:
 def test_any_text_comes_back_through_pythons_csv(text: str, archive: Archive) -> None:
     archive.open(label_columns=["x"]).deliver(event("e1", labels={"x": text}), event("e2"))
     (row, other) = archive.rows()
-    assert row["label_x"] == text.encode("utf-8", "backslashreplace").decode()
+    assert row["label_x"] == text.encode("utf-8", "replace").decode()
     assert other["event_id"] == "e2"
 
 

@@ -359,7 +359,7 @@ ABSENT = object()
         ({"name": "a\r\nb\0", "": "x"}, {"name": "a\r\nb\0", "": "x"}),
         ({"a": None, "b": 5, "c": 2.5, "d": True}, {"b": "5", "c": "2.5", "d": "true"}),
         ({"a": ["x"], "b": {"c": None}}, {"a": '["x"]', "b": '{"c": null}'}),
-        ({"\ud800": "\udfff", "b": ["\ud800"]}, {"\ud800": "\udfff", "b": '["\\ud800"]'}),
+        ({"\ud800": "a\udfff\ud83e\uddca", "b": ["\ud800"]}, {"?": "a?\U0001f9ca", "b": '["?"]'}),
     ],
     ids=lambda value: "absent" if value is ABSENT else ascii(value),
 )
@@ -440,7 +440,9 @@ def test_an_event_of_a_type_nobody_knows_yet_is_an_event() -> None:
     assert event.typed is None or event.typed.event_type == "radiation"
 
 
-@pytest.mark.parametrize("event_type", ["", "\ud800", "Touch", "touch ", "event", "__class__", "a\r\nb", "x" * 10_000])
+@pytest.mark.parametrize(
+    "event_type", ["", "\U0001f9ca", "Touch", "touch ", "event", "__class__", "a\r\nb", "x" * 10_000]
+)
 def test_any_text_is_a_type(event_type: str) -> None:
     event = event_of(payload_of(event_type, {"value": 1, "state": "PRESENT", "ppm": 1}))
     assert event.type == event_type

@@ -170,7 +170,6 @@ class SinkSuite:
             assert not calling.is_alive(), f"a call takes over {self.call_seconds:g} s; give it a time-out"
 
     def test_it_can_be_closed_and_opened_again_and_leaves_nothing_behind(self, stage: Stage) -> None:
-        stage.build().hook.close()
         left: list[int] = []
         for _ in range(ROUNDS):
             with opened(stage.build()) as sink:
