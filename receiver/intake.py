@@ -75,7 +75,8 @@ class Intake(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return create_app(self._settings, open_journal(self._settings))
+        """Before the first worker the server has made the tables; one that starts later must not fail for them."""
+        return create_app(self._settings, open_journal(self._settings, made=True))
 
     def run(self) -> None:
         gthread.DEFAULT_WORKER_DATA_TIMEOUT = 0.02

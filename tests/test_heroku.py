@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -323,6 +324,25 @@ def test_web_and_worker_started_while_the_database_is_away_work_when_it_is_back(
     wait_until(app.empty)
     assert app.living() == [web, worker]
     assert recorder.bodies.keys() == bodies.keys()
+
+
+def test_workers_that_start_while_the_database_is_away_answer_503_until_it_is_back(start_app: Start) -> None:
+    app = start_app(STDOUT)
+    app.release()
+    web = app.web(workers=2)
+    app.server.kill()
+    killed = web.pids()["workers"]
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+
+    workers = wait_until(lambda: len(new := set(web.pids()["workers"]) - set(killed)) == 2 and new)
+
+    for body in list(bodies_of(10).values()):
+        assert web.push(body) == (503, "journal unavailable")
+    assert web.pids()["workers"] == sorted(workers)
+    app.server.start()
+    wait_until(lambda: web.push(Simulator().body("touch")) == (200, "accepted"), what="a push that is taken")
+    assert web.pids()["workers"] == sorted(workers)
 
 
 JOURNAL_AT_RISK = (

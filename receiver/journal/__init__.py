@@ -47,15 +47,16 @@ __all__ = [
 ]
 
 
-def open_journal(settings: Settings, holder: str | None = None) -> Journal:
+def open_journal(settings: Settings, holder: str | None = None, *, made: bool = False) -> Journal:
     """The journal that the settings ask for, its tables made if need be. Raises JournalError.
 
     Open it after a fork, never before: locks and connections do not survive one. `holder` names who claims deliveries;
-    a dispatcher that takes the place of another one gives the same name.
+    a dispatcher that takes the place of another one gives the same name. With `made` the tables are known to be there,
+    and a journal can be opened that is unavailable now.
     """
     from receiver.journal.sql import SqlJournal
 
-    return SqlJournal(_database(settings), holder)
+    return SqlJournal(_database(settings), holder, made=made)
 
 
 def open_records(settings: Settings) -> Records:

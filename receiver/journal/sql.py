@@ -48,9 +48,9 @@ COMMIT_SECONDS = 2.0
 class SqlJournal(SqlState):
     """The contract of Journal, kept in a database."""
 
-    def __init__(self, database: Database, holder: str | None = None) -> None:
+    def __init__(self, database: Database, holder: str | None = None, *, made: bool = False) -> None:
         """`holder` names whoever claims: the same for a dispatcher and for the one that takes its place."""
-        super().__init__(database, holder or uuid.uuid4().hex)
+        super().__init__(database, holder or uuid.uuid4().hex, made=made)
         self.shared = database.shared
         self.wait = database.wait
         self._retired_up_to = 0

@@ -28,12 +28,13 @@ KEPT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
 class SqlState:
     """An open database of the journal's."""
 
-    def __init__(self, database: Database, holder: str = "") -> None:
-        """Make the tables if need be. Raises JournalError when a newer receiver has made them."""
+    def __init__(self, database: Database, holder: str = "", *, made: bool = False) -> None:
+        """Make the tables, unless they are `made`. Raises JournalError when a newer receiver has made them."""
         self._database = database
         self._holder = holder
         self.now = database.now
-        self._make_tables()
+        if not made:
+            self._make_tables()
 
     def counts(self) -> Counts:
         pending = (
