@@ -93,10 +93,12 @@ class Lane(threading.Thread):
         began, detail = time.monotonic(), ""
         try:
             with FAULTS[planned.kind].act(self._system, planned) as detail:
+                self._system.note(f"begun: {planned.kind} {detail}")
                 self._enough.wait(planned.seconds)
         except Exception as error:
             self.failures.append(f"{planned.kind}: {type(error).__name__}: {error}")
         self.happened.append(Happened(planned.kind, detail, began, time.monotonic()))
+        self._system.note(f"ended: {planned.kind}")
 
 
 @dataclass(frozen=True)

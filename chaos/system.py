@@ -8,6 +8,7 @@ import struct
 import subprocess
 import threading
 import time
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,11 @@ class System:
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
+
+    def note(self, line: str) -> None:
+        """A line in faults.txt, with the time as in log.txt."""
+        with (self.folder / "faults.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line}\n")
 
     def let_claims_run_out(self) -> None:
         """A minute passes for the claims of dispatchers that are gone, which a test does not wait for."""

@@ -83,7 +83,6 @@ def run(trial: Trial, folder: Path) -> Report:
 
 def suffer(system: System, trial: Trial) -> tuple[list[Happened], list[Violation]]:
     """Let faults happen, in two lanes that overlap; what happened, and where a fault found a promise broken."""
-    began = time.monotonic()
     kinds = {"processes": OF_PROCESSES, "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal]}
     lanes = [Lane(system, schedule(trial.seed, name, kinds[name], trial.speed)) for name in kinds]
     for lane in lanes:
@@ -92,8 +91,6 @@ def suffer(system: System, trial: Trial) -> tuple[list[Happened], list[Violation
     for lane in lanes:
         lane.finish()
     happened = sorted((fault for lane in lanes for fault in lane.happened), key=lambda fault: fault.began)
-    lines = [f"{fault.began - began:8.1f} {fault.ended - began:8.1f} {fault.kind} {fault.detail}" for fault in happened]
-    (system.folder / "faults.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
     return happened, [Violation(failure) for lane in lanes for failure in lane.failures]
 
 
