@@ -142,12 +142,13 @@ def migrate() -> None:
 @JSON
 @click.pass_context
 def sinks(context: click.Context, status: bool, as_json: bool) -> None:
-    """Show the sink types on offer with their options; how each sink stands; let go of a removed sink.
+    """Show the sink types on offer with their options; how each sink stands; resume or forget one.
 
     \b
     Examples:
       python -m receiver sinks
       python -m receiver sinks --status
+      python -m receiver sinks resume erp
       python -m receiver sinks forget old_archive
     """
     if context.invoked_subcommand:
@@ -161,6 +162,20 @@ def sinks(context: click.Context, status: bool, as_json: bool) -> None:
             click.echo(cell(line))
     else:
         _show_types(settings, as_json)
+
+
+@sinks.command("resume")
+@click.argument("name")
+def sinks_resume(name: str) -> None:
+    """Try a paused sink again now, with one event, instead of at the end of its pause.
+
+    \b
+    Example, after the address that it is sent to was mended:
+      python -m receiver sinks resume erp
+    """
+    settings = _load()
+    why = desk.resume(_records(settings), settings, name)
+    click.echo(f"Sink {name} is tried again now. It was paused: {cell(settings.redact(why))}")
 
 
 @sinks.command("forget")

@@ -234,6 +234,16 @@ def route(attempt: LastAttempt) -> Route:
     )
 
 
+def resume(records: Records, settings: Settings, sink: str) -> str:
+    """Let a paused sink be tried again now; why it was paused."""
+    enabled(settings, sink)
+    state = records.states().get(sink)
+    if state is None or not state.pauses:
+        raise ReceiverError(f"sink {sink} is not paused")
+    records.resume(sink)
+    return state.pause_reason
+
+
 def forget(records: Records, settings: Settings, sink: str) -> int:
     """Let go of a sink that is not enabled any more; how many deliveries went with it."""
     if sink in {each.name for each in settings.enabled_sinks}:

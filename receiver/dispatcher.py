@@ -124,8 +124,7 @@ class Dispatcher:
             self._every(BEAT_SECONDS, self._journal.beat)
             self._every(EXTEND_SECONDS, self._extend)
             self._every(RETIRE_SECONDS, self._retire)
-            if self._journal.shared:
-                self._every(IDLE_SECONDS, self._refresh)
+            self._every(IDLE_SECONDS, self._refresh)
         except JournalUnavailable as error:
             log.error("the dispatcher waits for the journal: %s", error)
             time.sleep(IDLE_SECONDS)
@@ -171,7 +170,7 @@ class Dispatcher:
             self._last_done[action] = now
 
     def _refresh(self) -> None:
-        """Take over the pauses that other dispatchers have begun or ended."""
+        """Take over the pauses that other dispatchers, or people, have begun or ended."""
         states = self._journal.states()
         for loop in self._loops:
             if loop.sink.name in states:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from receiver.journal.sql import SqlJournal
 from receiver.journal.sql_records import SqlRecords
 from receiver.journal.sqlite import SqliteDatabase
 from receiver.settings import SECRET, Settings, load
+from receiver.simulator import Simulator
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
 LONG_AGO = "2000-01-01"
@@ -282,6 +283,12 @@ def test_check_leaves_no_journal_behind_where_there_is_none(desk: Desk) -> None:
             "the journal knows no sink epr (did you mean 'erp'?)",
             id="forget an unknown sink",
         ),
+        pytest.param(("sinks", "resume", "erp"), "sink erp is not paused", id="resume a sink that works"),
+        pytest.param(
+            ("sinks", "resume", "epr"),
+            "no sink 'epr' is enabled in config.toml (did you mean 'erp'?)",
+            id="resume an unknown sink",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line_on_standard_error_and_exit_code_1(
@@ -304,6 +311,7 @@ def test_what_cannot_be_done_is_one_line_on_standard_error_and_exit_code_1(
         ("quarantine", "show", "\udcff"),
         ("quarantine", "retry", "\udcff"),
         ("sinks", "forget", "\udcff"),
+        ("sinks", "resume", "\udcff"),
     ],
     ids=" ".join,
 )
@@ -331,6 +339,7 @@ def test_bytes_on_the_command_line_that_are_no_text_are_no_traceback(arguments: 
         ("dead", "drop"),
         ("quarantine", "show"),
         ("sinks", "forget"),
+        ("sinks", "resume"),
     ],
     ids=lambda arguments: ascii(" ".join(arguments))[:40],
 )
@@ -355,6 +364,7 @@ def test_wrong_arguments_are_a_usage_error_that_does_nothing(arguments: tuple[st
         ("explain", "a"),
         ("sinks", "--status"),
         ("sinks", "forget", "old"),
+        ("sinks", "resume", "erp"),
         ("check",),
     ],
     ids=" ".join,
@@ -601,6 +611,35 @@ def test_a_disabled_sink_can_be_forgotten(desk: Desk) -> None:
     desk.owes("erp", "a")
     desk.config(TWO_SINKS.replace('type = "webhook"', 'type = "webhook"\nenabled = false'))
     assert desk.says("sinks", "forget", "erp") == ["Forgot sink erp, and 1 deliveries that were pending or dead."]
+
+
+def test_a_resumed_sink_is_due_for_its_probe_and_still_the_same_pause(desk: Desk) -> None:
+    paused = SinkState("erp", pauses=3, paused_until=time.time() + 3600, pause_reason="401: it refuses our credentials")
+    desk.journal.remember(paused)
+    desk.journal.remember(replace(paused, name="archive"))
+    assert desk.says("sinks", "resume", "erp") == [
+        "Sink erp is tried again now. It was paused: 401: it refuses our credentials"
+    ]
+    assert desk.journal.states() == {
+        "erp": replace(paused, paused_until=0.0),
+        "archive": replace(paused, name="archive"),
+    }
+
+
+def test_a_running_receiver_tries_a_sink_as_soon_as_it_is_resumed(start_receiver: StartReceiver) -> None:
+    config = """
+        [sinks.blocked]
+        type = "csv"
+        path = "folder/events.csv"
+        retry = { first_pause = "1h" }
+        """
+    receiver = start_receiver(config, ready=False)
+    (receiver.folder / "folder").touch()
+    receiver.push(Simulator().body("touch"))
+    wait_until(lambda: "is paused" in receiver.log)
+    (receiver.folder / "folder").unlink()
+    assert receiver.run("sinks", "resume", "blocked").startswith("Sink blocked is tried again now. It was paused: it ")
+    wait_until(lambda: len(receiver.rows("folder/events.csv")) == 1)
 
 
 def test_what_an_old_dispatcher_still_owes_to_a_forgotten_sink_never_reaches_a_new_one(desk: Desk) -> None:

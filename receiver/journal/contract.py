@@ -187,9 +187,6 @@ class History:
 class Journal(Protocol):
     """What intake and dispatchers ask of the journal. Calls may come from many threads at once."""
 
-    shared: bool
-    """Whether several dispatchers may work at once, so that the state of a sink can change behind one's back."""
-
     def now(self) -> float:
         """The journal's clock; all due times and claims are on it."""
 
@@ -286,6 +283,9 @@ class Records(Protocol):
 
     def history(self, event_id: str) -> History | None:
         """What happened to an event, or None when it is not here."""
+
+    def resume(self, sink: str) -> None:
+        """End the pause of a sink now, so that its probe is due."""
 
     def forget(self, sink: str) -> int:
         """Let go of a sink and of all it is owed; how many deliveries were pending or dead."""

@@ -51,7 +51,7 @@ class SqlJournal(SqlState):
     def __init__(self, database: Database, holder: str | None = None, *, made: bool = False) -> None:
         """`holder` names whoever claims: the same for a dispatcher and for the one that takes its place."""
         super().__init__(database, holder or uuid.uuid4().hex, made=made)
-        self.shared = database.shared
+        self._shared = database.shared
         self.wait = database.wait
         self._retired_up_to = 0
         self._secrets_noted: dict[str, float] = {}
@@ -130,7 +130,7 @@ class SqlJournal(SqlState):
             return
         with self._database.write() as connection:
             key = self._sink_key(connection, settlements[0].delivery.sink)
-            if self.shared:
+            if self._shared:
                 self._lock_in_order(connection, key, settlements)
             for alike in _alike(settlements):
                 self._settle(connection, key, alike)
@@ -143,12 +143,12 @@ class SqlJournal(SqlState):
 
     def begin(self) -> list[str]:
         self._database.become_dispatcher()
-        held = deliveries.c.holder == self._holder if self.shared else deliveries.c.holder.is_not(None)
+        held = deliveries.c.holder == self._holder if self._shared else deliveries.c.holder.is_not(None)
         with self._database.write() as connection:
             names = select(sinks.c.name).where(exists().where(held, deliveries.c.sink == sinks.c.key))
             suspects = list(connection.scalars(names))
             connection.execute(update(deliveries).where(held).values(holder=None, due=self.now()))
-            if not self.shared:
+            if not self._shared:
                 self._set_back(connection)
             connection.execute(delete(dispatchers).where(dispatchers.c.beat_at < time.time() - GONE_SECONDS))
         return suspects

@@ -119,6 +119,10 @@ class SqlRecords(SqlState):
             ]
         return History(Kept(*row[:4]), row.matched, tuple(attempts))
 
+    def resume(self, sink: str) -> None:
+        with self._database.write() as connection:
+            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=0.0))
+
     def forget(self, sink: str) -> int:
         with self._database.write() as connection:
             key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink).with_for_update())
