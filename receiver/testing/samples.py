@@ -27,6 +27,9 @@ ODD_TEXTS = (
 """Text that DT's users may give to labels, or that other systems stumble over."""
 
 
+ODD_TYPES = ("temperature", "labelsChanged")
+
+
 def event(
     type: str = "temperature",
     *,
@@ -38,13 +41,15 @@ def event(
 ) -> Event:
     """An event of a type as DT pushes it, from an emulated device, received at `at` (aware UTC; default now).
 
-    `fields` replace those of its data: `event("waterPresent", state="PRESENT")`. Ids come from `simulator`. Raises
-    ReceiverError for a type that DT does not have; `unknown_events` makes those.
+    `fields` replace those of its data and of its newest sample: `event("temperature", value=21.5)`. Ids come from
+    `simulator`. Raises ReceiverError for a type that DT does not have; `unknown_events` makes those.
     """
     time = at or datetime.now(UTC)
     payload = json.loads((simulator or Simulator()).body(type, time, samples))
-    data = payload["event"]["data"]
-    (data if type == "labelsChanged" else data[type]).update(fields)
+    data = payload["event"]["data"] if type == "labelsChanged" else payload["event"]["data"][type]
+    newest = data.get("samples", [{}])[0]  # repeats the data's own values
+    newest.update({name: value for name, value in fields.items() if name in newest})
+    data.update(fields)
     if labels is not None:
         payload["labels"] = dict(labels)
     return Event.from_body(_encoded(payload), time)
@@ -78,13 +83,13 @@ def unknown_events() -> list[Event]:
     ]
 
 
-def odd_texts() -> list[Event]:
-    """Events whose labels hold text that breaks naive code."""
-    simulator = Simulator(2)
+def odd_texts(types: Iterable[str] = ODD_TYPES) -> list[Event]:
+    """Events of these types whose labels hold text that breaks naive code."""
+    simulator, kinds = Simulator(2), tuple(dict.fromkeys(types))
     return [
         event(kind, labels={"name": text, f"label {text[:50]}": text}, simulator=simulator)
         for text in ODD_TEXTS
-        for kind in ("temperature", "labelsChanged")
+        for kind in kinds
     ]
 
 
