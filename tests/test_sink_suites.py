@@ -63,8 +63,8 @@ class TestCsv(SinkSuite, plugin="plugins/csv_file.py", options={"path": "events.
 class InDatabase:
     """What the two kinds of database have in common: a table of all readings can be read back."""
 
-    def keeps(self, event: Event) -> bool:
-        return event.readings() != []
+    def traces(self, event: Event) -> list[str]:
+        return [event.id] if event.readings() else []
 
     @pytest.fixture
     def arrived(self, url: str) -> Arrived:

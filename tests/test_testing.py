@@ -83,6 +83,12 @@ class Posting:
     def post(self, event_id):
         urllib.request.urlopen(self.url, data=event_id.encode(), timeout=1).close()
 
+class Choosy(Posting):
+    @hookimpl
+    def deliver(self, event):
+        if event.type == "co2":
+            urllib.request.urlopen(self.url, data=event.id.upper().encode()).close()
+
 class Eager(Good):
     def __post_init__(self):
         super().__post_init__()
@@ -179,8 +185,8 @@ class Racing(Good):
 
 @hookimpl
 def register_sinks(register):
-    for cls in (Good, Posting, Eager, Tiring, Narrow, Ascii, Forgetful, Repeating, Silent, Patient, Leaking, Anything,
-                Untyped, Mute, Showing, Chatty, Racing):
+    for cls in (Good, Posting, Choosy, Eager, Tiring, Narrow, Ascii, Forgetful, Repeating,
+                Silent, Patient, Leaking, Anything, Untyped, Mute, Showing, Chatty, Racing):
         register(cls.__name__, cls)
 '''
 
@@ -227,11 +233,16 @@ class Online:
     def arrived(self, server):
         return lambda: sorted(set(server.ids))
 
+class Co2Online(Online):
+    def traces(self, event):
+        return [event.id.upper()] if event.type == "co2" else []
+
 """
 
 SINKS: dict[str, tuple[str, str, str | None]] = {
     "Good": ("OnDisk", "concurrency=8", None),
     "Posting": ("Online", "call_seconds=10", None),
+    "Choosy": ("Co2Online", "call_seconds=2", "test_it_comes_back_in_time_when_its_destination_hangs"),
     "Eager": ("OnDisk", "", "test_its_constructor_touches_neither_disk_nor_network_and_starts_nothing"),
     "Tiring": ("OnDisk", "", "test_it_takes_a_thousand_events_of_every_type"),
     "Narrow": ("OnDisk", "", "test_it_takes_events_of_types_and_shapes_that_nobody_knows_yet"),
@@ -327,6 +338,10 @@ def test_an_event_of_any_type_is_made_with_the_fields_and_labels_that_are_asked_
         ("water_present", 1, "PRESENT", at)
     ]
     assert (wet.labels, wet.received_at, wet.occurred_at) == ({"name": "Cellar"}, at, at)
+    warm = event("temperature", value=21.5, samples=3)
+    assert (warm.readings()[0].value, warm.data["value"], len(warm.readings())) == (21.5, 21.5, 3)
+    humid = event("humidity", relativeHumidity=40)
+    assert [each.value for each in humid.readings() if each.quantity == "relative_humidity"] == [40]
     assert [each.type for each in events(len(TYPES))] == list(TYPES)
     assert len(event("temperature", samples=30).readings()) == 30
 

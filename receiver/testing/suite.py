@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
@@ -20,10 +20,10 @@ from typing import ClassVar
 import pytest
 
 from receiver.errors import PluginError
-from receiver.event import Event
+from receiver.event import TYPES, Event
 from receiver.plugins import Sink
 from receiver.testing import network
-from receiver.testing.samples import events, odd_texts, unknown_events
+from receiver.testing.samples import ODD_TYPES, events, odd_texts, unknown_events
 from receiver.testing.stage import NAME, Stage, unreliable
 
 Arrived = Callable[[], Sequence[str]]
@@ -47,8 +47,8 @@ class SinkSuite:
     call_seconds: how long a call may take when the destination hangs.
 
     Override the fixture `arrived` to let the suite look at the destination, and `broken` to let it break the
-    destination; without them it can only look at how the sink behaves. Override `keeps` for a sink that passes over
-    some events.
+    destination; without them it can only look at how the sink behaves. Override `traces` for a sink that lets some
+    events go, or of which no event ids stand at the destination.
     """
 
     plugin: ClassVar[str]
@@ -75,18 +75,18 @@ class SinkSuite:
         for name in not_promised:
             setattr(cls, name, None)
 
-    def keeps(self, event: Event) -> bool:
-        """Whether an event leaves anything at the destination."""
-        return True
-
     @pytest.fixture
     def options(self) -> Mapping[str, object]:
         """The sink's own options. Override it where they need a server or a folder."""
         return self.given
 
+    def traces(self, event: Event) -> Collection[str]:
+        """What `arrived` gives of an event that was delivered: its id, once. Nothing where the sink lets it go."""
+        return [event.id]
+
     @pytest.fixture
     def arrived(self) -> Arrived | None:
-        """A function that gives the id of the event of everything that stands at the destination, in any order."""
+        """A function that gives the trace of everything that stands at the destination, in any order: event ids."""
         return None
 
     @pytest.fixture
@@ -120,7 +120,7 @@ class SinkSuite:
         self.all_arrive(stage, unknown_events(), arrived)
 
     def test_it_takes_whatever_text_an_event_holds(self, stage: Stage, arrived: Arrived | None) -> None:
-        self.all_arrive(stage, odd_texts(), arrived)
+        self.all_arrive(stage, odd_texts([*ODD_TYPES, self.wanted().type]), arrived)
 
     def test_it_gets_every_event_to_its_destination_although_calls_fail_at_random(
         self, stage: Stage, arrived: Arrived | None
@@ -132,7 +132,7 @@ class SinkSuite:
             stage.deliver(unreliable(stage.build(batch_size=10), seed=number), seconds=0.5)
         count = stage.deliver(stage.build(), seconds=60)
         assert (count.delivered, count.pending, count.dead) == (len(pushed), 0, 0), count.last_failure
-        self.all_stand_there(pushed, arrived)
+        self.assert_all_stand_there(pushed, arrived)
 
     def test_a_repeated_event_changes_nothing(self, stage: Stage, arrived: Arrived | None) -> None:
         repeated = events(20, seed=4)
@@ -149,7 +149,7 @@ class SinkSuite:
     def test_it_says_so_when_an_event_does_not_get_through(
         self, stage: Stage, arrived: Arrived | None, broken: Broken | None
     ) -> None:
-        lost = self.one_that_it_keeps()
+        lost = self.wanted(seed=5)
         if broken is not None:
             with broken():
                 assert failure(stage.build(), lost), "it came back from a broken destination as if it had delivered"
@@ -158,22 +158,23 @@ class SinkSuite:
         assert failed or not attempts.count, "it came back as if it had delivered, but could not connect"
         with opened(stage.build()) as sink:
             call(sink, [lost], attempt=2)
-        self.all_stand_there([lost], arrived)
+        self.assert_all_stand_there([lost], arrived)
 
     def test_it_comes_back_in_time_when_its_destination_hangs(self, stage: Stage) -> None:
         """By itself: a call that never ends holds up the sink for ever, since nobody can end it from outside."""
         sink = stage.build()
-        calling = threading.Thread(target=failure, args=(sink, self.one_that_it_keeps()), daemon=True)
+        calling = threading.Thread(target=failure, args=(sink, self.wanted()), daemon=True)
         with network.hanging():
             calling.start()
             calling.join(self.call_seconds)
             assert not calling.is_alive(), f"a call takes over {self.call_seconds:g} s; give it a time-out"
 
     def test_it_can_be_closed_and_opened_again_and_leaves_nothing_behind(self, stage: Stage) -> None:
-        left: list[int] = []
-        for _ in range(ROUNDS):
-            with opened(stage.build()) as sink:
-                call(sink, events(3))
+        some, left = [*events(3), self.wanted()], list[int]()
+        kept = [stage.build() for _ in range(ROUNDS)]  # or garbage collection hides what close does not close
+        for sink in kept:
+            with opened(sink):
+                call(sink, some)
             left.append(open_files() + threading.active_count())
         each_time = all(more > before for before, more in itertools.pairwise(left))
         assert not each_time, f"every close leaves open files or threads behind; there are {left}"
@@ -204,9 +205,9 @@ class SinkSuite:
         instance = (sink.hook.deliver_batch if sink.in_batches else sink.hook.deliver).get_hookimpls()[0].plugin
         shown = {"repr": repr(instance), "str": str(instance)}
         with opened(sink):
-            call(sink, events(2))
+            call(sink, [*events(2), self.wanted()])
         with network.refused():
-            failure(stage.build(), self.one_that_it_keeps())
+            failure(stage.build(), self.wanted())
         own = [record for record in caplog.records if record.name.startswith((f"sink.{NAME}", instance.__module__))]
         shown["its log"] = "\n".join(record.getMessage() for record in own)
         hidden = secrets_in(stage, options)
@@ -224,22 +225,24 @@ class SinkSuite:
         finally:
             sys.setswitchinterval(interval)
         assert (count.delivered, count.failures) == (len(pushed), 0), count.last_failure
-        self.all_stand_there(pushed, arrived)
+        self.assert_all_stand_there(pushed, arrived)
 
     def all_arrive(self, stage: Stage, pushed: Sequence[Event], arrived: Arrived | None) -> None:
         """All of these are delivered at the first attempt, and stand at the destination."""
         stage.push(pushed)
         count = stage.deliver(stage.build(), seconds=60)
         assert (count.delivered, count.failures, count.dead) == (len(pushed), 0, 0), count.last_failure
-        self.all_stand_there(pushed, arrived)
+        self.assert_all_stand_there(pushed, arrived)
 
-    def all_stand_there(self, pushed: Sequence[Event], arrived: Arrived | None) -> None:
-        """All that the sink keeps stands at the destination, and nothing else; where one can look."""
+    def assert_all_stand_there(self, pushed: Sequence[Event], arrived: Arrived | None) -> None:
+        """All that was pushed stands at the destination, and nothing else; where one can look."""
         if arrived is not None:
-            assert set(arrived()) == {each.id for each in pushed if self.keeps(each)}
+            assert set(arrived()) == {trace for each in pushed for trace in self.traces(each)}
 
-    def one_that_it_keeps(self) -> Event:
-        return next(each for each in events(1000, seed=5) if self.keeps(each))
+    def wanted(self, seed: int = 1) -> Event:
+        """An event that the sink does not let go."""
+        found = next((each for each in events(10 * len(TYPES), seed=seed) if self.traces(each)), None)
+        return found or pytest.fail("traces gives nothing for events of any type", pytrace=False)
 
 
 @contextmanager
