@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from receiver.dispatcher import Dispatcher
-from receiver.errors import PluginError
+from receiver.errors import JournalUnavailable, PluginError
 from receiver.event import Event
 from receiver.journal import Arrival, Journal, SinkCount, open_journal
 from receiver.lifeline import Lifeline
@@ -22,6 +23,7 @@ from receiver.sink_type import SinkType
 from receiver.testing.samples import TEST_SECRET
 
 NAME = "tested"
+PUSHES = 5
 IN_A_HURRY = {"first_pause": 0.02, "longest_pause": 0.1}
 """A retry policy that tries again at once, where a test has to wait for it."""
 
@@ -57,10 +59,10 @@ class Stage:
         return self._journal
 
     def push(self, events: Sequence[Event]) -> None:
-        """Journal events, as intake does."""
+        """Journal events, as intake does, and push again what a busy disk did not take, as DT does."""
         arrivals = [Arrival(event.id, event.body, event.received_at.timestamp()) for event in events]
         with ThreadPoolExecutor(32) as pool:  # they share commits
-            list(pool.map(self.journal.accept, arrivals))
+            list(pool.map(self._accept, arrivals))
 
     def deliver(self, sink: Sink, seconds: float) -> SinkCount:
         """Run a dispatcher until nothing is owed, for so long at most, and stop it; how the sink stands then."""
@@ -82,12 +84,19 @@ class Stage:
         if self._journal is not None:
             self._journal.close()
 
+    def _accept(self, arrival: Arrival) -> None:
+        for _ in range(PUSHES - 1):
+            with suppress(JournalUnavailable):
+                self.journal.accept(arrival)
+                return
+        self.journal.accept(arrival)
+
     def _owes(self) -> bool:
         counts = self.journal.counts()
         return counts.unmatched > 0 or counts.sinks.get(NAME, SinkCount()).pending > 0
 
     def _chosen(self, source: str, type: str | None) -> SinkType:
-        faults = [fault for fault in self._plugins.faults if fault.startswith(source)]
+        faults = [fault for fault in self._plugins.faults if fault.startswith(f"{source}: ")]
         if faults:
             raise PluginError(f"the plugin cannot be loaded: {faults[0]}")
         offered = {name: offer for name, offer in self._plugins.types.items() if offer.source == source}
