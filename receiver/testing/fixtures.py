@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,14 +22,22 @@ StartReceiver = Callable[..., Running]
 def start_receiver(tmp_path: Path) -> Iterator[StartReceiver]:
     """Start receivers with the text of a config.toml, in a folder of their own; all are killed at the end of the test.
 
-    `clock` shifts the clock of all processes of a receiver to that unix time; further arguments are its environment.
+    `clock` shifts the clock of all processes of a receiver to that unix time, `python` is the interpreter that runs
+    them; further arguments are its environment.
     """
     running: list[Running] = []
 
-    def start(config: str = CSV_ONLY, *, clock: float | None = None, ready: bool = True, **environment: str) -> Running:
+    def start(
+        config: str = CSV_ONLY,
+        *,
+        clock: float | None = None,
+        ready: bool = True,
+        python: str = sys.executable,
+        **environment: str,
+    ) -> Running:
         folder = tmp_path / f"receiver{len(running) or ''}"
         folder.mkdir()
-        receiver = Running(folder, config, clock, environment)
+        receiver = Running(folder, config, clock, environment, python)
         running.append(receiver)
         return receiver.start(ready=ready)
 
@@ -58,6 +67,9 @@ def signed_push() -> Callable[[Event], Push]:
 
 @pytest.fixture
 def clock() -> Iterator[time_machine.Traveller]:
-    """The clock of this process, stopped: `clock.shift(3600)` and `clock.move_to(…)` move it."""
+    """The clock of this process, stopped: `clock.shift(3600)` and `clock.move_to(…)` move it.
+
+    `time.monotonic` goes on as it does.
+    """
     with time_machine.travel(time.time(), tick=False) as traveller:
         yield traveller

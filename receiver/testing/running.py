@@ -47,12 +47,14 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = 
 
 
 class Running:
-    """A receiver in a folder of its own.
+    """A receiver in a folder of its own, run by the interpreter `python`.
 
     With `clock` its processes have a clock of their own, which stands at that unix time now and can be `shift`ed.
     """
 
-    def __init__(self, folder: Path, config: str, clock: float | None, environment: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, config: str, clock: float | None, environment: dict[str, str], python: str = sys.executable
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -68,7 +70,7 @@ class Running:
         if clock is not None:
             self.shift(clock - time.time())
             launcher = [str(SHIFTED), str(self._shift_file)]
-        self.command = [sys.executable, *launcher, "serve"]
+        self.command = [python, *launcher, "serve"]
         self.http = urllib3.PoolManager(retries=False, timeout=15, maxsize=64)
         self.process: subprocess.Popen[bytes] | None = None
         self.configure(config)
