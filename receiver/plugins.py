@@ -165,7 +165,8 @@ def _sources(settings: Settings) -> dict[str, Callable[[], ModuleType]]:
         else:
             sources[name] = partial(importlib.import_module, name)
     for entry in entry_points(group=ENTRY_POINTS):
-        sources[f"{entry.name} = {entry.value}"] = entry.load
+        if entry.value not in settings.receiver.plugins:
+            sources[f"{entry.name} = {entry.value}"] = entry.load
     return sources
 
 
