@@ -266,7 +266,7 @@ def pytest_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     plugins = ("-p", "receiver.testing.fixtures", "-p", "no:cacheprovider")
     command = [sys.executable, "-m", "pytest", "-q", *plugins, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
