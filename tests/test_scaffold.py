@@ -25,7 +25,11 @@ def test_a_new_sink_passes_its_tests_the_linter_and_the_type_checker_and_deliver
     )
     tested = run(clone, "pytest", "-q", "tests/test_drop_box.py")
     assert (tested.returncode, "passed" in tested.stdout, "skipped" in tested.stdout) == (0, True, False)
-    for tool in (["ruff", "check", "."], ["ruff", "format", "--check", "plugins", "tests"], ["mypy"]):
+    for tool in (
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "plugins", "tests"],
+        ["mypy", "receiver", "plugins"],
+    ):
         linted = run(clone, *tool)
         assert linted.returncode == 0, linted.stdout
     (clone / "config.toml").write_text(begun.stdout.partition("config.toml:\n\n")[2])

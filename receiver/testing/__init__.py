@@ -11,10 +11,22 @@ what stands in requirements-dev.txt; the receiver itself never imports it.
 
 import pytest
 
+from receiver.testing.network import hanging, refused
+from receiver.testing.running import wait_until
 from receiver.testing.samples import TEST_SECRET, event, events, odd_texts, unknown_events
 
 pytest.register_assert_rewrite("receiver.testing.suite")  # before it is imported, or its asserts show no values
 
 from receiver.testing.suite import SinkSuite  # noqa: E402
 
-__all__ = ["TEST_SECRET", "SinkSuite", "event", "events", "odd_texts", "unknown_events"]
+__all__ = [
+    "TEST_SECRET",
+    "SinkSuite",
+    "event",
+    "events",
+    "hanging",
+    "odd_texts",
+    "refused",
+    "unknown_events",
+    "wait_until",
+]
