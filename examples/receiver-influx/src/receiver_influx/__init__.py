@@ -92,7 +92,7 @@ class Influx:
             response = self._http.request(
                 "POST",
                 self._url,
-                body=body.encode("utf-8", "replace"),
+                body=body.encode(),
                 headers=self._headers,
                 redirect=False,
                 preload_content=False,
