@@ -174,12 +174,9 @@ def sink_mistyped(system: System, planned: Planned) -> Iterator[str]:
 
 @contextmanager
 def sink_disabled(system: System, planned: Planned) -> Iterator[str]:
-    """A sink is disabled, and later enabled again. It keeps what it was owed, and is owed nothing new meanwhile.
-
-    An event goes by the settings under which the dispatcher matches it, which may have died before it came to that.
-    """
+    """A sink is disabled, and later enabled again. It keeps what it was owed, and is owed nothing new meanwhile."""
     name = pick(list(SINKS), planned)
-    began = system.all_matched_at()
+    began = time.monotonic()
     try:
         with configured(system, system.config(disabled=name)):
             yield name

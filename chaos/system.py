@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import urllib3
 
 from receiver.testing.postgresql import own_server
 from receiver.testing.recorder import Recorder
@@ -112,18 +111,6 @@ class System:
         self.process("dispatcher")
         wait_until(lambda: self.receiver.answers("/healthz"), START_SECONDS, "a receiver that answers")
         time.sleep(1.0)
-
-    def all_matched_at(self) -> float:
-        """A moment (monotonic) now, such that all that was taken before it is owed to the sinks already."""
-
-        def looked_at() -> float | None:
-            now = time.monotonic()
-            with contextlib.suppress(urllib3.exceptions.HTTPError):
-                page = self.receiver.http.request("GET", f"{self.receiver.url}/metrics").data
-                return now if b"receiver_unmatched 0" in page else None
-            return None
-
-        return float(wait_until(looked_at, START_SECONDS, "a moment without unmatched events"))
 
     def process(self, kind: str) -> int:
         """A process of the receiver: supervisor, master, dispatcher or worker. Waits for it to be there."""

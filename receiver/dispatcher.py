@@ -40,7 +40,8 @@ AT_ONCE = 500
 class Dispatcher:
     """All sinks of one process.
 
-    `faulty` maps the name of each sink that could not be built to the reason; `listeners` are the hooks of plugins.
+    `routes` are the enabled sinks, `disabled` those that are only configured. `faulty` maps the name of each sink that
+    could not be built to the reason; `listeners` are the hooks of plugins.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Dispatcher:
         sinks: Sequence[Sink],
         faulty: Mapping[str, str],
         *,
+        disabled: Sequence[SinkSettings] = (),
         listeners: Sequence[Any] = (),
         retention_seconds: float,
         redact: Redact = str,
@@ -63,7 +65,10 @@ class Dispatcher:
         self._redact = redact
         self._random = random
         self._alerts = Alerts([*listeners, *(sink.hook for sink in sinks)], redact)
-        self._filtered = any(route.common.filter != Filter() for route in routes)
+        self._disabled = disabled
+        self._leaving: Sequence[SinkSettings] = ()
+        self._catching_up = True
+        """There may be events from before the start; `_leaving` are the sinks that were enabled only then."""
         self._loops: list[SinkLoop] = []
         self._to_admit: list[SinkLoop] = []
         self._watched: tuple[SinkLoop, float] | None = None
@@ -84,6 +89,8 @@ class Dispatcher:
         """Become the dispatcher, and make the threads of all sinks; `tick` lets them begin."""
         suspects = self._journal.begin()
         states = self._journal.states()
+        before = self._journal.enabled()
+        self._leaving = [sink for sink in self._disabled if sink.name in before]
         for name, why in self._faulty.items():
             log.error("sink %s is paused: %s", name, why)
             state = states.get(name, SinkState(name))
@@ -145,23 +152,19 @@ class Dispatcher:
         return not loop.came_back.is_set() and time.monotonic() < until
 
     def _match(self) -> bool:
-        """Owe new events to the sinks whose filter they pass."""
+        """Owe new events to the sinks whose filter they pass.
+
+        What was answered 200 before the start, and not matched then, is owed to the sinks that were enabled then, too.
+        """
         new = self._journal.unmatched(AT_ONCE)
         if new:
-            self._journal.owe([(kept, self._sinks_for(kept)) for kept in new])
+            self._journal.owe(matches(new, [*self._routes, *self._leaving]))
             for loop in self._loops:
                 loop.wake.set()
+        if self._catching_up and len(new) < AT_ONCE:
+            self._journal.enable([route.name for route in self._routes])
+            self._leaving, self._catching_up = (), False
         return bool(new)
-
-    def _sinks_for(self, kept: Kept) -> list[str]:
-        every = [route.name for route in self._routes]
-        if not self._filtered:
-            return every
-        try:
-            event = kept.decode()
-        except NotAnEvent:
-            return every
-        return [route.name for route in self._routes if not route.common.filter.misses(event)]
 
     def _every(self, seconds: float, action: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -223,3 +226,19 @@ class Dispatcher:
             sink.hook.close()
         except BaseException as error:
             log.warning("sink %s does not close: %s", sink.name, self._redact(str(error)))
+
+
+def matches(new: Sequence[Kept], routes: Sequence[SinkSettings]) -> list[tuple[Kept, list[str]]]:
+    """Each event with the names of the sinks whose filter it passes."""
+    every = [route.name for route in routes]
+    if all(route.common.filter == Filter() for route in routes):
+        return [(kept, every) for kept in new]
+    return [(kept, _passed(kept, routes)) for kept in new]
+
+
+def _passed(kept: Kept, routes: Sequence[SinkSettings]) -> list[str]:
+    try:
+        event = kept.decode()
+    except NotAnEvent:
+        return [route.name for route in routes]
+    return [route.name for route in routes if not route.common.filter.misses(event)]

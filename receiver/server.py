@@ -83,6 +83,7 @@ def deliver(settings: Settings, lifeline: Lifeline | None = None, holder: str | 
         settings.enabled_sinks,
         sinks,
         faulty,
+        disabled=[sink for sink in settings.sinks if not sink.common.enabled],
         listeners=plugins.hooks,
         retention_seconds=settings.journal.retention_days * 86400,
         redact=settings.redact,

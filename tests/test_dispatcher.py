@@ -656,7 +656,9 @@ class Running:
         self.let_go = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def dispatcher(self, *sinks: Sink, faulty: dict[str, str] | None = None) -> Dispatcher:
+    def dispatcher(
+        self, *sinks: Sink, faulty: dict[str, str] | None = None, disabled: Sequence[Sink] = ()
+    ) -> Dispatcher:
         routes = [SinkSettings(sink.name, sink.common) for sink in sinks]
         routes += [SinkSettings(name, CommonOptions(type="broken")) for name in faulty or {}]
         return Dispatcher(
@@ -664,13 +666,14 @@ class Running:
             routes,
             sinks,
             faulty or {},
+            disabled=[SinkSettings(sink.name, sink.common) for sink in disabled],
             retention_seconds=7 * 86400,
             redact=self.settings.redact,
             random=lambda: 0.5,
         )
 
-    def start(self, *sinks: Sink, faulty: dict[str, str] | None = None) -> None:
-        dispatcher = self.dispatcher(*sinks, faulty=faulty)
+    def start(self, *sinks: Sink, faulty: dict[str, str] | None = None, disabled: Sequence[Sink] = ()) -> None:
+        dispatcher = self.dispatcher(*sinks, faulty=faulty, disabled=disabled)
         self.thread = threading.Thread(target=dispatcher.run, args=(self.lifeline,), daemon=True)
         self.thread.start()
 
@@ -745,6 +748,25 @@ def test_a_removed_sink_keeps_what_it_is_owed_and_gets_nothing_new(running: Runn
     running.accept("new")
     running.dispatcher(built(running.settings, Single(), "kept")).tick()
     assert (running.count("removed"), running.count("kept")) == ((0, 1, 0), (0, 1, 0))
+
+
+def test_what_was_taken_while_a_sink_was_enabled_is_owed_to_it_although_it_is_disabled_before_it_is_matched(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "AT_ONCE", 3)
+    kept, leaving = built(running.settings, Single(), "kept"), built(running.settings, Single(), "leaving")
+    touches = built(running.settings, Single(), "touches", filter={"event_types": ["touch"]})
+    never = built(running.settings, Single(), "never")
+    running.outside.enable(["kept", "leaving", "touches"])
+    for name, event_type in [("a", "touch"), ("b", "touch"), ("c", "motion"), ("d", "touch")]:
+        running.outside.accept(Arrival(name, body(name, event_type), 1000.0))
+
+    running.start(kept, disabled=[leaving, touches, never])
+    wait_until(lambda: running.outside.enabled() == {"kept"})
+    running.accept("new")
+    wait_until(lambda: running.count("kept") == (5, 0, 0))
+
+    assert [running.count(name) for name in ("leaving", "touches", "never")] == [(0, 4, 0), (0, 3, 0), (0, 0, 0)]
 
 
 def test_the_dispatcher_tidies_away_what_is_old_and_delivered(running: Running) -> None:

@@ -723,6 +723,19 @@ def test_beats_are_on_the_wall_clock(journal: SqlJournal) -> None:
     assert before <= first <= last <= time.time()
 
 
+def test_the_sinks_that_are_enabled_are_those_that_were_named_last(store: Store) -> None:
+    journal = store.open()
+    assert journal.enabled() == set()
+    journal.enable(["a", "b"])
+    journal.remember(SinkState("b", pauses=2, pause_reason="why"))
+    journal.remember(SinkState("c", pauses=1))
+    assert store.open().enabled() == {"a", "b"}
+    journal.enable(["b", "d"])
+    assert (journal.enabled(), journal.states()["b"].pause_reason) == ({"b", "d"}, "why")
+    journal.enable([])
+    assert store.open().enabled() == set()
+
+
 def test_what_is_remembered_of_a_sink_is_read_back_and_replaced_as_a_whole(store: Store) -> None:
     journal = store.open(holder="here")
     assert journal.states() == {}

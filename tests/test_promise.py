@@ -311,3 +311,25 @@ def test_a_demo_that_is_killed_leaves_no_receiver_behind() -> None:
             return client.connect_ex(("127.0.0.1", port)) != 0
 
     wait_until(gone, what="the end of the demo's receiver")
+
+
+def test_a_sink_that_is_disabled_gets_what_was_taken_before_also_when_nobody_could_match_it(
+    start_receiver: StartReceiver,
+) -> None:
+    receiver = start_receiver(CSV_ONLY)
+    os.kill(receiver.dispatcher, signal.SIGSTOP)
+    assert receiver.push(Simulator().body("touch"))[0] == 200
+    receiver.kill_all()
+
+    receiver.configure(CSV_ONLY + "enabled = false\n")
+    receiver.start()
+    wait_until(lambda: receiver.metric("receiver_unmatched") == 0)
+    assert receiver.push(Simulator().body("touch"))[0] == 200
+    wait_until(lambda: receiver.metric("receiver_unmatched") == 0)
+    receiver.stop()
+    receiver.configure(CSV_ONLY)
+    receiver.start()
+
+    wait_until(receiver.rows)
+    assert receiver.metric('receiver_pending{sink="archive"}') == 0
+    assert len(receiver.rows()) == 1

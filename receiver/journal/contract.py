@@ -202,6 +202,12 @@ class Journal(Protocol):
     def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
         """Owe each event to the sinks named beside it. Owing again what is owed or settled changes nothing."""
 
+    def enabled(self) -> set[str]:
+        """The sinks that were enabled by the settings which all events were last matched by."""
+
+    def enable(self, sinks: Sequence[str]) -> None:
+        """Say that these are enabled from now on, and no others."""
+
     def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
         """Take up to `most` deliveries that are due, for `seconds`; the longest due come first."""
 

@@ -83,6 +83,16 @@ class SqlJournal(SqlState):
         row = self._database.insert(deliveries).from_select(["event", *values], rows)
         connection.execute(row.on_conflict_do_nothing())
 
+    def enabled(self) -> set[str]:
+        with self._database.read() as connection:
+            return set(connection.scalars(select(sinks.c.name).where(sinks.c.enabled)))
+
+    def enable(self, names: Sequence[str]) -> None:
+        with self._database.write() as connection:
+            for name in names:
+                self._sink_key(connection, name)
+            connection.execute(update(sinks).values(enabled=sinks.c.name.in_(names)))
+
     def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
         now = self.now()
         with self._database.write() as connection:

@@ -66,6 +66,7 @@ sinks = Table(
     Column("paused_seconds", Double, nullable=False, default=0.0),
     Column("pause_reason", Text, nullable=False, default=""),
     Column("on_trial", String(32)),
+    Column("enabled", Boolean, nullable=False, default=False),
 )
 deliveries = Table(
     "deliveries",
