@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 from conftest import wait_until
@@ -133,3 +138,120 @@ def test_an_item_not_begun_in_time_is_never_written(writer: Writer) -> None:
     assert crowd.group.submit("next") == "next is written"
     assert writer.groups == [["first"], ["next"]]
     crowd.close()
+
+
+def test_while_nothing_was_committed_for_long_one_tries_and_the_others_are_told_at_once(writer: Writer) -> None:
+    crowd = Crowd(writer, timeout=0.2)
+    first, late = crowd.submit("first"), crowd.submit("late")
+    with pytest.raises(JournalUnavailable, match="did not commit in time"):
+        late.result(20)
+    for name in ("next", "another"):
+        with pytest.raises(JournalUnavailable, match="has not committed for a while"):
+            crowd.group.submit(name)
+    writer.gate.set()
+    assert first.result(20) == "first is written"
+    assert [crowd.group.submit(name) for name in "ab"] == ["a is written", "b is written"]
+    assert writer.groups == [["first"], ["a"], ["b"]]
+    crowd.close()
+
+
+def test_commits_that_fail_one_after_another_are_trouble_until_one_is_well(writer: Writer) -> None:
+    writer.failing["bad"] = JournalUnavailable("the journal is locked")
+    crowd = Crowd(writer, timeout=0.2)
+    failed = crowd.submit("bad")
+    writer.gate.set()
+    with pytest.raises(JournalUnavailable, match="locked"):
+        failed.result(20)
+    writer.gate.clear()
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 0.25, what="longer than anybody waits")
+    probe = crowd.submit("probe")
+    with pytest.raises(JournalUnavailable, match="has not committed for a while"):
+        crowd.group.submit("beside it")
+    writer.gate.set()
+    assert probe.result(20) == "probe is written"
+    writer.gate.clear()
+    first, second = crowd.submit("first"), crowd.pool.submit(crowd.group.submit, "second")
+    wait_until(lambda: len(crowd.group._queue) == 1, what="one in line again")
+    writer.gate.set()
+    assert (first.result(20), second.result(20)) == ("first is written", "second is written")
+    crowd.close()
+
+
+def test_memory_that_runs_out_while_a_group_is_taken_stops_no_later_commit(writer: Writer) -> None:
+    class Short(deque[object]):
+        def popleft(self) -> object:
+            super().popleft()
+            raise MemoryError
+
+    writer.gate.set()
+    group: GroupCommit[str, str] = GroupCommit(writer, most=10, timeout=0.2)
+    good, group._queue = group._queue, Short()  # type: ignore[assignment]
+    with pytest.raises(JournalUnavailable, match="the commit failed"):
+        group.submit("lost")
+    group._queue = good
+    assert group.submit("next") == "next is written"
+    assert writer.groups == [["next"]]
+
+
+@dataclass
+class Sheet:
+    """Writes numbers after a while or not at all, and notes which; takes note of two writers at once."""
+
+    random: Random
+    written: list[int] = field(default_factory=list)
+    writers: int = 0
+    most_writers: int = 0
+    largest: int = 0
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.writers += 1
+        self.most_writers, self.largest = max(self.most_writers, self.writers), max(self.largest, len(items))
+        try:
+            before, how = self.random.random() * 0.002, self.random.random()
+            time.sleep(before if how < 0.97 else 0.02)
+            if how < 0.1:
+                raise JournalUnavailable("not written") if how < 0.07 else SystemExit("not written")
+            self.written += items
+            if how < 0.15:
+                raise JournalUnavailable("written, but nobody knows")
+            return [-item for item in items]
+        finally:
+            self.writers -= 1
+
+
+@pytest.mark.parametrize(("seed", "most", "timeout"), [(1, 3, 0.01), (2, 100, 0.005), (3, 1, 0.02), (4, 5, 5.0)])
+def test_whatever_happens_each_gets_its_own_outcome_and_nobody_gets_stuck(seed: int, most: int, timeout: float) -> None:
+    """Switches between threads as often as can be, so that handing over, failing and giving up meet in every order."""
+    sheet = Sheet(Random(seed))
+    group = GroupCommit(sheet, most, timeout)
+    submitted = range(1, 3001)
+    refusals: Counter[str] = Counter()
+
+    def submit(item: int) -> int | None:
+        if item % 7 == 0:
+            time.sleep(item % 5 / 1000)
+        try:
+            return group.submit(item)
+        except JournalUnavailable as error:
+            refusals[str(error)] += 1
+            time.sleep(0.002)
+            return None
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(24) as pool:
+            outcomes = list(pool.map(submit, submitted))
+    finally:
+        sys.setswitchinterval(interval)
+    answered = {item: outcome for item, outcome in zip(submitted, outcomes, strict=True) if outcome is not None}
+    assert answered == {item: -item for item in answered}
+    assert set(answered) <= set(sheet.written)
+    assert max(Counter(sheet.written).values()) == 1
+    assert (sheet.most_writers, sheet.largest <= most) == (1, True)
+    assert answered
+    assert refusals
+    assert (list(group._queue), group._committing) == ([], False)
+    sheet.random = Random(0)
+    wait_until(lambda: submit(0) == 0, what="a commit that is well")

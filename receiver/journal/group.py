@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -42,21 +43,29 @@ class GroupCommit(Generic[Item, Outcome]):
         self._timeout = timeout
         self._queue: deque[_Waiting[Item, Outcome]] = deque()
         self._committing = False
+        self._trying_since: float | None = None
+        """When the first commit began that no good one has followed yet."""
         self._lock = threading.Lock()
-        """Held for moments, around the queue and `_committing`."""
+        """Held for moments, around the queue and what is known of the commits."""
 
     def submit(self, item: Item) -> Outcome:
-        """Write one item; returns its outcome after the commit. Raises JournalUnavailable."""
+        """Write one item; returns its outcome after the commit. Raises JournalUnavailable.
+
+        When no commit has come back well for longer than anybody waits, one at a time tries and the others are told at
+        once: if they all waited in vain, whoever comes after them would not find a thread in time.
+        """
         waiting: _Waiting[Item, Outcome] = _Waiting(item)
         with self._lock:
+            if self._committing and self._in_trouble():
+                raise JournalUnavailable("the journal has not committed for a while")
             self._queue.append(waiting)
             first, self._committing = not self._committing, True
         if not first and not waiting.turn.acquire(timeout=self._timeout) and self._gives_up(waiting):
             raise JournalUnavailable("the journal did not commit in time")
         if not waiting.done:
             self._commit()
-        if waiting.error is not None:
-            raise JournalUnavailable(str(waiting.error) or "the commit failed") from waiting.error
+        if waiting.error is not None or not waiting.done:
+            raise JournalUnavailable(str(waiting.error or "") or "the commit failed") from waiting.error
         return waiting.outcome  # type: ignore[return-value]  # set, since it is done without an error
 
     def _gives_up(self, waiting: _Waiting[Item, Outcome]) -> bool:
@@ -71,13 +80,18 @@ class GroupCommit(Generic[Item, Outcome]):
                 self._queue.remove(waiting)
             return True
 
+    def _in_trouble(self) -> bool:
+        return self._trying_since is not None and time.monotonic() - self._trying_since > self._timeout
+
     def _commit(self) -> None:
-        with self._lock:
-            group = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
+        group: list[_Waiting[Item, Outcome]] = []
         try:
+            self._take(group)
             outcomes = self._write([waiting.item for waiting in group])
             for waiting, outcome in zip(group, outcomes, strict=True):
                 waiting.outcome = outcome
+            with self._lock:
+                self._trying_since = None
         except BaseException as error:
             for waiting in group:
                 waiting.error = error
@@ -88,6 +102,13 @@ class GroupCommit(Generic[Item, Outcome]):
             for waiting in group:
                 waiting.done = True
                 waiting.turn.release()
+
+    def _take(self, group: list[_Waiting[Item, Outcome]]) -> None:
+        with self._lock:
+            if self._trying_since is None:
+                self._trying_since = time.monotonic()
+            while self._queue and len(group) < self._most:
+                group.append(self._queue.popleft())
 
     def _pass_on(self) -> None:
         """The next commit is up to whoever has waited for longest."""
