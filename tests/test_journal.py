@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from conftest import new_database, wait_until
 from hypothesis import HealthCheck, settings
@@ -45,7 +47,7 @@ class Clock:
 class Store:
     """One journal in one place; each `open` is what one process sees of it.
 
-    While `full` is set, every commit fails; `interruption` is called once, before the next write.
+    While `full` is set, no write transaction comes to its commit; `interruption` is called once, before the next write.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,6 +82,14 @@ class Store:
         self.full = False
         for journal in list(self._open):
             self.close(journal)
+
+    def failing_commits(self) -> AbstractContextManager[None]:
+        """While this lasts, the database itself fails at the commit of an event, after it took the statement."""
+        raise NotImplementedError
+
+    def refuse(self, table: str) -> None:
+        """Let the database take no rows into this table from now on."""
+        raise NotImplementedError
 
     def hinder(self) -> None:
         """Before a transaction of one statement, which fails as a whole."""
@@ -117,11 +127,27 @@ class SqliteStore(Store):
             def write(self) -> AbstractContextManager[Connection]:
                 return store.hindered(super().write())
 
-            def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
-                store.hinder()
-                return super().add_events(arrivals)
+            def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
+                if connection is None:
+                    store.hinder()
+                return super().add_events(arrivals, connection)
 
         return Hindered(self.path, min_free_mb, max_size_mb)
+
+    @contextmanager
+    def failing_commits(self) -> Iterator[None]:
+        """Rows reach the file at the commit, and this process may not make the file larger."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        log = self.path.with_name(self.path.name + "-wal")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 10, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def refuse(self, table: str) -> None:
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute(f"CREATE TRIGGER no BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END")
 
 
 class PostgresStore(Store):
@@ -141,11 +167,29 @@ class PostgresStore(Store):
             def write(self) -> AbstractContextManager[Connection]:
                 return store.hindered(super().write())
 
-            def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
-                store.hinder()
-                return super().add_events(arrivals)
+            def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
+                if connection is None:
+                    store.hinder()
+                return super().add_events(arrivals, connection)
 
         return Hindered(self.url, max_size_mb)
+
+    @contextmanager
+    def failing_commits(self) -> Iterator[None]:
+        self.refuse("events")
+        yield
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("DROP TRIGGER no ON events")
+
+    def refuse(self, table: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(
+                "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$"
+            )
+            connection.execute(
+                f"CREATE CONSTRAINT TRIGGER no AFTER INSERT ON {table} DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION no()"
+            )
 
 
 @pytest.fixture(params=[pytest.param(SqliteStore, id="sqlite"), pytest.param(PostgresStore, id="postgresql")])
@@ -291,6 +335,51 @@ def test_in_one_commit_each_push_gets_its_own_answer_and_an_id_is_accepted_once(
     assert sorted(answers[1::3]) == ["accepted", "duplicate"]
     assert (answers[0], answers[2], answers[3]) == ("duplicate", "quarantined", "accepted")
     assert sorted(kept.id for kept in journal.unmatched(10)) == ["a new", "first", "same", "z known"]
+
+
+EVENT = Arrival("event", b"", 1000.0)
+PROVEN = Arrival("proven", b"", 1000.0, None, "DT_SIGNATURE_SECRET")
+ODD = Arrival("5f" * 32, b"odd", 1000.0, "the body is not JSON")
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param([EVENT], id="an event"),
+        pytest.param([Arrival(str(n), b"x" * 1000, 1000.0) for n in range(256)], id="many events"),
+        pytest.param([EVENT, PROVEN], id="events, and a secret to note"),
+        pytest.param([ODD, EVENT], id="an event and what is none"),
+    ],
+)
+def test_a_commit_that_fails_keeps_nothing_and_what_is_pushed_again_is_new(group: list[Arrival], store: Store) -> None:
+    journal, other = store.open(), store.open()
+    accept(journal, "before")
+    with store.failing_commits():
+        for _ in range(2):
+            with pytest.raises(JournalUnavailable):
+                journal._accept_all(group)
+        assert inside(other) == (1, 0)
+    expected = [Acceptance.ACCEPTED if one.quarantine is None else Acceptance.QUARANTINED for one in group]
+    assert journal._accept_all(group) == expected
+    assert inside(other) == (1 + expected.count(Acceptance.ACCEPTED), expected.count(Acceptance.QUARANTINED))
+
+
+@pytest.mark.parametrize(("table", "group"), [("secrets", [EVENT, PROVEN]), ("quarantine", [ODD, EVENT])])
+def test_events_and_what_comes_with_them_are_kept_in_one_commit(table: str, group: list[Arrival], store: Store) -> None:
+    """Each commit may wait for a lock, and a push has time for one such wait."""
+    journal = store.open()
+    store.refuse(table)
+    with pytest.raises(JournalUnavailable):
+        journal._accept_all(group)
+    assert inside(journal) == (0, 0)
+
+
+def test_a_commit_with_more_than_events_tells_what_is_new_from_what_is_known(store: Store) -> None:
+    journal = store.open()
+    accept(journal, "known")
+    group = [EVENT, PROVEN, ODD, EVENT, Arrival("known", b"", 1000.0)]
+    assert journal._accept_all(group) == ["accepted", "accepted", "quarantined", "duplicate", "duplicate"]
+    assert sorted(kept.id for kept in journal.unmatched(10)) == ["event", "known", "proven"]
 
 
 def test_several_processes_accept_into_one_journal(store: Store) -> None:

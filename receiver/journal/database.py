@@ -20,10 +20,11 @@ class Database(Protocol):
     def insert(self, table: Table) -> Any:
         """An INSERT of the dialect, which can say what to do on a conflict."""
 
-    def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
-        """Insert events, in this order, whose ids are not there yet, and commit durably; which ids were new.
+    def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
+        """Insert events, in this order, whose ids are not there yet; which ids were new.
 
-        Wakes whoever is in `wait`.
+        Within the write transaction of `connection`, or else in one of their own, which is quicker, committed durably.
+        The commit wakes whoever is in `wait`.
         """
 
     def now(self) -> float:

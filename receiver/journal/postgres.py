@@ -78,12 +78,13 @@ class PostgresDatabase:
     def insert(self, table: Table) -> Any:
         return postgresql.insert(table)
 
-    def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
+    def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
         """One statement, which is its own transaction: one way to the server and back."""
-        columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
-        with _translated(), self._engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT")
+        if connection is not None:
+            columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
             return set(connection.exec_driver_sql(ADD_EVENTS, tuple(map(list, columns))).scalars())
+        with _translated(), self._engine.connect() as own:
+            return self.add_events(arrivals, own.execution_options(isolation_level="AUTOCOMMIT"))
 
     def now(self) -> float:
         """The database's clock, compared with our own now and then."""

@@ -65,22 +65,17 @@ class SqliteDatabase:
     def insert(self, table: Table) -> Any:
         return sqlite.insert(table)
 
-    def add_events(self, arrivals: Sequence[Arrival]) -> set[str]:
-        """One statement, which is its own transaction, so that no other thread's work comes between while it is locked.
-
-        When not all were new, those that were have the last keys.
-        """
-        rows = ", ".join(["(?, ?, 0, ?)"] * len(arrivals))
-        insert = f"INSERT INTO events (id, received_at, matched, body) VALUES {rows} ON CONFLICT DO NOTHING"
-        values = [value for arrival in arrivals for value in (arrival.id, arrival.received_at, arrival.body)]
-        with _translated(self._path), closing(self._engine.raw_connection()) as pooled:
-            connection: Any = pooled.driver_connection
-            with self._lock.held(LOCK_SECONDS):
-                self._check_place()
-                added = connection.execute(insert, values).rowcount
-                if added == len(arrivals):
-                    return {arrival.id for arrival in arrivals}
-                return {row[0] for row in connection.execute(LAST_EVENTS, (added,))}
+    def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
+        """One statement, which is its own transaction: no other thread's work comes between while it is locked."""
+        if connection is not None:
+            return _insert(connection.connection.driver_connection, arrivals)
+        with (
+            _translated(self._path),
+            closing(self._engine.raw_connection()) as pooled,
+            self._lock.held(LOCK_SECONDS),
+        ):
+            self._check_place()
+            return _insert(pooled.driver_connection, arrivals)
 
     def now(self) -> float:
         """Seconds since 1970 that never jump while this process runs."""
@@ -230,6 +225,17 @@ class FileLock:
     def _disarm(self) -> None:
         if self._exits_when_stuck:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _insert(connection: Any, arrivals: Sequence[Arrival]) -> set[str]:
+    """Insert events through the driver; which ids were new. Those have the last keys, for nobody else writes now."""
+    rows = ", ".join(["(?, ?, 0, ?)"] * len(arrivals))
+    insert = f"INSERT INTO events (id, received_at, matched, body) VALUES {rows} ON CONFLICT DO NOTHING"
+    values = [value for arrival in arrivals for value in (arrival.id, arrival.received_at, arrival.body)]
+    added = connection.execute(insert, values).rowcount
+    if added == len(arrivals):
+        return {arrival.id for arrival in arrivals}
+    return {row[0] for row in connection.execute(LAST_EVENTS, (added,))}
 
 
 @contextmanager
