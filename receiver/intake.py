@@ -173,7 +173,9 @@ class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn has no types
 
     def complete(self) -> bool:
         """Whether the current request has been read to its end, so that it is no more up to the client."""
-        reader = self.request.body.reader if self.request is not None else None
+        if self.request is None or self.request.body.failed:
+            return False
+        reader = self.request.body.reader
         if isinstance(reader, LengthReader):
             return bool(reader.length == 0)
         return isinstance(reader, ChunkedReader) and reader.parser is None

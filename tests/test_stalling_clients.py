@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import itertools
 import json
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 import pytest
 from conftest import CSV_ONLY, TEST_SECRET, Running, StartReceiver, wait_until
+from gunicorn.config import Config
+from gunicorn.workers import gthread
 
 from receiver.demo import value
+from receiver.intake import Connection, PatientWorker
 from receiver.signature import HEADER, sign
 from receiver.simulator import Simulator
 
@@ -677,3 +681,48 @@ def test_a_connection_can_be_used_again_after_a_body_that_nobody_wanted(line: st
         connection.auto_open = 0
         connection.request("GET", "/healthz")
         assert connection.getresponse().read() == b"ok"
+
+
+WHOLE = {
+    "length": b"Content-Length: 5\r\n\r\nhello",
+    "chunks": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+}
+NOT_WHOLE = {
+    "no last chunk": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    "malformed chunk": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",
+    "malformed trailer": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nA B: c\r\n\r\n",
+}
+
+
+def kept_by(way: type[gthread.ThreadWorker], body: bytes, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a worker keeps the connection of a request that it has read, in a moment in which time flies."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = Connection(Config(), ours, ("127.0.0.1", 1), ("127.0.0.1", 2))
+        connection.init()
+        theirs.sendall(HEAD + body)
+        theirs.shutdown(socket.SHUT_WR)
+        connection.request = next(connection.parser)
+        for _ in range(2):
+            with suppress(Exception):
+                connection.request.body.read()
+        seconds = itertools.count()
+        with monkeypatch.context() as busy:
+            busy.setattr(gthread, "DEFAULT_WORKER_DATA_TIMEOUT", 0.02)
+            busy.setattr(time, "monotonic", lambda: next(seconds))
+            return bool(way._keepalive_after(None, connection, True))
+
+
+@pytest.mark.parametrize("body", WHOLE.values(), ids=WHOLE)
+def test_a_busy_moment_closes_no_connection_whose_request_was_whole(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kept_by(PatientWorker, body, monkeypatch)
+    assert not kept_by(gthread.ThreadWorker, body, monkeypatch), "gunicorn's own way would do"
+
+
+@pytest.mark.parametrize("body", NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_a_connection_whose_next_request_begins_nobody_knows_where_is_closed(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not kept_by(PatientWorker, body, monkeypatch)
