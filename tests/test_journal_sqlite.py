@@ -25,6 +25,7 @@ from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Acceptance, Arrival, Result
 from receiver.journal import sqlite as sqlite_module
 from receiver.journal.sql import SqlJournal
+from receiver.journal.sqlite import SqliteDatabase
 
 
 @pytest.fixture
@@ -303,6 +304,32 @@ def test_a_short_lock_delays_a_push_but_does_not_refuse_it(store: SqliteStore) -
             answer = pool.submit(accept, journal, "a")
             wait_until(lambda: journal._group._committing, what="a push in its commit")
         assert answer.result(20) == [Acceptance.ACCEPTED]
+
+
+def test_a_transaction_that_was_left_open_on_a_connection_swallows_no_event(store: SqliteStore) -> None:
+    journal, other = store.open(), store.open()
+    database = journal._database
+    assert isinstance(database, SqliteDatabase)
+    for name in "abc":
+        left = database._engine.raw_connection()
+        assert left.driver_connection is not None
+        left.driver_connection.execute("BEGIN IMMEDIATE")
+        left.close()
+        assert accept(journal, name) == [Acceptance.ACCEPTED]
+        assert accept(other, name) == [Acceptance.DUPLICATE]
+    assert [kept.id for kept in other.unmatched(10)] == ["a", "b", "c"]
+
+
+def test_new_ids_are_told_from_known_ones_when_the_last_events_were_removed(store: SqliteStore) -> None:
+    """What was new is read from the last keys, and those are given again after the last rows are gone."""
+    journal = store.open()
+    owe(journal, "s", "a", "b", "c", received_at=1000.0)
+    settle(journal, claim(journal, "s"), Result.DELIVERED)
+    journal.retire(2000.0, 10)
+    assert accept(journal, "known") == [Acceptance.ACCEPTED]
+    group = [Arrival(name, b"", 1000.0) for name in ("z", "known", "a", "z", "b")]
+    assert journal._accept_all(group) == ["accepted", "duplicate", "accepted", "duplicate", "accepted"]
+    assert sorted(kept.id for kept in journal.unmatched(10)) == ["a", "b", "known", "z"]
 
 
 @pytest.mark.parametrize("fate", ["removed", "replaced"])

@@ -396,6 +396,30 @@ def test_a_connection_cut_inside_a_transaction_undoes_all_of_it_and_says_so(plac
     assert [kept.id for kept in journal.unmatched(10)] == ["a"]
 
 
+ENDED_AT_THE_COMMIT = """
+CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER ends AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION ends();
+"""
+
+
+@pytest.mark.parametrize("many", [1, 300])
+def test_a_connection_cut_at_the_commit_keeps_no_event_though_the_statement_had_come_back(
+    many: int, places: Places
+) -> None:
+    """Rows that do not fit into one packet are on their way before the commit."""
+    journal = places.open()
+    places.sql(ENDED_AT_THE_COMMIT)
+    group = [Arrival(f"{number:060}", b"", 1000.0) for number in range(many)]
+    for _ in range(2):
+        with pytest.raises(JournalUnavailable, match=r"starting or stopping|connection lost"):
+            journal._accept_all(group)
+    places.sql("DROP TRIGGER ends ON events")
+    assert set(journal._accept_all(group)) == {Acceptance.ACCEPTED}
+    assert len(journal.unmatched(1000)) == many
+
+
 def test_while_the_database_is_gone_every_call_says_so_soon_and_works_when_it_is_back(
     server: Server, own: Places, caplog: pytest.LogCaptureFixture
 ) -> None:
