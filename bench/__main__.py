@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shutil
 import sqlite3
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import drain, intake
+from bench import drain, growth, intake, latency
 
 SECONDS = 10
 ROUNDS = 3
@@ -19,11 +20,13 @@ ROUNDS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="default: all")
     parser.add_argument(
         "--size", type=float, default=1.0, help="how long and how much, 1 in full; 0.1 for a quick look"
     )
     given = parser.parse_args()
+    if shutil.which("wrk") is None:
+        parser.error("wrk, which pushes, is not installed; on Debian: apt-get install wrk")
     print(machine())
     for part in given.parts:
         PARTS[part](given.size)
@@ -38,6 +41,8 @@ def machine() -> str:
 PARTS = {
     "intake": lambda size: intake.measure(SECONDS * size, ROUNDS),
     "drain": lambda size: drain.measure(size, ROUNDS),
+    "growth": lambda size: growth.measure(size, ROUNDS),
+    "latency": lambda size: latency.measure(size, ROUNDS),
 }
 
 if __name__ == "__main__":

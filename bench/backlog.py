@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import random
 import time
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
+from itertools import cycle, islice
+from typing import Any
 
-from sqlalchemy import Engine, create_engine, insert, make_url, select
+from sqlalchemy import ColumnElement, Engine, case, create_engine, insert, literal, make_url, select, true
 
 from bench.servers import Server
 from receiver.journal import open_journal
-from receiver.journal.tables import events, sinks
+from receiver.journal.tables import DELIVERED, PENDING, deliveries, events, sinks
 from receiver.settings import load
 from receiver.simulator import Simulator
 
 AT_ONCE = 10_000
+BODIES = 20_000
+LONG_SECONDS = 1e9
 
 
-def make_journal(server: Server) -> Engine:
+def open_tables(server: Server) -> Engine:
     """Make the tables of a server that does not run yet; a connection of our own to its journal."""
     open_journal(load(server.environment())).close()
     url = make_url(server.database)
@@ -26,18 +31,52 @@ def make_journal(server: Server) -> Engine:
 
 def fill(journal: Engine, count: int, *, matched: bool = False, age_seconds: float = 0.0) -> None:
     """Put new events into a journal, as intake leaves them: not matched to sinks yet."""
-    received_at = time.time() - age_seconds
+    bodies = Simulator().bodies()
+    if matched:  # none of these is decoded any more, so they may be alike
+        bodies = cycle(list(islice(bodies, BODIES)))
     rows = (
-        {"id": f"{number}-{received_at:.0f}", "received_at": received_at, "matched": matched, "body": body}
-        for number, body in enumerate(islice(bodies(), count))
+        {"id": new_id(), "received_at": time.time() - age_seconds, "matched": matched, "body": body}
+        for body in islice(bodies, count)
     )
-    while part := list(islice(rows, AT_ONCE)):
-        with journal.begin() as connection:
+    with journal.connect() as connection:
+        if journal.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA cache_size = -500000")
+        while part := list(islice(rows, AT_ONCE)):
             connection.execute(insert(events), part)
+            connection.commit()
 
 
-def bodies() -> Iterable[bytes]:
-    return Simulator().bodies()
+def new_id() -> str:
+    """20 characters like those of an event's id: anywhere in an index."""
+    return base64.b32hexencode(random.randbytes(12)).decode().lower()[:20]
+
+
+def fill_settled(journal: Engine, count: int, *, owed: int = 0, age_seconds: float = 3600.0) -> None:
+    """Put in events that are delivered to the sinks `archive` and `dead`, except `owed` that are pending for `dead`.
+
+    Those are spread evenly. `dead` is paused for years.
+    """
+    fill(journal, count, matched=True, age_seconds=age_seconds)
+    now = time.time()
+    every = count // owed if owed else count + 1
+    pending = (sinks.c.name == "dead") & (events.c.key % every == 0)
+    columns: dict[str, ColumnElement[Any]] = {
+        "event": events.c.key,
+        "sink": sinks.c.key,
+        "state": case((pending, PENDING), else_=DELIVERED),
+        "due": case((pending, now)),
+        "attempts": literal(1),
+        "failures": literal(0),
+        "first_attempt_at": literal(now),
+        "settled_at": literal(now),
+        "why": literal(""),
+    }
+    with journal.begin() as connection:
+        paused = {"pauses": 1, "paused_until": now + LONG_SECONDS, "paused_since": now}
+        connection.execute(insert(sinks), [{"name": "archive"}])
+        connection.execute(insert(sinks), [{"name": "dead", **paused}])
+        rows = select(*columns.values()).select_from(events).join(sinks, true()).order_by(events.c.key, sinks.c.key)
+        connection.execute(insert(deliveries).from_select(list(columns), rows))
 
 
 def delivered(journal: Engine) -> Mapping[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -13,9 +13,10 @@ from statistics import median
 from sqlalchemy import Engine
 from urllib3 import HTTPConnectionPool
 
-from bench.backlog import bodies, delivered, fill, make_journal
+from bench.backlog import delivered, fill, open_tables
 from bench.servers import CSV, RECEIVER, STDOUT, Kind, Server, folder, target, webhook
 from bench.tables import rate, ratio, show
+from receiver.simulator import Simulator
 
 EVENTS = 100_000
 WEBHOOK_EVENTS = 10_000
@@ -94,31 +95,34 @@ def show_results(cases: Sequence[Case], results: dict[str, list[Drained]], bare:
     )
 
 
-def drain(case: Case, prepare: Callable[[Engine], None] | None = None) -> Drained:
-    """Fill a journal, start a dispatcher and watch it."""
-    config = (RECEIVER + PLUGIN if SLOW in case.config else RECEIVER) + case.config
+def drain(case: Case) -> Drained:
     with folder() as where:
-        server = Server(Kind(case.name, ("-m", "receiver", "deliver"), config, case.postgres), where)
-        journal = make_journal(server)
-        if prepare is not None:
-            prepare(journal)
-        fill(journal, case.events)
-        server.start()
-        if case.one_core:
-            server.process.cpu_affinity([0])
-        try:
-            return watch(server, journal, case)
-        finally:
-            server.stop()
-            journal.dispose()
+        return drain_in(where, case)
 
 
-def watch(server: Server, journal: Engine, case: Case) -> Drained:
+def drain_in(where: Path, case: Case) -> Drained:
+    """Put a backlog into the journal of a folder, start a dispatcher and watch it."""
+    config = (RECEIVER + PLUGIN if SLOW in case.config else RECEIVER) + case.config
+    server = Server(Kind(case.name, ("-m", "receiver", "deliver"), config, case.postgres), where)
+    journal = open_tables(server)
+    fill(journal, case.events)
+    before = delivered(journal)
+    server.start()
+    if case.one_core:
+        server.process.cpu_affinity([0])
+    try:
+        return watch(server, journal, case, before)
+    finally:
+        server.stop()
+        journal.dispose()
+
+
+def watch(server: Server, journal: Engine, case: Case, before: Mapping[str, int]) -> Drained:
     began = None
     end = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < end and server.process.poll() is None:
         counts = delivered(journal)
-        least = min(counts.get(name, 0) for name in case.watched)
+        least = min(counts.get(name, 0) - before.get(name, 0) for name in case.watched)
         if began is None and least:
             began = time.monotonic(), server.cpu_seconds(), least
         if began is not None and least >= case.events:
@@ -132,7 +136,7 @@ def watch(server: Server, journal: Engine, case: Case) -> Drained:
 def post_all(port: int, count: int) -> float:
     """POST as many bodies as the webhook sink had with as many threads, and nothing else; requests a second."""
     pool = HTTPConnectionPool("127.0.0.1", port, maxsize=THREADS)
-    waiting = list(islice(bodies(), count))
+    waiting = list(islice(Simulator().bodies(), count))
 
     def post(body: bytes) -> None:
         answer = pool.urlopen("POST", "/", body=body, headers={"content-type": "application/json"}, retries=False)

@@ -100,7 +100,7 @@ def no_duplicates(server: Server) -> None:
 
 def show_results(connections: int, kinds: Sequence[Kind], results: dict[Kind, list[Run]]) -> None:
     def middle(kind: Kind, name: str) -> float:
-        return median(getattr(run.load, name) for run in results[kind])
+        return float(median(getattr(run.load, name) for run in results[kind]))
 
     rows = [
         (

@@ -6,7 +6,6 @@ Every push is a new event: one that is known already costs a receiver less, whic
 from __future__ import annotations
 
 import resource
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -61,12 +60,9 @@ def as_request(body: bytes, now: float) -> bytes:
 
 def push(url: str, pushes: Pushes, first: int, seconds: float, connections: int) -> Load:
     """Push from `first` on over so many connections. Raises RuntimeError when anything is answered but 200."""
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise RuntimeError("make bench needs wrk, the load generator: apt-get install wrk")
     before = cpu_of_children()
     line = run([
-        wrk, "--threads=1", f"--connections={connections}", f"--duration={max(1, round(seconds))}s", "--timeout=10s",
+        "wrk", "--threads=1", f"--connections={connections}", f"--duration={max(1, round(seconds))}s", "--timeout=10s",
         "--latency", f"--script={SCRIPT}", url, "--", str(pushes.path), str(pushes.part(first)),
     ])  # fmt: skip
     numbers, _, failures = line.partition(" status ")

