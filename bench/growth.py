@@ -14,7 +14,7 @@ from bench.backlog import delivered, fill_settled, open_tables
 from bench.drain import Case, drain_in
 from bench.intake import FASTEST, signed
 from bench.load import Pushes, push
-from bench.servers import CSV, RECEIVER, SQLITE, Server, folder, started
+from bench.servers import CSV, RECEIVER, SQLITE, WORKERS, Server, folder, started
 from bench.tables import ms, rate, ratio, show
 from receiver.journal.tables import events
 from receiver.testing.running import wait_until
@@ -104,6 +104,7 @@ def long_run(count: int) -> None:
         server = Server(SQLITE.but(DELIVERING.name, RECEIVER + CSV), where)
         with started(server):
             journal = open_tables(server)
+            wait_until(lambda: len(server.memory()) == WORKERS + 3, what="all processes")
             at_rest = server.memory()
             used = push_all(server, journal, pushes, 0, WARM_UP)
             before, bytes_before, events_before = server.memory(), size_bytes(journal), count_events(journal)
