@@ -25,13 +25,17 @@ WAITING_AT_MOST = 1000
 class Alerts:
     """Tells of pauses and dead letters. Its calls neither wait nor raise, whatever the listeners do."""
 
-    def __init__(self, hooks: Sequence[Any], redact: Callable[[str], str]) -> None:
-        """`hooks` are those of plugins and sinks; each that implements an alert becomes a listener."""
-        self._listeners = [
-            Listener(hook, redact)
-            for hook in hooks
-            if hook.sink_paused.get_hookimpls() or hook.delivery_died.get_hookimpls()
-        ]
+    def __init__(self, plugins: Sequence[Any], sinks: Sequence[Any], redact: Callable[[str], str]) -> None:
+        """Each of these hooks that implements an alert becomes a listener; a sink hears nothing until it is `ready`."""
+        self._listeners = [Listener(hook, redact) for hook in [*plugins, *sinks] if _listens(hook)]
+        for hook in plugins:
+            self.ready(hook)
+
+    def ready(self, hook: Any) -> None:
+        """Tell this one from now on, and what it has missed."""
+        for listener in self._listeners:
+            if listener.hook is hook and not listener.is_alive():
+                listener.start()
 
     def sink_paused(self, sink: str, reason: str) -> None:
         for listener in self._listeners:
@@ -49,9 +53,10 @@ class Alerts:
     def close(self, seconds: float) -> None:
         """Let the listeners hear what is left, for so long at most."""
         end = time.monotonic() + seconds
-        for listener in self._listeners:
+        ready = [listener for listener in self._listeners if listener.is_alive()]
+        for listener in ready:
             listener.no_more()
-        for listener in self._listeners:
+        for listener in ready:
             listener.join(max(0.0, end - time.monotonic()))
 
 
@@ -60,10 +65,9 @@ class Listener(threading.Thread):
 
     def __init__(self, hook: Any, redact: Callable[[str], str]) -> None:
         super().__init__(name="alerts", daemon=True)
-        self._hook = hook
+        self.hook = hook
         self._redact = redact
         self._left: queue.Queue[tuple[str, dict[str, object]] | None] = queue.Queue(WAITING_AT_MOST)
-        self.start()
 
     def tell(self, name: str, **facts: object) -> None:
         try:
@@ -81,9 +85,9 @@ class Listener(threading.Thread):
         while (alert := self._left.get()) is not None:
             name, facts = alert
             try:
-                getattr(self._hook, name)(**facts)
+                getattr(self.hook, name)(**facts)
             except BaseException as error:
-                who = getattr(self._hook, name).get_hookimpls()[0].plugin_name
+                who = getattr(self.hook, name).get_hookimpls()[0].plugin_name
                 log.warning("%s failed in %s: %s", who, name, self._text(error))
 
     def _text(self, error: BaseException) -> str:
@@ -91,3 +95,7 @@ class Listener(threading.Thread):
             return " ".join(self._redact(f"{type(error).__name__}: {error}").split())[:500]
         except Exception:
             return type(error).__name__
+
+
+def _listens(hook: Any) -> bool:
+    return bool(hook.sink_paused.get_hookimpls() or hook.delivery_died.get_hookimpls())

@@ -33,6 +33,7 @@ TRIAL_SECONDS = 5.0
 DRAIN_SECONDS = 17.0
 ABANDONED_SECONDS = 4.0
 CLOSE_SECONDS = 1.0
+LONG_CALL_SECONDS = 60.0
 AT_ONCE = 500
 """How many events are matched or retired in one transaction."""
 
@@ -64,7 +65,7 @@ class Dispatcher:
         self._retention_seconds = retention_seconds
         self._redact = redact
         self._random = random
-        self._alerts = Alerts([*listeners, *(sink.hook for sink in sinks)], redact)
+        self._alerts = Alerts(listeners, [sink.hook for sink in sinks], redact)
         self._disabled = disabled
         self._leaving: Sequence[SinkSettings] = ()
         self._catching_up = True
@@ -130,6 +131,7 @@ class Dispatcher:
             matched = self._match()
             self._every(BEAT_SECONDS, self._journal.beat)
             self._every(EXTEND_SECONDS, self._extend)
+            self._every(EXTEND_SECONDS, self._complain)
             self._every(RETIRE_SECONDS, self._retire)
             self._every(IDLE_SECONDS, self._refresh)
         except JournalUnavailable as error:
@@ -184,6 +186,12 @@ class Dispatcher:
             if held := loop.in_hand:
                 self._journal.extend(held, CLAIM_SECONDS)
 
+    def _complain(self) -> None:
+        """Name the sinks whose call does not come back: nobody can end it from outside."""
+        for loop in self._loops:
+            if (seconds := loop.calling_for()) > LONG_CALL_SECONDS:
+                log.warning("sink %s has been in one call for %.0f s; give it a time-out", loop.sink.name, seconds)
+
     def _retire(self) -> None:
         end = time.monotonic() + RETIRE_BUDGET_SECONDS
         while self._journal.retire(time.time() - self._retention_seconds, AT_ONCE) and time.monotonic() < end:
@@ -209,6 +217,8 @@ class Dispatcher:
         for thread in threads:
             thread.join(max(0.0, end + IDLE_SECONDS - time.monotonic()))
         for loop in self._loops:
+            if loop.calling_for():
+                log.warning("sink %s is left in a call that does not come back", loop.sink.name)
             loop.health.acquit()
 
     def _close_all(self) -> None:

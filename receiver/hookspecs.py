@@ -24,8 +24,8 @@ class AlertHooks:
     """Hooks of plugin modules and of sinks alike, for alerts. All that implement one are called.
 
     Each implementation is called in a thread of its own, one alert after another, beside deliveries under way; a sink's
-    may be called before it is opened. Alerts are told at most once and are lost in a crash: what they tell of is in
-    `sinks --status` and `dead list` as well.
+    not before it is open, and then with what it has missed. Alerts are told at most once and are lost in a crash: what
+    they tell of is in `sinks --status` and `dead list` as well.
     """
 
     @hookspec
@@ -75,9 +75,10 @@ class SinkHooks(AlertHooks):
         """Hand one event to the destination; come back only when it is safe there.
 
         Called for each event the sink is owed, from one thread at a time unless `concurrency` says otherwise.
-        Delivery is at least once: the same event can come again, with `attempt` (from 1) higher by one. Events
-        come in no promised order. Returning, with whatever value, is "delivered". Raise Retry, Pause or GiveUp to
-        ask for something else; any other exception is a fault: logged, and retried with growing pauses.
+        Delivery is at least once: the same event can come again, with a higher `attempt` (they count from 1), or with
+        the same after a failed batch or a replay; only its id tells. Events come in no promised order. Returning, with
+        whatever value, is "delivered". Raise Retry, Pause or GiveUp to ask for something else; any other exception is a
+        fault: logged, and retried with growing pauses.
         """
 
     @hookspec

@@ -53,6 +53,7 @@ class SinkLoop:
         self._first = first
         self._pace = 1
         self._unsettled: list[Settlement] = []
+        self._called_at: float | None = None
 
     def run(self) -> None:
         """Work until told to stop, or told to finish and nothing is left to do now."""
@@ -72,6 +73,11 @@ class SinkLoop:
             if wait:
                 self.wake.wait(min(wait, IDLE_SECONDS))
                 self.wake.clear()
+
+    def calling_for(self) -> float:
+        """Seconds since the call of the sink that is under way began; 0 when there is none."""
+        called_at = self._called_at
+        return 0.0 if called_at is None else time.monotonic() - called_at
 
     def step(self) -> float:
         """One round. Returns the seconds until another may find something to do; 0 when there was something."""
@@ -120,6 +126,7 @@ class SinkLoop:
                 return False
         self.health.suspect = suspect
         self.health.opened = True
+        self._alerts.ready(self.sink.hook)
         return True
 
     def _deliver(self, claimed: Sequence[Delivery]) -> None:
@@ -151,6 +158,7 @@ class SinkLoop:
 
     def _call(self, deliveries: Sequence[Delivery]) -> BaseException | None:
         """Call the sink: None when it came back, else what it raised."""
+        self._called_at = time.monotonic()
         try:
             events = [delivery.event.decode() for delivery in deliveries]
             if self.sink.in_batches:
@@ -162,6 +170,8 @@ class SinkLoop:
             return GiveUp(f"it cannot be decoded any more: {error}")
         except BaseException as error:
             return error
+        finally:
+            self._called_at = None
         return None
 
     def _settlement(self, delivery: Delivery, error: BaseException | None) -> Settlement:

@@ -15,7 +15,7 @@ from conftest import StartReceiver, wait_until
 
 from receiver import Event, hookimpl
 from receiver.alerts import WAITING_AT_MOST, Alerts
-from receiver.hookspecs import PluginHooks
+from receiver.hookspecs import PluginHooks, SinkHooks
 from receiver.journal import Kept
 from receiver.plugins import _hooks
 from receiver.simulator import Simulator
@@ -53,7 +53,7 @@ class OnlyReasons:
 
 
 def alerts(*plugins: object) -> Alerts:
-    return Alerts([_hooks(PluginHooks, plugin, f"plugin {n}") for n, plugin in enumerate(plugins)], str)
+    return Alerts([_hooks(PluginHooks, plugin, f"plugin {n}") for n, plugin in enumerate(plugins)], [], str)
 
 
 def has_heard(plugin: Told, many: int) -> bool:
@@ -102,6 +102,17 @@ def test_one_who_hangs_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None
     assert len(good.told) == 2 * (WAITING_AT_MOST + 2)
     assert "alert sink_paused of sink erp is left out: its listener is too far behind" in caplog.text
     never.set()
+
+
+def test_a_sink_is_told_once_it_is_ready_of_what_it_has_missed_too() -> None:
+    sink, never = Told(), Told()
+    hooks = [_hooks(SinkHooks, each, "sink") for each in (sink, never)]
+    told = Alerts([], hooks, str)
+    told.sink_paused("erp", "early")
+    told.ready(hooks[0])
+    told.sink_paused("erp", "late")
+    told.close(10)
+    assert (sink.told, never.told) == ([("paused", "erp", "early"), ("paused", "erp", "late")], [])
 
 
 def test_nobody_is_told_of_what_cannot_be_decoded_any_more() -> None:

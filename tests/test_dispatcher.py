@@ -164,7 +164,7 @@ class Bench:
 
     def another(self, sink: Sink, health: Health, *, first: bool = False) -> SinkLoop:
         redact = self.settings.redact
-        alerts = Alerts([], redact)
+        alerts = Alerts([], [], redact)
         return SinkLoop(
             sink, health, self.journal, alerts, random=lambda: 0.5, redact=self.settings.redact, first=first
         )
@@ -944,6 +944,19 @@ def test_a_call_that_hangs_does_not_keep_the_dispatcher_beyond_its_bound(running
     wait_until(lambda: running.count("good") == (1, 0, 0), what="delivery")
     assert running.stop() < 3.0 + 5.0
     assert running.count("hanging") == (0, 1, 0)
+
+
+def test_a_call_that_does_not_come_back_is_named(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "LONG_CALL_SECONDS", 0.1)
+    monkeypatch.setattr(dispatcher_module, "EXTEND_SECONDS", 0.2)
+    running.accept("a")
+    running.start(built(running.settings, Single(running.hangs), "stuck"), built(running.settings, Single(), "good"))
+    wait_until(lambda: "sink stuck has been in one call for 0 s; give it a time-out" in caplog.text)
+    running.stop()
+    assert "sink stuck is left in a call that does not come back" in caplog.text
+    assert "sink good" not in caplog.text
 
 
 def test_a_sink_whose_close_hangs_or_raises_keeps_neither_the_dispatcher_nor_the_other_sinks(running: Running) -> None:

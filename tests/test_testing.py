@@ -15,6 +15,7 @@ import pytest
 import time_machine
 from conftest import ROOT, StartReceiver, wait_until
 
+from receiver.errors import ReceiverError
 from receiver.event import TYPES, Event
 from receiver.testing import SinkSuite, event, events, odd_texts, unknown_events
 
@@ -344,6 +345,23 @@ def test_an_event_of_any_type_is_made_with_the_fields_and_labels_that_are_asked_
     assert [each.value for each in humid.readings() if each.quantity == "relative_humidity"] == [40]
     assert [each.type for each in events(len(TYPES))] == list(TYPES)
     assert len(event("temperature", samples=30).readings()) == 30
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: event("temperatur"), "no event type 'temperatur'; there are: "),
+        (
+            lambda: event("humidity", relativehumidity=80),
+            "'relativehumidity' (did you mean 'relativeHumidity'?)",
+        ),
+        (lambda: event("temperature", samples=0), "an event has at least one sample"),
+    ],
+)
+def test_an_event_that_there_cannot_be_is_said_in_a_line(make: Callable[[], Event], why: str) -> None:
+    with pytest.raises(ReceiverError) as raised:
+        make()
+    assert why in str(raised.value)
 
 
 def test_sample_events_have_ids_of_their_own_and_are_the_same_each_time() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from receiver.errors import ReceiverError
 from receiver.event import TYPES, Event
+from receiver.options import nearest
 from receiver.simulator import Simulator
 
 TEST_SECRET = "test-secret"
@@ -42,11 +44,16 @@ def event(
     """An event of a type as DT pushes it, from an emulated device, received at `at` (aware UTC; default now).
 
     `fields` replace those of its data and of its newest sample: `event("temperature", value=21.5)`. Ids come from
-    `simulator`. Raises ReceiverError for a type that DT does not have; `unknown_events` makes those.
+    `simulator`. Raises ReceiverError for a type or a field that DT does not have; `unknown_events` has such.
     """
+    if samples < 1:
+        raise ReceiverError("an event has at least one sample")
     time = at or datetime.now(UTC)
     payload = json.loads((simulator or Simulator()).body(type, time, samples))
     data = payload["event"]["data"] if type == "labelsChanged" else payload["event"]["data"][type]
+    for name in fields:
+        if name not in data:
+            raise ReceiverError(f"events of type {type} have no field '{name}'{nearest(name, data)}")
     newest = data.get("samples", [{}])[0]  # repeats the data's own values
     newest.update({name: value for name, value in fields.items() if name in newest})
     data.update(fields)

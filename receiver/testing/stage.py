@@ -64,8 +64,12 @@ class Stage:
         with ThreadPoolExecutor(32) as pool:  # they share commits
             list(pool.map(self._accept, arrivals))
 
-    def deliver(self, sink: Sink, seconds: float) -> SinkCount:
-        """Run a dispatcher until nothing is owed, for so long at most, and stop it; how the sink stands then."""
+    def deliver(self, sink: Sink, seconds: float, *, may_fail: bool = False) -> SinkCount:
+        """Run a dispatcher until nothing is owed, for so long at most, and stop it; how the sink stands then.
+
+        The first failure ends it too, unless the sink `may_fail`: the others would be the same, and hide it.
+        """
+        failures = self._count().failures
         lifeline = Lifeline()
         route = SinkSettings(NAME, sink.common)
         dispatcher = Dispatcher(
@@ -74,11 +78,11 @@ class Stage:
         thread = threading.Thread(target=dispatcher.run, args=(lifeline,), daemon=True)
         thread.start()
         end = time.monotonic() + seconds
-        while time.monotonic() < end and self._owes():
+        while time.monotonic() < end and self._owes() and (may_fail or self._count().failures == failures):
             time.sleep(0.02)
         lifeline.asked_to_stop = True
         thread.join(30)
-        return self.journal.counts().sinks.get(NAME, SinkCount())
+        return self._count()
 
     def close(self) -> None:
         if self._journal is not None:
@@ -90,6 +94,9 @@ class Stage:
                 self.journal.accept(arrival)
                 return
         self.journal.accept(arrival)
+
+    def _count(self) -> SinkCount:
+        return self.journal.counts().sinks.get(NAME, SinkCount())
 
     def _owes(self) -> bool:
         counts = self.journal.counts()
