@@ -31,12 +31,12 @@ def open_tables(server: Server) -> Engine:
 
 def fill(journal: Engine, count: int, *, matched: bool = False, age_seconds: float = 0.0) -> None:
     """Put new events into a journal, as intake leaves them: not matched to sinks yet."""
+    began = time.time() - age_seconds
     bodies = Simulator().bodies()
     if matched:  # none of these is decoded any more, so they may be alike
         bodies = cycle(list(islice(bodies, BODIES)))
     rows = (
-        {"id": new_id(), "received_at": time.time() - age_seconds, "matched": matched, "body": body}
-        for body in islice(bodies, count)
+        {"id": new_id(began), "received_at": began, "matched": matched, "body": body} for body in islice(bodies, count)
     )
     with journal.connect() as connection:
         if journal.dialect.name == "sqlite":
@@ -46,9 +46,9 @@ def fill(journal: Engine, count: int, *, matched: bool = False, age_seconds: flo
             connection.commit()
 
 
-def new_id() -> str:
-    """20 characters like those of an event's id: anywhere in an index."""
-    return base64.b32hexencode(random.randbytes(12)).decode().lower()[:20]
+def new_id(at: float) -> str:
+    """Like an event's: it begins with the time, which decides where in an index it goes."""
+    return base64.b32hexencode(round(at).to_bytes(4, "big") + random.randbytes(8))[:20].decode().lower()
 
 
 def fill_settled(journal: Engine, count: int, *, owed: int = 0, age_seconds: float = 3600.0) -> None:

@@ -100,6 +100,8 @@ class Server:
         return {name: process.memory_full_info().pss / 1e6 for name, process in named.items()}
 
     def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(30)
