@@ -5,6 +5,7 @@ For `send`, `demo`, tests and benchmarks. Device ids are those of emulated devic
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import time
@@ -55,7 +56,7 @@ class Simulator:
         device = self._devices.setdefault(event_type, f"emu{self._name(20)}")
         payload = {
             "event": {
-                "eventId": self._name(20),
+                "eventId": self._event_id(time),
                 "targetName": f"projects/{PROJECT}/devices/{device}",
                 "eventType": event_type,
                 "data": fields,
@@ -76,6 +77,11 @@ class Simulator:
         while True:
             for event_type in types:
                 yield self.body(event_type)
+
+    def _event_id(self, at: datetime) -> str:
+        """Like DT's: the second it was made in and what makes it unique, so that new ids come last in an index."""
+        second = int(at.timestamp()) % 2**32
+        return base64.b32hexencode(second.to_bytes(4, "big") + self._random.randbytes(8))[:20].decode().lower()
 
     def _name(self, length: int) -> str:
         return "".join(self._random.choices(ALPHABET, k=length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
@@ -145,6 +146,20 @@ def test_the_same_seed_gives_the_same_bodies_and_another_seed_others() -> None:
     assert first == again
     assert set(first).isdisjoint(other)
     assert Simulator(7).body("humidity", NOW, 30) == Simulator(7).body("humidity", NOW, 30)
+
+
+def test_an_event_id_begins_with_the_second_of_the_event_as_those_of_dt_do() -> None:
+    for at, name in (
+        (datetime(2022, 2, 10, 12, 42, 13, 313949, tzinfo=UTC), "c82gg9catj3vmh4248og"),
+        (datetime(2024, 5, 29, 10, 34, 3, 970415, tzinfo=UTC), "cpbg96qngr7ai7ldarrg"),
+    ):
+        ours = event_of(Simulator().body("touch", at)).id
+        assert len(ours) == 20
+        assert second(ours) == second(name) == int(at.timestamp())
+
+
+def second(event_id: str) -> int:
+    return int.from_bytes(base64.b32hexdecode(event_id.upper() + "====")[:4], "big")
 
 
 def test_without_a_seed_no_two_simulators_give_the_same_ids() -> None:
