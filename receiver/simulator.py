@@ -39,7 +39,7 @@ class Answer:
 
 
 class Simulator:
-    """A source of events. The same `seed` gives the same events, ids included."""
+    """A source of events. The same `seed` gives the same events, ids included, for the same times."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)

@@ -63,7 +63,7 @@ def event(
 
 
 def events(count: int, *, types: Iterable[str] = TYPES, seed: int = 1) -> list[Event]:
-    """So many events, of these types in turn, with 1 to 30 samples each. The same seed gives the same ids."""
+    """So many events, of these types in turn, with 1 to 30 samples each. The same seed gives the same values."""
     simulator, kinds = Simulator(seed), tuple(types)
     return [event(kinds[number % len(kinds)], samples=1 + number % 30, simulator=simulator) for number in range(count)]
 
