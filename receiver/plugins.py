@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from receiver.errors import PluginError
 from receiver.hookspecs import PROJECT, PluginHooks, SinkHooks
-from receiver.options import nearest, parse
+from receiver.options import fields, nearest, parse
 from receiver.settings import CommonOptions, Settings, SinkSettings
 from receiver.sink_type import SinkType
 
@@ -87,7 +87,8 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
         raise PluginError("\n".join([*sink.faults, *unknown]))
     try:
         common = CommonOptions.model_fields
-        options, faults = parse(sink_type.options(), where, sink.options, sink.from_environment, common)
+        model = _model(sink_type)
+        options, faults = parse(model, where, sink.options, sink.from_environment, common)
         lines = [*sink.faults, *(fault.line for fault in faults if fault.key not in sink.missing)]
         if options is not None and not lines:
             return _sink(sink, sink_type.cls(**_given(options, settings)))
@@ -206,6 +207,16 @@ def _offered(source: str, plugin: ModuleType) -> tuple[dict[str, SinkType], Any]
     return offered, hook
 
 
+def _model(sink_type: SinkType) -> type[BaseModel]:
+    """The options of a sink type. Raises PluginError for one that could never be given."""
+    model = sink_type.options()
+    for name in fields(model):
+        if name in CommonOptions.model_fields:
+            option = f"{_place_of_class(sink_type.cls)}option '{name}' of {sink_type.cls.__name__}"
+            raise PluginError(f"{option} is a key of every sink; choose another name")
+    return model
+
+
 def _given(options: BaseModel, settings: Settings) -> dict[str, object]:
     """The options that were given, by name."""
     known = type(options).model_fields
@@ -280,6 +291,14 @@ def _place(function: object) -> str:
     """`alarm.py:12: `, where a function of a plugin begins; empty where that cannot be told."""
     code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}: " if code else ""
+
+
+def _place_of_class(cls: type) -> str:
+    """`alarm.py:8: `, where a class begins, with its decorators; empty where that cannot be told."""
+    try:
+        return f"{Path(inspect.getfile(cls)).name}:{inspect.getsourcelines(cls)[1]}: "
+    except Exception:
+        return ""
 
 
 def _unknown_type(where: str, name: str, plugins: Plugins) -> str:

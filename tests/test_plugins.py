@@ -301,6 +301,14 @@ def test_wrong_options_are_named_all_at_once(options: str, lines: list[str], wor
     assert re.split(r"; (?=config\.toml)|\n", why) == [f"config.toml [sinks.a]: {line}" for line in lines]
 
 
+@pytest.mark.parametrize("name", ["type", "enabled", "filter", "retry", "concurrency", "batch_size"])
+@pytest.mark.parametrize("options", ["", "retry = 3"])
+def test_an_option_cannot_be_called_like_a_key_of_every_sink(name: str, options: str, workshop: Workshop) -> None:
+    workshop.plugin(f"{HEAD}@dataclass\nclass Mine:\n    {name}: int = 1\n{DELIVER}{REGISTER}")
+    complaint = f"mine.py:4: option '{name}' of Mine is a key of every sink; choose another name"
+    assert workshop.refusal(options) == f"config.toml [sinks.a]: {complaint}"
+
+
 def test_a_constructor_with_any_options_gets_all_of_them_as_they_are_written(workshop: Workshop) -> None:
     init = "    def __init__(self, url: str, **options):\n        self.got = {'url': url, **options}\n"
     workshop.plugin(HEAD + "class Mine:\n" + init + DELIVER + REGISTER)
