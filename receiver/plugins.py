@@ -90,6 +90,8 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
         model = _model(sink_type)
         options, faults = parse(model, where, sink.options, sink.from_environment, common)
         lines = [*sink.faults, *(fault.line for fault in faults if fault.key not in sink.missing)]
+        if faults and not model.model_fields and _annotated_in_vain(sink_type.cls):
+            lines.append(f"{where}: {sink_type.cls.__name__} takes no options; is @dataclass missing?")
         if options is not None and not lines:
             return _sink(sink, sink_type.cls(**_given(options, settings)))
     except KeyboardInterrupt:
@@ -217,6 +219,11 @@ def _model(sink_type: SinkType) -> type[BaseModel]:
     return model
 
 
+def _annotated_in_vain(cls: type) -> bool:
+    """Whether a class names fields, as a dataclass does, and has nothing that would set them."""
+    return "__init__" not in vars(cls) and "__annotations__" in vars(cls)
+
+
 def _given(options: BaseModel, settings: Settings) -> dict[str, object]:
     """The options that were given, by name."""
     known = type(options).model_fields
@@ -262,6 +269,8 @@ def _hooks(specs: type, plugin: object, name: str) -> Any:
             if hook in own and inspect.isroutine(function) and _place(function):
                 raise PluginError(f"{_place(function)}mark {hook} with @hookimpl, or call it something else")
             continue
+        if _lacks_self(plugin, hook, arguments):
+            raise PluginError(f"{_place(function)}{hook} lacks self as its first argument")
         for argument in _arguments(function):
             if argument not in arguments:
                 takes = f"it may name: {', '.join(arguments)}" if arguments else "it has none"
@@ -285,6 +294,15 @@ def _arguments(function: Callable[..., object]) -> tuple[str, ...]:
     parameters = inspect.signature(function).parameters.values()
     positional = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     return tuple(each.name for each in positional if each.default is each.empty and each.name != "self")
+
+
+def _lacks_self(plugin: object, hook: str, arguments: tuple[str, ...]) -> bool:
+    """Whether a method begins with what pluggy would pass it: that would be the object, and the argument missing."""
+    method = None if isinstance(plugin, ModuleType) else inspect.getattr_static(type(plugin), hook, None)
+    if not inspect.isfunction(method):
+        return False
+    parameters = [*inspect.signature(method).parameters.values()]
+    return not parameters or parameters[0].name in arguments and parameters[0].kind is not parameters[0].VAR_POSITIONAL
 
 
 def _place(function: object) -> str:

@@ -301,6 +301,19 @@ def test_wrong_options_are_named_all_at_once(options: str, lines: list[str], wor
     assert re.split(r"; (?=config\.toml)|\n", why) == [f"config.toml [sinks.a]: {line}" for line in lines]
 
 
+def test_options_of_a_class_that_is_no_dataclass_though_it_looks_like_one(workshop: Workshop) -> None:
+    body = "class Mine:\n    path: str\n    limit: int = 3\n"
+    workshop.plugin(HEAD + body + DELIVER + REGISTER)
+    assert workshop.refusal("path = 'p'\nlimit = 4").split("; config.toml [sinks.a]: ") == [
+        "config.toml [sinks.a]: no option 'path'",
+        "no option 'limit'",
+        "Mine takes no options; is @dataclass missing?",
+    ]
+    decided = Workshop(workshop.folder / "decided")
+    decided.plugin(HEAD + body + "    def __init__(self):\n        self.path = 'p'\n" + DELIVER + REGISTER)
+    assert decided.refusal("path = 'p'") == "config.toml [sinks.a]: no option 'path'"
+
+
 @pytest.mark.parametrize("name", ["type", "enabled", "filter", "retry", "concurrency", "batch_size"])
 @pytest.mark.parametrize("options", ["", "retry = 3"])
 def test_an_option_cannot_be_called_like_a_key_of_every_sink(name: str, options: str, workshop: Workshop) -> None:
@@ -403,10 +416,27 @@ def test_a_constructor_without_options_and_one_without_annotations_work(workshop
             "class Mine:\n" + DELIVER + "    @hookimpl\n    def close(self, why):\n        pass\n",
             "mine.py:8: close has no argument 'why'; it has none",
         ),
+        (
+            "class Mine:\n    @hookimpl\n    def deliver(event):\n        pass\n",
+            "mine.py:5: deliver lacks self as its first argument",
+        ),
+        (
+            "class Mine:\n" + DELIVER + "    @hookimpl\n    def close():\n        pass\n",
+            "mine.py:8: close lacks self as its first argument",
+        ),
+        (
+            "class Base:\n    @hookimpl\n    def deliver(event, attempt):\n        pass\nclass Mine(Base):\n    pass\n",
+            "mine.py:5: deliver lacks self as its first argument",
+        ),
+        ("class Mine:\n    @hookimpl\n    def deliver(this, event):\n        pass\n", None),
+        ("class Mine:\n    @staticmethod\n    @hookimpl\n    def deliver(event):\n        pass\n", None),
+        ("class Mine:\n    @classmethod\n    @hookimpl\n    def deliver(cls, event):\n        pass\n", None),
     ],
     ids=[
         *("constructor raises", "__post_init__ raises", "constructor exits", "positional only", "neither"),
         *("unmarked", "unmarked open", "both", "misspelt", "unknown", "wrong argument", "no argument"),
+        *("no self", "no self and no argument", "no self in a base class", "self by another name"),
+        *("static method", "class method"),
     ],
 )
 def test_a_sink_that_cannot_be_built_is_one_line_and_stops_no_other(
