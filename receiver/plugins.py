@@ -7,12 +7,14 @@ left out; it takes no other plugin, no other sink and no push down with it.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import logging
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -97,7 +99,7 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
-        raise PluginError(f"{where}: {where_and_what(error, settings.redact)}") from None
+        raise PluginError(f"{where}: {where_and_what(error, settings.redact, sink_type.cls)}") from None
     raise PluginError("\n".join(lines))
 
 
@@ -131,21 +133,29 @@ def problems(settings: Settings) -> list[str]:
 
 
 BETWEEN = (sys.modules[__name__], importlib, pluggy, pydantic)
-OURS = ("<", *(str(Path(str(module.__file__)).parent) for module in BETWEEN))
+OURS = (
+    "<",
+    *(str(Path(str(module.__file__)).parent) for module in BETWEEN),
+    *(str(module.__file__) for module in (inspect, typing, dataclasses)),
+)
 """Where the frames between us and a plugin come from."""
 
 
-def where_and_what(error: BaseException, redact: Callable[[str], str]) -> str:
-    """An exception from a plugin in one line, without secrets, with the line of the plugin's own file it came from."""
+def where_and_what(error: BaseException, redact: Callable[[str], str], cls: type | None = None) -> str:
+    """An exception from a plugin in one line, without secrets, with the line of the plugin's own file it came from.
+
+    Where that cannot be told, it is the line where `cls`, which the exception is about, begins.
+    """
     if isinstance(error, PluginError):
         return str(error)
-    if isinstance(error, SyntaxError) and error.filename:
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
         return f"{Path(error.filename).name}:{error.lineno}: {type(error).__name__}: {error.msg}"
     try:
         text = " ".join(redact(str(error)).split())
     except Exception:
         text = "(it cannot say what)"
-    return f"{where(error)}{type(error).__name__}: {text}"
+    place = where(error) or (_place_of_class(cls) if cls else "")
+    return f"{place}{type(error).__name__}: {text}"
 
 
 def where(error: BaseException) -> str:
@@ -301,8 +311,8 @@ def _lacks_self(plugin: object, hook: str, arguments: tuple[str, ...]) -> bool:
     method = None if isinstance(plugin, ModuleType) else inspect.getattr_static(type(plugin), hook, None)
     if not inspect.isfunction(method):
         return False
-    parameters = [*inspect.signature(method).parameters.values()]
-    return not parameters or parameters[0].name in arguments and parameters[0].kind is not parameters[0].VAR_POSITIONAL
+    first = next(iter(inspect.signature(method).parameters.values()), None)
+    return first is None or (first.name in arguments and first.kind is not first.VAR_POSITIONAL)
 
 
 def _place(function: object) -> str:

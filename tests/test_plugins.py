@@ -450,22 +450,47 @@ def test_a_sink_that_cannot_be_built_is_one_line_and_stops_no_other(
 
 
 @pytest.mark.parametrize(
-    ("made", "options"),
+    ("made", "options", "what"),
     [
-        ("class Mine:\n    def __init__(self, x: 'Unknown' = 1):\n        pass\n", ""),
-        ("class Mine:\n    def __init__(self, x: 'list[Unknown]' = ()):\n        pass\n", "x = [1]"),
-        ("class Mine:\n    def __init__(self, x: Annotated[int, BeforeValidator(len)]):\n        pass\n", "x = 1"),
-        ("class Mine(dict):\n    pass\n", ""),
+        (
+            "class Mine:\n    def __init__(self, x: 'Unknown' = 1):\n        pass\n",
+            "",
+            "NameError: name 'Unknown' is not defined",
+        ),
+        (
+            "class Mine:\n    def __init__(self, x: 'list[Unknown]' = ()):\n        pass\n",
+            "x = [1]",
+            "NameError: name 'Unknown' is not defined",
+        ),
+        (
+            "@dataclass\nclass Mine:\n    limit: 'floot'\n",
+            "limit = 1",
+            "NameError: name 'floot' is not defined",
+        ),
+        (
+            "@dataclass\nclass Mine:\n    limit: 'list[int'\n",
+            "limit = [1]",
+            "SyntaxError: '[' was never closed (<string>, line 1)",
+        ),
+        (
+            "class Mine:\n    def __init__(self, x: Annotated[int, BeforeValidator(len)]):\n        pass\n",
+            "x = 1",
+            "TypeError: object of type 'int' has no len()",
+        ),
+        ("class Mine(dict):\n    pass\n", "", "ValueError: no signature found for builtin type <class '"),
     ],
-    ids=["unknown annotation", "unknown part of one", "validator that fails", "no signature"],
+    ids=[
+        *("unknown annotation", "unknown part of one", "unknown type of a field", "half an annotation"),
+        *("validator that fails", "no signature"),
+    ],
 )
 def test_a_constructor_whose_options_cannot_be_told_is_a_fault_of_its_sink_alone(
-    made: str, options: str, workshop: Workshop
+    made: str, options: str, what: str, workshop: Workshop
 ) -> None:
     imports = "from typing import Annotated\nfrom pydantic import BeforeValidator\n"
     workshop.plugin(imports + HEAD + made + DELIVER + REGISTER)
     why = workshop.refusal(options)
-    assert why.startswith("config.toml [sinks.a]: ")
+    assert why.startswith(f"config.toml [sinks.a]: mine.py:6: {what}")
     assert why.splitlines() == [why]
 
 
