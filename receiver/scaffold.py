@@ -137,7 +137,9 @@ def new_sink(name: str, types: Collection[str]) -> tuple[Path, Path]:
 
 def check_name(name: str) -> None:
     """Raise ReceiverError when a module, a class and a sink type cannot have this name."""
-    if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise ReceiverError(f"'{name}' is a word of Python's own; choose another name")
+    if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name):
         near = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
         hint = f" (did you mean '{near}'?)" if near != name and near.isidentifier() else ""
         raise ReceiverError(f"'{name}' cannot be the name of a module: use a-z, 0-9 and _, a letter first{hint}")

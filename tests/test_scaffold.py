@@ -41,7 +41,8 @@ def test_a_new_sink_passes_its_tests_the_linter_and_the_type_checker_and_deliver
     [
         ("Drop-Box", "cannot be the name of a module: use a-z, 0-9 and _, a letter first (did you mean 'drop_box'?)"),
         ("../x", "cannot be the name of a module: use a-z, 0-9 and _, a letter first (did you mean 'x'?)"),
-        ("class", "cannot be the name of a module: use a-z, 0-9 and _, a letter first"),
+        ("class", "error: 'class' is a word of Python's own; choose another name"),
+        ("None", "error: 'None' is a word of Python's own; choose another name"),
         ("_hidden", "cannot be the name of a module: use a-z, 0-9 and _, a letter first (did you mean 'hidden'?)"),
         ("", "cannot be the name of a module: use a-z, 0-9 and _, a letter first"),
         ("a" * 80, "cannot be the name of a module: use a-z, 0-9 and _, a letter first"),
