@@ -41,6 +41,17 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def texts(example: str) -> BeforeValidator:
+    """A check that a value is a list, which names one in TOML where it is not."""
+
+    def listed(value: object) -> object:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f'give a list of text, such as ["{example}"]')
+        return value
+
+    return BeforeValidator(listed)
+
+
 Whole = Annotated[int, BeforeValidator(number)]
 Number = Annotated[float, BeforeValidator(number)]
 Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
@@ -110,14 +121,21 @@ def _complaint(
         return f"{where}: no option '{key}'{nearest(path[-1], right)}"
     if kind == "missing":
         return f"{where}: option '{key}' is missing"
-    what = str(problem["msg"]).removeprefix("Value error, ")
+    value = problem["input"]
+    what = str(problem["msg"]).removeprefix("Value error, ") + _meant_env(value)
     field = fields(model).get(path[0])
     secret = field is None or field.annotation not in (str, int, float, bool, Path)
-    value = problem["input"]
     too_long = isinstance(value, int) and value.bit_length() > 64
     if not secret and not too_long and path[0] not in from_environment and isinstance(value, str | int | float):
         return f"{where}: {key} = {value!r}: {what}"
     return f"{where}: {key}: {what}"
+
+
+def _meant_env(value: object) -> str:
+    """A hint for a table that stands where none may, and is nearly one that names a variable of the environment."""
+    if isinstance(value, dict) and len(value) == 1 and nearest(str(*value).lower(), ["env"]):
+        return " (did you mean { env = … }?)"
+    return ""
 
 
 def _names(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from receiver.errors import ConfigError
 from receiver.event import Event
-from receiver.options import AnyModel, Fault, Number, Seconds, Table, Whole, nearest, salvage
+from receiver.options import AnyModel, Fault, Number, Seconds, Table, Whole, nearest, salvage, texts
 
 SECRET = "DT_SIGNATURE_SECRET"
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -33,7 +33,7 @@ class ReceiverTable(Table):
     threads: Whole = Field(32, ge=1, le=512)
     max_body: Whole = Field(256 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_format: Literal["text", "json"] = "text"
-    plugins: tuple[str, ...] = ()
+    plugins: Annotated[tuple[str, ...], texts("plugins/mine.py")] = ()
     deliver: bool = True
     legacy_sha1: bool = False
     metrics_token: SecretStr | None = Field(default=None, min_length=8)
@@ -51,9 +51,9 @@ class JournalTable(Table):
 class Filter(Table):
     """[sinks.NAME.filter]: which events a sink gets. All given conditions must hold."""
 
-    event_types: tuple[str, ...] | None = None
-    devices: tuple[str, ...] | None = None
-    projects: tuple[str, ...] | None = None
+    event_types: Annotated[tuple[str, ...], texts("humidity")] | None = None
+    devices: Annotated[tuple[str, ...], texts("emucd8v2lh6000000000")] | None = None
+    projects: Annotated[tuple[str, ...], texts("c8v2lh6000000000000")] | None = None
     labels: Mapping[str, str] = Field(default_factory=dict)
     backfilled: bool | None = None
 

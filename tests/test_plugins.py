@@ -268,6 +268,7 @@ def test_an_absolute_path_stays_and_paths_inside_a_list_count_from_config_toml_t
         ("url = 'u'\ntoken = 'x'\nself = 1", ["no option 'self'"]),
         ("url = 5\ntoken = 'x'", ["url = 5: Input should be a valid string"]),
         ("url = 'u'\ntoken = 12345678", ["token: Input should be a valid string"]),
+        ("url = 'u'\ntoken = { evn = 'X' }", ["token: Input should be a valid string (did you mean { env = … }?)"]),
         (
             "url = 'u'\ntoken = 'x'\nlimit = 'ten'",
             ["limit = 'ten': Input should be a valid integer, unable to parse string as an integer"],
@@ -291,8 +292,8 @@ def test_an_absolute_path_stays_and_paths_inside_a_list_count_from_config_toml_t
     ],
     ids=[
         *("none given", "misspelt", "misspelt with a default", "misspelt common key", "self", "number for text"),
-        *("number for a secret", "text for a number", "environment for a number", "text for a list", "inside a list"),
-        *("missing variable", "all kinds at once"),
+        *("number for a secret", "misspelt env", "text for a number", "environment for a number"),
+        *("text for a list", "inside a list", "missing variable", "all kinds at once"),
     ],
 )
 def test_wrong_options_are_named_all_at_once(options: str, lines: list[str], workshop: Workshop) -> None:

@@ -95,7 +95,7 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
         "config.toml [receiver]: host = 5: Input should be a valid string",
         "config.toml [receiver]: threads = 0: Input should be greater than or equal to 1",
         "config.toml [receiver]: log_format: Input should be 'text' or 'json'",
-        "config.toml [receiver]: plugins: Input should be a valid tuple",
+        'config.toml [receiver]: plugins: give a list of text, such as ["plugins/mine.py"]',
         "config.toml [receiver]: no option 'thread' (did you mean 'threads'?)",
         "config.toml [journal]: retention_days = 0: Input should be greater than or equal to 1",
         "config.toml [journal]: max_size_mb: Input should be a valid integer, got a number with a fractional part",
@@ -132,6 +132,17 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
         ),
         ("[receiver]\ndeliver = 'later'", f"config.toml [receiver]: deliver = 'later': {NO_BOOLEAN}"),
         ("[receiver]\nthreads = 2026-01-31", "config.toml [receiver]: threads: Input should be a valid integer"),
+        ("[receiver]\nplugins = ['a.py', 3]", "config.toml [receiver]: plugins.1: Input should be a valid string"),
+        (
+            "[receiver]\nmetrics_token = { evn = 'X' }",
+            "config.toml [receiver]: metrics_token: Input should be a valid string (did you mean { env = … }?)",
+        ),
+        (
+            "[receiver]\nhost = { ENVV = 'X' }",
+            "config.toml [receiver]: host: Input should be a valid string (did you mean { env = … }?)",
+        ),
+        ("[receiver]\nhost = { name = 'X' }", "config.toml [receiver]: host: Input should be a valid string"),
+        ("[receiver]\nhost = { evn = 'X', b = 1 }", "config.toml [receiver]: host: Input should be a valid string"),
     ],
 )
 def test_a_table_of_the_wrong_kind_or_a_value_of_the_wrong_type_is_named(
@@ -147,6 +158,22 @@ def test_a_table_of_the_wrong_kind_or_a_value_of_the_wrong_type_is_named(
 def test_true_is_no_number(table: str, key: str, tmp_path: Path) -> None:
     (line,) = problems(tmp_path, f"[{table}]\n{key} = true")
     assert line.startswith(f"config.toml [{table}]: {key}")
+
+
+@pytest.mark.parametrize(
+    ("condition", "example"),
+    [
+        ("event_types = 'humidity'", "humidity"),
+        ("devices = 5", "emucd8v2lh6000000000"),
+        ("projects = { a = 1 }", "c8v2lh6000000000000"),
+    ],
+)
+def test_a_condition_of_a_filter_that_is_no_list_is_told_what_one_looks_like(
+    condition: str, example: str, tmp_path: Path
+) -> None:
+    sink = the_sink(tmp_path, f"[sinks.a]\ntype = 'csv'\nfilter.{condition}")
+    key = condition.partition(" ")[0]
+    assert sink.faults == (f'config.toml [sinks.a]: filter.{key}: give a list of text, such as ["{example}"]',)
 
 
 def test_true_is_no_length_of_time(tmp_path: Path) -> None:
