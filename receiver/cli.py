@@ -344,6 +344,8 @@ def replay(sink: str, since: datetime, until: datetime | None, types: str | None
     settings = _load()
     records = _records(settings)
     names = [name.strip() for name in (types or "").split(",") if name.strip()]
+    for line in desk.undocumented(names):
+        click.echo(f"warning: --types: {line}", err=True)
     end = until or datetime.now(UTC)
     with click.progressbar(length=records.received_count(since.timestamp(), end.timestamp()), file=sys.stderr) as bar:
         matched, owed = desk.replay(records, settings, sink, since, end, names, dry_run, bar.update)

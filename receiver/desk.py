@@ -256,11 +256,9 @@ def forget(records: Records, settings: Settings, sink: str) -> int:
 def warnings(records: Records | None, settings: Settings) -> list[str]:
     """What is no mistake, but worth knowing: filters that match no known type, and removed sinks still owed events."""
     found = settings.at_risk() + [
-        f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: "
-        f"DT documents no event type {name!r}{nearest(name, TYPES)}"
+        f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: {line}"
         for sink in settings.sinks
-        for name in sink.common.filter.event_types or ()
-        if name not in TYPES
+        for line in undocumented(sink.common.filter.event_types or ())
     ]
     names = {sink.name for sink in settings.enabled_sinks}
     for name, count in (records.counts().sinks if records else {}).items():
@@ -270,6 +268,11 @@ def warnings(records: Records | None, settings: Settings) -> list[str]:
                 f"of them with `python -m receiver sinks forget {name}`"
             )
     return found
+
+
+def undocumented(types: Sequence[str]) -> list[str]:
+    """A line for each event type that DT does not document, with the nearest one that it does."""
+    return [f"DT documents no event type {name!r}{nearest(name, TYPES)}" for name in types if name not in TYPES]
 
 
 def secrets_used(records: Records | None, settings: Settings) -> list[str]:

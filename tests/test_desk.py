@@ -813,7 +813,6 @@ def test_a_replay_during_a_call_leaves_the_claim_alone(desk: Desk) -> None:
         ("archive", "co2", ["co2"]),
         ("archive", " touch , co2,", ["co2", "touch"]),
         ("archive", ",", ["co2", "temperature", "touch"]),
-        ("archive", "Touch", []),
         ("erp", None, ["temperature", "touch"]),
         ("erp", "touch,co2", ["touch"]),
     ],
@@ -826,6 +825,23 @@ def test_a_replay_takes_what_passes_the_sinks_filter_and_is_of_the_types_named(
     told = desk.tells("replay", sink, "--since", LONG_AGO, *(["--types", types] if types is not None else []))
     assert told == {"sink": sink, "matched": len(chosen), "owed": len(chosen), "dry_run": False}
     assert sorted(delivery.event.id for delivery in desk.journal.claim(sink, 10, 60)) == chosen
+
+
+def test_a_replay_names_types_that_dt_does_not_document_and_goes_on(desk: Desk) -> None:
+    desk.owes("elsewhere", "wet", event_type="humidity")
+    desk.owes("elsewhere", "new", event_type="brandNew")
+    order = ("replay", "archive", "--since", LONG_AGO, "--types", "humidty,Touch,humidity,brandNew,\x1b[31m")
+    assert desk.runs(*order) == (
+        0,
+        ["2 events match; sink archive is owed 2 of them again."],
+        [
+            "warning: --types: DT documents no event type 'humidty' (did you mean 'humidity'?)",
+            "warning: --types: DT documents no event type 'Touch' (did you mean 'touch'?)",
+            "warning: --types: DT documents no event type 'brandNew'",
+            "warning: --types: DT documents no event type '\\x1b[31m'",
+        ],
+    )
+    assert sorted(delivery.event.id for delivery in desk.journal.claim("archive", 10, 60)) == ["new", "wet"]
 
 
 def test_a_replay_of_2500_events_goes_through_all_of_them_once(desk: Desk) -> None:
