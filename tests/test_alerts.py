@@ -124,6 +124,7 @@ def test_nobody_is_told_of_what_cannot_be_decoded_any_more() -> None:
 
 
 PLUGIN = """
+import os
 from receiver import GiveUp, Pause, hookimpl
 
 class Fussy:
@@ -135,7 +136,7 @@ class Fussy:
 
     @hookimpl
     def sink_paused(self, sink, reason):
-        print(f'["told", "{sink}", "{reason}"]', flush=True)
+        os.write(1, f'["told", "{sink}", "{reason}"]\\n'.encode())
 
 @hookimpl
 def register_sinks(register):
@@ -143,11 +144,11 @@ def register_sinks(register):
 
 @hookimpl
 def sink_paused(sink, reason):
-    print(f'["heard", "{sink}", "{reason}"]', flush=True)
+    os.write(1, f'["heard", "{sink}", "{reason}"]\\n'.encode())
 
 @hookimpl
 def delivery_died(event, sink, reason):
-    print(f'["died", "{sink}", "{event.type}", "{reason}"]', flush=True)
+    os.write(1, f'["died", "{sink}", "{event.type}", "{reason}"]\\n'.encode())
 """
 
 
