@@ -214,7 +214,8 @@ def explain(records: Records, settings: Settings, name: str) -> Explanation:
     if history is None:
         raise ReceiverError(f"event {name} is not in the journal: it never came, or was delivered and retired long ago")
     event = history.event.decode()
-    routes = [route(attempt) for attempt in history.deliveries]
+    states = records.states()
+    routes = [route(attempt, states.get(attempt.sink)) for attempt in history.deliveries]
     owed = {attempt.sink for attempt in history.deliveries}
     for sink in settings.enabled_sinks:
         if sink.name not in owed:
@@ -228,10 +229,12 @@ def explain(records: Records, settings: Settings, name: str) -> Explanation:
     return Explanation(event, tuple(sorted(routes, key=lambda route: route.sink)))
 
 
-def route(attempt: LastAttempt) -> Route:
-    return Route(
-        attempt.sink, attempt.state, attempt.attempts, moment(attempt.at), attempt.why or None, moment(attempt.due)
-    )
+def route(attempt: LastAttempt, state: SinkState | None) -> Route:
+    """Nothing is tried before the end of the sink's pause."""
+    due = attempt.due
+    if due is not None and state is not None and state.pauses:
+        due = max(due, state.paused_until)
+    return Route(attempt.sink, attempt.state, attempt.attempts, moment(attempt.at), attempt.why or None, moment(due))
 
 
 def resume(records: Records, settings: Settings, sink: str) -> str:

@@ -613,6 +613,14 @@ def test_a_disabled_sink_can_be_forgotten(desk: Desk) -> None:
     assert desk.says("sinks", "forget", "erp") == ["Forgot sink erp, and 1 deliveries that were pending or dead."]
 
 
+def test_an_event_of_a_paused_sink_is_not_tried_before_the_end_of_the_pause(desk: Desk) -> None:
+    desk.owes("erp", "a")
+    until = datetime(2100, 1, 31, tzinfo=UTC)
+    desk.journal.remember(SinkState("erp", pauses=1, paused_until=until.timestamp()))
+    [erp] = [route for route in desk.tells("explain", "a")["sinks"] if route["sink"] == "erp"]
+    assert (erp["state"], erp["next_try"]) == ("pending", "2100-01-31T00:00:00.000Z")
+
+
 def test_a_resumed_sink_is_due_for_its_probe_and_still_the_same_pause(desk: Desk) -> None:
     paused = SinkState("erp", pauses=3, paused_until=time.time() + 3600, pause_reason="401: it refuses our credentials")
     desk.journal.remember(paused)
