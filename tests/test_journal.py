@@ -124,8 +124,8 @@ class SqliteStore(Store):
             def now(self) -> float:
                 return store.clock.now
 
-            def write(self) -> AbstractContextManager[Connection]:
-                return store.hindered(super().write())
+            def write(self, *, lasting: bool = True) -> AbstractContextManager[Connection]:
+                return store.hindered(super().write(lasting=lasting))
 
             def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
                 if connection is None:
@@ -164,8 +164,8 @@ class PostgresStore(Store):
             def now(self) -> float:
                 return store.clock.now
 
-            def write(self) -> AbstractContextManager[Connection]:
-                return store.hindered(super().write())
+            def write(self, *, lasting: bool = True) -> AbstractContextManager[Connection]:
+                return store.hindered(super().write(lasting=lasting))
 
             def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
                 if connection is None:

@@ -401,3 +401,12 @@ def test_a_process_that_a_plugin_forks_does_not_keep_the_lock(tmp_path: Path) ->
     finally:
         child.kill()
         child.join()
+
+
+def test_what_is_accepted_or_claimed_lasts_and_what_can_be_done_again_leaves_the_disk_alone(store: SqliteStore) -> None:
+    database = SqliteDatabase(store.path, 0, None)
+    with database.write() as lasting, database.read() as also:
+        assert [each.exec_driver_sql("PRAGMA synchronous").scalar_one() for each in (lasting, also)] == [2, 2]
+    with database.write(lasting=False) as repeatable:
+        assert repeatable.exec_driver_sql("PRAGMA synchronous").scalar_one() == 1
+    database.close()

@@ -30,8 +30,11 @@ class Database(Protocol):
     def now(self) -> float:
         """Seconds since 1970 on the clock that all claims are on."""
 
-    def write(self) -> AbstractContextManager[Connection]:
-        """A write transaction, committed durably at the end."""
+    def write(self, *, lasting: bool = True) -> AbstractContextManager[Connection]:
+        """A write transaction. At its end it is committed durably; without `lasting`, a power cut may undo it.
+
+        What is not lasting comes to the disk with the next that is, and none is undone without all after it.
+        """
 
     def read(self) -> AbstractContextManager[Connection]:
         """A view that keeps nobody from writing."""

@@ -94,7 +94,8 @@ class PostgresDatabase:
         return self._offset + time.monotonic()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, lasting: bool = True) -> Iterator[Connection]:
+        """Always lasting: to ask for less takes one more way to the server and back."""
         with _translated(), self._engine.begin() as connection:
             self._compare_clocks(connection)
             yield connection

@@ -67,9 +67,10 @@ class SqlJournal(SqlState):
             return [Kept(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
 
     def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
+        """Need not last by itself: what is undone is matched again."""
         if not matches:
             return
-        with self._database.write() as connection:
+        with self._database.write(lasting=False) as connection:
             here = self._still_here(connection, [kept for kept, _ in matches])
             for name in sorted({name for _, names in matches for name in names}):
                 owed = [kept.key for kept, names in matches if name in names and kept.key in here]
@@ -136,9 +137,10 @@ class SqlJournal(SqlState):
             )
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Need not last by itself: the claim does, so what is undone is a further attempt, as after any crash."""
         if not settlements:
             return
-        with self._database.write() as connection:
+        with self._database.write(lasting=False) as connection:
             key = self._sink_key(connection, settlements[0].delivery.sink)
             if self._shared:
                 self._lock_in_order(connection, key, settlements)

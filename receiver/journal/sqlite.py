@@ -60,7 +60,8 @@ class SqliteDatabase:
             raise JournalError(f"journal {path}: {why}; make it writable or set another [journal] path") from None
         self._dispatches = False
         self._file: tuple[int, int] | None = None
-        self._engine = self._connect()
+        self._engine = self._connect("FULL")
+        self._repeatable = self._connect("NORMAL")
 
     def insert(self, table: Table) -> Any:
         return sqlite.insert(table)
@@ -82,8 +83,9 @@ class SqliteDatabase:
         return self._wall_at_start + time.monotonic()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        with _translated(self._path), self._lock.held(LOCK_SECONDS), self._engine.begin() as connection:
+    def write(self, *, lasting: bool = True) -> Iterator[Connection]:
+        engine = self._engine if lasting else self._repeatable
+        with _translated(self._path), self._lock.held(LOCK_SECONDS), engine.begin() as connection:
             self._check_place()
             yield connection
 
@@ -129,6 +131,7 @@ class SqliteDatabase:
     def close(self) -> None:
         with self._lock.held(LOCK_SECONDS):
             self._engine.dispose()
+            self._repeatable.dispose()
         self._dispatcher.close()
         self._lock.close()
 
@@ -140,12 +143,12 @@ class SqliteDatabase:
             )
         return Pages(used=(count - free) * size, free=free * size)
 
-    def _connect(self) -> Engine:
+    def _connect(self, synchronous: str) -> Engine:
         def connection() -> sqlite3.Connection:
             raw = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 raw.execute("PRAGMA journal_mode = WAL")
-                raw.execute("PRAGMA synchronous = FULL")
+                raw.execute(f"PRAGMA synchronous = {synchronous}")
             except BaseException:
                 raw.close()
                 raise
