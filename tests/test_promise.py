@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,13 @@ def register_sinks(register):
     register("odd", Odd)
 """
 EXITS = HANGS.replace("time.sleep(60)", "import os; os._exit(7)")
+STARTED = datetime.now(UTC)
 
 
 def bodies(count: int) -> list[bytes]:
+    """The first so many of always the same ones."""
     simulator = Simulator(seed=1)
-    return [simulator.body("touch") for _ in range(count)]
+    return [simulator.body("touch", STARTED) for _ in range(count)]
 
 
 def event_ids(pushed: list[bytes]) -> list[str]:
