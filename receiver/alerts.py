@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from receiver.errors import NotAnEvent
+from receiver.errors import NotAnEvent, text_of
 from receiver.journal import Kept
 
 log = logging.getLogger(__name__)
@@ -88,13 +88,7 @@ class Listener(threading.Thread):
                 getattr(self.hook, name)(**facts)
             except BaseException as error:
                 who = getattr(self.hook, name).get_hookimpls()[0].plugin_name
-                log.warning("%s failed in %s: %s", who, name, self._text(error))
-
-    def _text(self, error: BaseException) -> str:
-        try:
-            return " ".join(self._redact(f"{type(error).__name__}: {error}").split())[:500]
-        except Exception:
-            return type(error).__name__
+                log.warning("%s failed in %s: %s", who, name, text_of(error, self._redact))
 
 
 def _listens(hook: Any) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from receiver.alerts import Alerts
-from receiver.errors import JournalUnavailable, NotAnEvent
+from receiver.errors import JournalUnavailable, NotAnEvent, text_of
 from receiver.health import Health, Random
 from receiver.journal import Journal, Kept, SinkState
 from receiver.lifeline import Lifeline
@@ -235,7 +235,7 @@ class Dispatcher:
         try:
             sink.hook.close()
         except BaseException as error:
-            log.warning("sink %s does not close: %s", sink.name, self._redact(str(error)))
+            log.warning("sink %s does not close: %s", sink.name, text_of(error, self._redact))
 
 
 def matches(new: Sequence[Kept], routes: Sequence[SinkSettings]) -> list[tuple[Kept, list[str]]]:

@@ -16,7 +16,7 @@ ReceiverError
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 
@@ -115,3 +115,21 @@ class GiveUp(SinkSignal):
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
+
+
+MOST_SHOWN = 500
+"""Characters of what an exception says."""
+
+
+def text_of(error: BaseException, redact: Callable[[str], str]) -> str:
+    """Any exception in one bounded line without secrets: its type and what it says. A signal of ours has no type here.
+
+    Never raises, whatever the exception of a plugin does when it is asked.
+    """
+    try:
+        said = str(error)
+    except BaseException:
+        said = "it cannot be shown"
+    said = redact(said.encode("utf-8", "replace").decode().replace("\0", "?"))
+    said = " ".join(said.split())[:MOST_SHOWN]
+    return said if isinstance(error, SinkSignal) else f"{type(error).__name__}: {said}"

@@ -28,7 +28,7 @@ import pluggy
 import pydantic
 from pydantic import BaseModel
 
-from receiver.errors import PluginError
+from receiver.errors import PluginError, text_of
 from receiver.hookspecs import PROJECT, PluginHooks, SinkHooks
 from receiver.options import fields, nearest, parse
 from receiver.settings import CommonOptions, Settings, SinkSettings
@@ -76,7 +76,7 @@ def load_plugins(settings: Settings) -> Plugins:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything, and takes only itself down
-            faults.append(f"{source}: {where_and_what(error, settings.redact)}")
+            faults.append(f"{source}: {line_and_text(error, settings.redact)}")
     return Plugins(types, tuple(faults), tuple(hooks))
 
 
@@ -99,7 +99,7 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
-        raise PluginError(f"{where}: {where_and_what(error, settings.redact, sink_type.cls)}") from None
+        raise PluginError(f"{where}: {line_and_text(error, settings.redact, sink_type.cls)}") from None
     raise PluginError("\n".join(lines))
 
 
@@ -141,7 +141,7 @@ OURS = (
 """Where the frames between us and a plugin come from."""
 
 
-def where_and_what(error: BaseException, redact: Callable[[str], str], cls: type | None = None) -> str:
+def line_and_text(error: BaseException, redact: Callable[[str], str], cls: type | None = None) -> str:
     """An exception from a plugin in one line, without secrets, with the line of the plugin's own file it came from.
 
     Where that cannot be told, it is the line where `cls`, which the exception is about, begins.
@@ -150,15 +150,11 @@ def where_and_what(error: BaseException, redact: Callable[[str], str], cls: type
         return str(error)
     if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
         return f"{Path(error.filename).name}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    try:
-        text = " ".join(redact(str(error)).split())
-    except Exception:
-        text = "(it cannot say what)"
-    place = where(error) or (_place_of_class(cls) if cls else "")
-    return f"{place}{type(error).__name__}: {text}"
+    line = line_that_raised(error) or (_line_of_class(cls) if cls else "")
+    return line + text_of(error, redact)
 
 
-def where(error: BaseException) -> str:
+def line_that_raised(error: BaseException) -> str:
     """`alarm.py:12: `, the line of a plugin's own file that an exception came from; empty where that cannot be told."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(OURS)]
     own = [frame for frame in frames if frame.filename == frames[0].filename]
@@ -224,7 +220,7 @@ def _model(sink_type: SinkType) -> type[BaseModel]:
     model = sink_type.options()
     for name in fields(model):
         if name in CommonOptions.model_fields:
-            option = f"{_place_of_class(sink_type.cls)}option '{name}' of {sink_type.cls.__name__}"
+            option = f"{_line_of_class(sink_type.cls)}option '{name}' of {sink_type.cls.__name__}"
             raise PluginError(f"{option} is a key of every sink; choose another name")
     return model
 
@@ -262,7 +258,7 @@ def _sink(sink: SinkSettings, instance: object) -> Sink:
         )
     function = (singly or in_batches)[0].function
     if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
-        raise PluginError(f"{_place(function)}{function.__name__} must be a plain function: no async, no yield")
+        raise PluginError(f"{_line_of(function)}{function.__name__} must be a plain function: no async, no yield")
     return Sink(sink.name, sink.common, hook, bool(in_batches))
 
 
@@ -276,16 +272,16 @@ def _hooks(specs: type, plugin: object, name: str) -> Any:
     for hook, arguments in known.items():
         function: Any = getattr(plugin, hook, None)
         if not hasattr(function, f"{PROJECT}_impl"):
-            if hook in own and inspect.isroutine(function) and _place(function):
-                raise PluginError(f"{_place(function)}mark {hook} with @hookimpl, or call it something else")
+            if hook in own and inspect.isroutine(function) and _line_of(function):
+                raise PluginError(f"{_line_of(function)}mark {hook} with @hookimpl, or call it something else")
             continue
         if _lacks_self(plugin, hook, arguments):
-            raise PluginError(f"{_place(function)}{hook} lacks self as its first argument")
+            raise PluginError(f"{_line_of(function)}{hook} lacks self as its first argument")
         for argument in _arguments(function):
             if argument not in arguments:
                 takes = f"it may name: {', '.join(arguments)}" if arguments else "it has none"
                 hint = nearest(argument, arguments)
-                raise PluginError(f"{_place(function)}{hook} has no argument '{argument}'{hint}; {takes}")
+                raise PluginError(f"{_line_of(function)}{hook} has no argument '{argument}'{hint}; {takes}")
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(specs)
     try:
@@ -295,7 +291,7 @@ def _hooks(specs: type, plugin: object, name: str) -> Any:
     for hook, caller in vars(manager.hook).items():
         if hook not in known:
             function = caller.get_hookimpls()[0].function
-            raise PluginError(f"{_place(function)}there is no hook '{hook}'{nearest(hook, known)}")
+            raise PluginError(f"{_line_of(function)}there is no hook '{hook}'{nearest(hook, known)}")
     return manager.hook
 
 
@@ -315,13 +311,13 @@ def _lacks_self(plugin: object, hook: str, arguments: tuple[str, ...]) -> bool:
     return first is None or (first.name in arguments and first.kind is not first.VAR_POSITIONAL)
 
 
-def _place(function: object) -> str:
+def _line_of(function: object) -> str:
     """`alarm.py:12: `, where a function of a plugin begins; empty where that cannot be told."""
     code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}: " if code else ""
 
 
-def _place_of_class(cls: type) -> str:
+def _line_of_class(cls: type) -> str:
     """`alarm.py:8: `, where a class begins, with its decorators; empty where that cannot be told."""
     try:
         return f"{Path(inspect.getfile(cls)).name}:{inspect.getsourcelines(cls)[1]}: "

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from receiver.alerts import Alerts
-from receiver.errors import GiveUp, JournalUnavailable, NotAnEvent, Pause, Retry, SinkSignal
+from receiver.errors import GiveUp, JournalUnavailable, NotAnEvent, Pause, Retry, SinkSignal, text_of
 from receiver.health import Health, Random, back_off
 from receiver.journal import Delivery, Journal, Result, Settlement
-from receiver.plugins import Sink, where
+from receiver.plugins import Sink, line_that_raised
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class SinkLoop:
             try:
                 self.sink.hook.open(name=self.sink.name, logger=logging.getLogger(f"sink.{self.sink.name}"))
             except BaseException as error:
-                self.health.pause(f"it does not open: {self._text(error, place=True)}", asked_wait(error))
+                why = line_that_raised(error) + text_of(error, self._redact)
+                self.health.pause(f"it does not open: {why}", asked_wait(error))
                 return False
         self.health.suspect = suspect
         self.health.opened = True
@@ -138,7 +139,7 @@ class SinkLoop:
                 self._unsettled += [Settlement(delivery, Result.DELIVERED) for delivery in claimed]
                 self.health.succeeded()
                 return
-            left, why = Result.WAITING, self._text(error)
+            left, why = Result.WAITING, text_of(error, self._redact)
             if isinstance(error, Pause):
                 self.health.pause(why, error.after)
             else:
@@ -179,7 +180,7 @@ class SinkLoop:
         if error is None:
             self.health.succeeded()
             return Settlement(delivery, Result.DELIVERED)
-        why = self._text(error)
+        why = text_of(error, self._redact)
         if isinstance(error, Pause):
             self.health.pause(why, error.after)
             return Settlement(delivery, Result.WAITING, self._journal.now(), why)
@@ -217,20 +218,6 @@ class SinkLoop:
     def _until_due(self) -> float:
         due = self._journal.next_due(self.sink.name)
         return IDLE_SECONDS if due is None else max(due - self._journal.now(), POLL_SECONDS)
-
-    def _text(self, error: BaseException, *, place: bool = False) -> str:
-        """An exception in one bounded line, without secrets. A signal of ours speaks for itself.
-
-        With `place`, the line of the plugin's own file that it came from stands before it.
-        """
-        try:
-            text = str(error)
-        except BaseException:
-            text = "it cannot be shown"
-        text = self._redact(text.encode("utf-8", "replace").decode().replace("\0", "?"))
-        text = " ".join(text.split())[:500]
-        text = text if isinstance(error, SinkSignal) else f"{type(error).__name__}: {text}"
-        return where(error) + text if place else text
 
 
 def asked_wait(error: BaseException) -> float | None:

@@ -18,7 +18,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from receiver.options import fields as names_of
 from receiver.settings import Secret
 
 WORDS: dict[object, str] = {
@@ -53,7 +52,8 @@ class Option:
 
     @property
     def secret(self) -> bool:
-        return "secret" in self.type
+        """Whether it holds a secret, or several."""
+        return WORDS[Secret] in self.type
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,6 @@ class SinkType:
         config = ConfigDict(extra="allow" if extra else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
         return create_model("Options", __config__=config, **fields)
 
-    def option_names(self) -> list[str]:
-        """What the options are called; none where the constructor does not tell."""
-        try:
-            return list(names_of(self.options()))
-        except Exception:
-            return []
-
     def described(self) -> list[Option]:
         """The options for people; none where the constructor does not tell."""
         try:
@@ -106,7 +99,7 @@ class SinkType:
 
     def summary(self) -> str:
         """The docstring of the class, without its lines on options."""
-        names = self.option_names()
+        names = [option.name for option in self.described()]
         kept = [text for name, text in self._paragraphs(names) if not name]
         return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
@@ -187,8 +180,9 @@ def _toml(value: object) -> str:
 
 
 def _placeholder(option: Option, name: str) -> str:
-    if option.secret:
-        return f'{{ env = "{name}_{option.name}" }}'.upper().replace("ENV =", "env =").replace("-", "_")
+    if option.type.startswith(WORDS[Secret]):
+        variable = f"{name}_{option.name}".upper().replace("-", "_")
+        return f'{{ env = "{variable}" }}'
     if option.type == "path":
         return f'"data/{name}"'
     if "url" in option.name:
