@@ -93,8 +93,10 @@ class Client:
 
     def drip(self, data: bytes, pause: float) -> Client:
         """Send a byte each `pause` seconds, until the receiver says something."""
+        said = select.poll()
+        said.register(self.socket, select.POLLIN)
         for byte in data:
-            if select.select([self.socket], [], [], pause)[0]:
+            if said.poll(pause * 1000):
                 break
             self.socket.sendall(bytes([byte]))
         return self

@@ -18,6 +18,7 @@ from conftest import ROOT, StartReceiver, wait_until
 from receiver.errors import ReceiverError
 from receiver.event import TYPES, Event
 from receiver.testing import SinkSuite, event, events, odd_texts, unknown_events
+from receiver.testing.stage import Stage
 
 PLUGIN = '''
 import logging
@@ -369,6 +370,14 @@ def test_sample_events_have_ids_of_their_own_and_the_same_values_each_time() -> 
     assert len(set(ids)) == len(ids)
     first, again = ([reading.value for each in events(100) for reading in each.readings()] for _ in range(2))
     assert first == again
+
+
+def test_a_stage_that_was_closed_holds_no_file_of_its_folder_open(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, str(ROOT / "plugins" / "stdout.py"), None, {})
+    stage.push(events(100))
+    stage.close()
+    links = [entry for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
+    assert [str(link.readlink()) for link in links if link.resolve().is_relative_to(tmp_path)] == []
 
 
 def test_the_fixtures_push_events_of_every_type_through_a_running_receiver(

@@ -43,7 +43,7 @@ class Stage:
         self.options = options
         self._plugins: Plugins = load_plugins(self.settings)
         self.type = self._chosen(source, type)
-        self._journal: Journal | None = None
+        self.journal: Journal = open_journal(self.settings)
 
     def build(self, options: Mapping[str, object] | None = None, **common: object) -> Sink:
         """The sink, with these options in place of its own. Raises PluginError with what is wrong with them."""
@@ -51,12 +51,6 @@ class Stage:
         given = self.options if options is None else options
         settings = SinkSettings(NAME, CommonOptions.model_validate(table), given)
         return build_sink(self._plugins, self.settings, settings)
-
-    @property
-    def journal(self) -> Journal:
-        if self._journal is None:
-            self._journal = open_journal(self.settings)
-        return self._journal
 
     def push(self, events: Sequence[Event]) -> None:
         """Journal events, as intake does, and push again what a busy disk did not take, as DT does."""
@@ -85,8 +79,7 @@ class Stage:
         return self._count()
 
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        self.journal.close()
 
     def _accept(self, arrival: Arrival) -> None:
         for _ in range(PUSHES - 1):
