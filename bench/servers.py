@@ -53,7 +53,7 @@ CEILING = Kind("ceiling: the same server, nothing stored", ("-m", "bench.ceiling
 SQLITE = Kind("receiver on SQLite", config=ALONE)
 POSTGRES = Kind("receiver on PostgreSQL", config=ALONE, postgres=True)
 GUNICORN = ("-m", "gunicorn", "bench.guide:app", "--bind=127.0.0.1:{port}", "--no-control-socket")
-GUIDE = Kind("minimal receiver, as the guide starts it", GUNICORN)
+GUIDE = Kind("minimal receiver, as the guide starts it", (*GUNICORN, "--workers=1"))
 GUIDE_EQUAL = Kind("minimal receiver, as many workers", (*GUNICORN, f"--workers={WORKERS}", f"--threads={THREADS}"))
 
 
