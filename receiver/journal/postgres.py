@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import URL, Connection, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from receiver.errors import JournalError, JournalUnavailable
@@ -34,6 +34,9 @@ POOL_SECONDS = 2.0
 WAIT_SECONDS = 0.5
 CLOCK_SECONDS = 10.0
 SIZE_SECONDS = 10.0
+TRUSTED_SECONDS = 1.0
+"""How long after its last use a connection is used again without asking whether it still lives."""
+
 LISTEN_AGAIN_SECONDS = 5.0
 _MB = 1_000_000
 ADD_EVENTS = f"""
@@ -61,12 +64,13 @@ class PostgresDatabase:
             pool_size=1,
             max_overflow=0,
             pool_timeout=POOL_SECONDS,
-            pool_pre_ping=True,
             connect_args=CONNECT,
             hide_parameters=True,
         )
         event.listen(self._engine, "do_connect", _connect)
         event.listen(self._engine, "connect", self._prepare)
+        event.listen(self._engine, "checkin", _note_use)
+        event.listen(self._engine, "checkout", self._try)
         self._offset = 0.0
         self._offset_at: float | None = None
         self._clock_is_another = True
@@ -161,6 +165,14 @@ class PostgresDatabase:
         connection.commit()
         self._clock_is_another = True
 
+    def _try(self, connection: Any, record: Any, proxy: object) -> None:
+        """Before a connection is used again after a while, ask whether it still lives: its pool makes another then."""
+        if time.monotonic() - record.info.get("used_at", float("inf")) > TRUSTED_SECONDS:
+            try:
+                self._engine.dialect.do_ping(connection)
+            except psycopg.Error:
+                raise DisconnectionError from None
+
     def _hang_up(self) -> None:
         if self._listener is not None:
             self._listener.close()
@@ -207,6 +219,10 @@ class Patient(psycopg.Connection[Any]):
                 raise
             self.close()
             raise psycopg.OperationalError("the server does not answer") from None
+
+
+def _note_use(connection: object, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
 
 
 def _connect(dialect: object, record: object, arguments: Any, options: Any) -> Any:
