@@ -6,6 +6,7 @@ dispatcher that sends no beat is taken for stuck and killed. On SIGTERM intake s
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -36,6 +37,9 @@ WEAK_SECRET_BYTES = 32
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where counters are kept: in files mapped into memory, which a full disk would turn into a fatal signal."""
 
+BEHIND_INTAKE = 5
+"""How much nicer the dispatcher is: while there are more pushes than processors can take, answers come first."""
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _fork = multiprocessing.get_context("fork")
@@ -58,6 +62,7 @@ def serve(settings: Settings, lifeline: Lifeline | None = None) -> int:
 
             def dispatch(lifeline: Lifeline) -> None:
                 listener.close()  # or it would keep the port beyond the end of intake
+                os.nice(BEHIND_INTAKE)
                 deliver(settings, lifeline, holder)
 
             children.append(Child("dispatcher", dispatch, SILENT_SECONDS))
@@ -113,6 +118,7 @@ def prepare(settings: Settings) -> None:
     if not settings.enabled_sinks:
         log.warning("no sink is enabled in %s: events are journaled and go nowhere", settings.path.name)
     await_journal(settings)
+    gc.freeze()  # or each process would get a copy of its own when its garbage collector looks at what is shared
 
 
 def await_journal(settings: Settings, lifeline: Lifeline | None = None) -> None:
