@@ -10,13 +10,13 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
 from sqlalchemy import URL, Connection, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from receiver.errors import JournalError, JournalUnavailable
@@ -34,9 +34,6 @@ POOL_SECONDS = 2.0
 WAIT_SECONDS = 0.5
 CLOCK_SECONDS = 10.0
 SIZE_SECONDS = 10.0
-TRUSTED_SECONDS = 1.0
-"""How long after its last use a connection is used again without asking whether it still lives."""
-
 LISTEN_AGAIN_SECONDS = 5.0
 _MB = 1_000_000
 ADD_EVENTS = f"""
@@ -69,8 +66,6 @@ class PostgresDatabase:
         )
         event.listen(self._engine, "do_connect", _connect)
         event.listen(self._engine, "connect", self._prepare)
-        event.listen(self._engine, "checkin", _note_use)
-        event.listen(self._engine, "checkout", self._try)
         self._offset = 0.0
         self._offset_at: float | None = None
         self._clock_is_another = True
@@ -83,12 +78,17 @@ class PostgresDatabase:
         return postgresql.insert(table)
 
     def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
-        """One statement, which is its own transaction: one way to the server and back."""
+        """One statement, which is its own transaction: one way to the server and back.
+
+        To ask first whether a connection lives would be another way. One that turns out to be lost is replaced here,
+        for this statement can be repeated.
+        """
+        columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
+        given = tuple(map(list, columns))
         if connection is not None:
-            columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
-            return set(connection.exec_driver_sql(ADD_EVENTS, tuple(map(list, columns))).scalars())
-        with _translated(), self._engine.connect() as own:
-            return self.add_events(arrivals, own.execution_options(isolation_level="AUTOCOMMIT"))
+            return set(connection.exec_driver_sql(ADD_EVENTS, given).scalars())
+        with _translated():
+            return self._add(given)
 
     def now(self) -> float:
         """The database's clock, compared with our own now and then."""
@@ -100,13 +100,13 @@ class PostgresDatabase:
     @contextmanager
     def write(self, *, lasting: bool = True) -> Iterator[Connection]:
         """Always lasting: to ask for less takes one more way to the server and back."""
-        with _translated(), self._engine.begin() as connection:
+        with _translated(), self._connection() as connection, connection.begin():
             self._compare_clocks(connection)
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with _translated(), self._engine.connect() as connection:
+        with _translated(), self._connection() as connection:
             self._compare_clocks(connection)
             yield connection
 
@@ -148,6 +148,35 @@ class PostgresDatabase:
         self._engine.dispose()
         self._hang_up()
 
+    def _add(self, given: tuple[list[Any], ...], *, again: bool = True) -> set[str]:
+        """The statement of `add_events`, once more on another connection when this one was lost."""
+        with closing(self._engine.raw_connection()) as pooled:
+            driver: Any = pooled.driver_connection
+            try:
+                driver.autocommit = True
+                added = {row[0] for row in driver.execute(ADD_EVENTS, given)}
+                driver.autocommit = False
+                return added
+            except psycopg.Error as error:
+                pooled.invalidate()
+                if not again or not driver.closed or isinstance(error, Silent):
+                    raise
+        return self._add(given, again=False)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """A connection that has just said that it lives, or a new one."""
+        with self._engine.connect() as connection:
+            try:
+                self._ping(connection)
+            except psycopg.Error:
+                connection.invalidate()
+                self._ping(connection)
+            yield connection
+
+    def _ping(self, connection: Connection) -> None:
+        self._engine.dialect.do_ping(connection.connection.driver_connection)  # type: ignore[arg-type]  # the same here
+
     def _compare_clocks(self, connection: Connection) -> None:
         asked_at = time.monotonic()
         if self._offset_at is None or self._clock_is_another or asked_at - self._offset_at > CLOCK_SECONDS:
@@ -164,14 +193,6 @@ class PostgresDatabase:
             cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_SECONDS * 1000)}")
         connection.commit()
         self._clock_is_another = True
-
-    def _try(self, connection: Any, record: Any, proxy: object) -> None:
-        """Before a connection is used again after a while, ask whether it still lives: its pool makes another then."""
-        if time.monotonic() - record.info.get("used_at", float("inf")) > TRUSTED_SECONDS:
-            try:
-                self._engine.dialect.do_ping(connection)
-            except psycopg.Error:
-                raise DisconnectionError from None
 
     def _hang_up(self) -> None:
         if self._listener is not None:
@@ -208,6 +229,10 @@ def _conninfo(url: URL) -> str:
     return psycopg.conninfo.make_conninfo(**{**given, **url.query})
 
 
+class Silent(psycopg.OperationalError):
+    """The server took a statement and does not answer."""
+
+
 class Patient(psycopg.Connection[Any]):
     """A connection that is given up when the server takes a statement and never answers: it may stand still."""
 
@@ -218,11 +243,7 @@ class Patient(psycopg.Connection[Any]):
             if timeout is not None:
                 raise
             self.close()
-            raise psycopg.OperationalError("the server does not answer") from None
-
-
-def _note_use(connection: object, record: Any) -> None:
-    record.info["used_at"] = time.monotonic()
+            raise Silent("the server does not answer") from None
 
 
 def _connect(dialect: object, record: object, arguments: Any, options: Any) -> Any:
@@ -234,8 +255,8 @@ def _translated() -> Iterator[None]:
     """Let no exception of the database out but JournalUnavailable, with a reason in words of our own."""
     try:
         yield
-    except DBAPIError as error:
-        why = _reason(error.orig)
+    except (DBAPIError, psycopg.Error) as error:
+        why = _reason(getattr(error, "orig", error))
         raise JournalUnavailable(f"the journal's database, named in DATABASE_URL, cannot be used now: {why}") from None
     except PoolTimeout:
         raise JournalUnavailable("the journal's database, named in DATABASE_URL, does not answer in time") from None
