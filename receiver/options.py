@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -104,31 +104,42 @@ def parse(
     try:
         return model.model_validate(dict(values)), []
     except ValidationError as error:
+        said: dict[tuple[str, str], list[str]] = {}
+        for problem in error.errors(include_url=False):
+            about, what = _complaint(model, where, problem, from_environment, beside)
+            said.setdefault((str(problem["loc"][0]), about), []).append(what)
         return None, [
-            Fault(str(problem["loc"][0]), _complaint(model, where, problem, from_environment, beside))
-            for problem in error.errors(include_url=False)
+            Fault(key, about + ", or: ".join(dict.fromkeys(all_said))) for (key, about), all_said in said.items()
         ]
 
 
 def _complaint(
     model: type[BaseModel], where: str, problem: Any, from_environment: frozenset[str], beside: Iterable[str]
-) -> str:
+) -> tuple[str, str]:
+    """What the line is about, and what is said of it; where several types are right, each says its own."""
     path = [str(part) for part in problem["loc"]]
+    field = fields(model).get(path[0])
+    path = path[:1] if field is not None and _is_choice(field.annotation) else path
     key = ".".join(path)
     kind = problem["type"]
     if kind == "extra_forbidden":
         right = [*_names(model, path[:-1]), *(beside if len(path) == 1 else ())]
-        return f"{where}: no option '{key}'{nearest(path[-1], right)}"
+        return f"{where}: no option '{key}'{nearest(path[-1], right)}", ""
     if kind == "missing":
-        return f"{where}: option '{key}' is missing"
+        return f"{where}: option '{key}' is missing", ""
     value = problem["input"]
     what = str(problem["msg"]).removeprefix("Value error, ") + _meant_env(value)
-    field = fields(model).get(path[0])
     secret = field is None or field.annotation not in (str, int, float, bool, Path)
     too_long = isinstance(value, int) and value.bit_length() > 64
     if not secret and not too_long and path[0] not in from_environment and isinstance(value, str | int | float):
-        return f"{where}: {key} = {value!r}: {what}"
-    return f"{where}: {key}: {what}"
+        return f"{where}: {key} = {value!r}: ", what
+    return f"{where}: {key}: ", what
+
+
+def _is_choice(annotation: object) -> bool:
+    """Whether there are several types to choose from; pydantic would put its own names for them into the path."""
+    types = [each for each in get_args(annotation) if each is not type(None)]
+    return get_origin(annotation) in (Union, UnionType) and len(types) > 1
 
 
 def _meant_env(value: object) -> str:

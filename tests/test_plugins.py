@@ -302,6 +302,23 @@ def test_wrong_options_are_named_all_at_once(options: str, lines: list[str], wor
     assert re.split(r"; (?=config\.toml)|\n", why) == [f"config.toml [sinks.a]: {line}" for line in lines]
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("key = 5", "key: Input should be a valid string, or: Input should be a valid list"),
+        ("key = ['a', 5]", "key: Input should be a valid string"),
+        ("many = 'a'", "many: Input should be a valid list, or: Input should be a valid integer, "
+         "unable to parse string as an integer"),
+    ],
+)  # fmt: skip
+def test_an_option_of_several_types_is_told_in_one_line_that_a_person_can_read(
+    options: str, line: str, workshop: Workshop
+) -> None:
+    fields = "    key: Secret | list[Secret] | None = None\n    many: list[int] | int = 1\n"
+    workshop.plugin(HEAD + "@dataclass\nclass Mine:\n" + fields + DELIVER + REGISTER)
+    assert workshop.refusal(options) == f"config.toml [sinks.a]: {line}"
+
+
 def test_options_of_a_class_that_is_no_dataclass_though_it_looks_like_one(workshop: Workshop) -> None:
     body = "class Mine:\n    path: str\n    limit: int = 3\n"
     workshop.plugin(HEAD + body + DELIVER + REGISTER)
