@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from receiver.alerts import Alerts
 from receiver.errors import GiveUp, JournalUnavailable, NotAnEvent, Pause, Retry, SinkSignal, text_of
@@ -118,7 +118,7 @@ class SinkLoop:
 
     def _open(self) -> bool:
         suspect = self.health.suspect
-        with self.health.trial():
+        with self.health.trial(), self._calling():
             try:
                 self.sink.hook.open(name=self.sink.name, logger=logging.getLogger(f"sink.{self.sink.name}"))
             except BaseException as error:
@@ -159,21 +159,27 @@ class SinkLoop:
 
     def _call(self, deliveries: Sequence[Delivery]) -> BaseException | None:
         """Call the sink: None when it came back, else what it raised."""
-        self._called_at = time.monotonic()
         try:
             events = [delivery.event.decode() for delivery in deliveries]
-            if self.sink.in_batches:
-                attempts = [delivery.attempt for delivery in deliveries]
-                self.sink.hook.deliver_batch(events=events, attempts=attempts)
-            else:
-                self.sink.hook.deliver(event=events[0], attempt=deliveries[0].attempt)
+            with self._calling():
+                if self.sink.in_batches:
+                    attempts = [delivery.attempt for delivery in deliveries]
+                    self.sink.hook.deliver_batch(events=events, attempts=attempts)
+                else:
+                    self.sink.hook.deliver(event=events[0], attempt=deliveries[0].attempt)
         except NotAnEvent as error:
             return GiveUp(f"it cannot be decoded any more: {error}")
         except BaseException as error:
             return error
+        return None
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        self._called_at = time.monotonic()
+        try:
+            yield
         finally:
             self._called_at = None
-        return None
 
     def _settlement(self, delivery: Delivery, error: BaseException | None) -> Settlement:
         """What a single call means for its delivery and for the sink."""

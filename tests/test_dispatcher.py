@@ -959,6 +959,20 @@ def test_a_call_that_does_not_come_back_is_named(
     assert "sink good" not in caplog.text
 
 
+def test_an_open_that_does_not_come_back_is_named_too(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Shut(Single):
+        @hookimpl
+        def open(self) -> None:
+            running.let_go.wait(30)
+
+    monkeypatch.setattr(dispatcher_module, "LONG_CALL_SECONDS", 0.1)
+    monkeypatch.setattr(dispatcher_module, "EXTEND_SECONDS", 0.2)
+    running.start(built(running.settings, Shut(), "shut"))
+    wait_until(lambda: "sink shut has been in one call for 0 s; give it a time-out" in caplog.text)
+
+
 def test_a_sink_whose_close_hangs_or_raises_keeps_neither_the_dispatcher_nor_the_other_sinks(running: Running) -> None:
     class Sticky(Single):
         @hookimpl

@@ -110,6 +110,24 @@ class Store:
                 raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database or disk is full"))
 
 
+def hindered(store: Store, kind: type[Any]) -> type[Any]:
+    """A kind of database that is on the store's clock, and that the store can hinder."""
+
+    class Hindered(kind):
+        def now(self) -> float:
+            return store.clock.now
+
+        def write(self, *, lasting: bool = True) -> AbstractContextManager[Connection]:
+            return store.hindered(super().write(lasting=lasting))
+
+        def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
+            if connection is None:
+                store.hinder()
+            return super().add_events(arrivals, connection)
+
+    return Hindered
+
+
 class SqliteStore(Store):
     """SQLite on a clock of ours, on a disk that is full when we say so."""
 
@@ -118,21 +136,7 @@ class SqliteStore(Store):
         self.path = folder / "journal.sqlite"
 
     def database(self, min_free_mb: int, max_size_mb: int | None) -> Database:
-        store = self
-
-        class Hindered(SqliteDatabase):
-            def now(self) -> float:
-                return store.clock.now
-
-            def write(self, *, lasting: bool = True) -> AbstractContextManager[Connection]:
-                return store.hindered(super().write(lasting=lasting))
-
-            def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
-                if connection is None:
-                    store.hinder()
-                return super().add_events(arrivals, connection)
-
-        return Hindered(self.path, min_free_mb, max_size_mb)
+        return hindered(self, SqliteDatabase)(self.path, min_free_mb, max_size_mb)
 
     @contextmanager
     def failing_commits(self) -> Iterator[None]:
@@ -158,21 +162,7 @@ class PostgresStore(Store):
         self.url = new_database()
 
     def database(self, min_free_mb: int, max_size_mb: int | None) -> Database:
-        store = self
-
-        class Hindered(PostgresDatabase):
-            def now(self) -> float:
-                return store.clock.now
-
-            def write(self, *, lasting: bool = True) -> AbstractContextManager[Connection]:
-                return store.hindered(super().write(lasting=lasting))
-
-            def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
-                if connection is None:
-                    store.hinder()
-                return super().add_events(arrivals, connection)
-
-        return Hindered(self.url, max_size_mb)
+        return hindered(self, PostgresDatabase)(self.url, max_size_mb)
 
     @contextmanager
     def failing_commits(self) -> Iterator[None]:

@@ -379,6 +379,17 @@ def test_after_its_connections_were_cut_the_very_next_call_works(places: Places)
     assert journal.now() == pytest.approx(time.time(), abs=60)
 
 
+def test_events_that_cannot_be_added_in_time_are_not_tried_again_by_themselves(places: Places) -> None:
+    journal = places.open()
+    accept(journal, "a")
+    with psycopg.connect(places.url) as blocking:
+        blocking.execute("LOCK TABLE events")
+        seconds, outcome = seconds_of(lambda: accept(journal, "b"))
+    assert str(outcome).endswith("it took too long")
+    assert seconds < 2 * postgres_module.STATEMENT_SECONDS
+    assert accept(journal, "b") == [Acceptance.ACCEPTED]
+
+
 def test_a_connection_cut_inside_a_transaction_undoes_all_of_it_and_says_so(places: Places) -> None:
     journal, database = places.open(), places.database()
     row = {"id": "a", "received_at": 1.0, "matched": False, "body": b"x"}

@@ -157,9 +157,10 @@ class PostgresDatabase:
                 added = {row[0] for row in driver.execute(ADD_EVENTS, given)}
                 driver.autocommit = False
                 return added
-            except psycopg.Error as error:
-                pooled.invalidate()
-                if not again or not driver.closed or isinstance(error, Silent):
+            except BaseException as error:
+                lost = driver.closed and not isinstance(error, Silent)
+                pooled.invalidate()  # it may be in any state
+                if not lost or not again:
                     raise
         return self._add(given, again=False)
 
