@@ -16,6 +16,7 @@ from bench.servers import (
     CSV,
     GUIDE,
     GUIDE_EQUAL,
+    HASTY,
     POSTGRES,
     RECEIVER,
     SQLITE,
@@ -52,6 +53,7 @@ def measure(seconds: float, rounds: int) -> None:
             POSTGRES,
             SQLITE.but("receiver on SQLite, delivering to 3 sinks", three),
             POSTGRES.but("receiver on PostgreSQL, delivering to 3 sinks", three),
+            HASTY,
             GUIDE_EQUAL,
             GUIDE,
         ]
