@@ -1,4 +1,4 @@
-"""Every error the receiver raises on purpose; the docstring of each is what it means to its reader.
+"""Every error the receiver raises on purpose, and any error as text; the docstring of each is what it means.
 
 ReceiverError
 ├── ConfigError         config.toml or the environment is not usable
@@ -127,7 +127,7 @@ def text_of(error: BaseException, redact: Callable[[str], str]) -> str:
     Never raises, whatever the exception of a plugin does when it is asked.
     """
     try:
-        said = str(error)
+        said = str.__str__(str(error))
     except BaseException:
         said = "it cannot be shown"
     said = redact(said.encode("utf-8", "replace").decode().replace("\0", "?"))

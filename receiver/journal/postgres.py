@@ -80,8 +80,8 @@ class PostgresDatabase:
     def add_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
         """One statement, which is its own transaction: one way to the server and back.
 
-        To ask first whether a connection lives would be another way. One that turns out to be lost is replaced here,
-        for this statement can be repeated.
+        To ask first whether a connection lives would be one way more. One that turns out to be lost is replaced here,
+        for this statement can be repeated: what the first try had added after all is then told to be there already.
         """
         columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
         given = tuple(map(list, columns))
@@ -158,7 +158,7 @@ class PostgresDatabase:
                 driver.autocommit = False
                 return added
             except BaseException as error:
-                lost = driver.closed and not isinstance(error, Silent)
+                lost = driver.closed and isinstance(error, psycopg.Error) and not isinstance(error, Silent)
                 pooled.invalidate()  # it may be in any state
                 if not lost or not again:
                     raise
@@ -168,15 +168,13 @@ class PostgresDatabase:
     def _connection(self) -> Iterator[Connection]:
         """A connection that has just said that it lives, or a new one."""
         with self._engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
             try:
-                self._ping(connection)
+                self._engine.dialect.do_ping(driver)
             except psycopg.Error:
                 connection.invalidate()
-                self._ping(connection)
+                self._clock_is_another = True  # it connects again with its next statement
             yield connection
-
-    def _ping(self, connection: Connection) -> None:
-        self._engine.dialect.do_ping(connection.connection.driver_connection)  # type: ignore[arg-type]  # the same here
 
     def _compare_clocks(self, connection: Connection) -> None:
         asked_at = time.monotonic()

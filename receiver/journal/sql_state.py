@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sqlalchemy import Connection, func, select
 
@@ -29,12 +30,17 @@ class SqlState:
     """An open database of the journal's."""
 
     def __init__(self, database: Database, holder: str = "", *, made: bool = False) -> None:
-        """Make the tables, unless they are `made`. Raises JournalError when a newer receiver has made them."""
+        """Make the tables, unless they are `made`. When that fails, closes the database and raises JournalError."""
         self._database = database
         self._holder = holder
         self.now = database.now
-        if not made:
-            self._make_tables()
+        try:
+            if not made:
+                self._make_tables()
+        except JournalError:
+            with suppress(JournalError):
+                database.close()
+            raise
 
     def counts(self) -> Counts:
         pending = (
