@@ -104,36 +104,38 @@ def parse(
     try:
         return model.model_validate(dict(values)), []
     except ValidationError as error:
-        said: dict[tuple[str, str], list[str]] = {}
+        said: dict[tuple[str, str, str], list[str]] = {}
         for problem in error.errors(include_url=False):
-            about, what = _complaint(model, where, problem, from_environment, beside)
-            said.setdefault((str(problem["loc"][0]), about), []).append(what)
+            about, what, hint = _complaint(model, where, problem, from_environment, beside)
+            said.setdefault((str(problem["loc"][0]), about, hint), []).append(what)
         return None, [
-            Fault(key, about + ", or: ".join(dict.fromkeys(all_said))) for (key, about), all_said in said.items()
+            Fault(key, about + ", or: ".join(dict.fromkeys(whats)) + hint) for (key, about, hint), whats in said.items()
         ]
 
 
 def _complaint(
     model: type[BaseModel], where: str, problem: Any, from_environment: frozenset[str], beside: Iterable[str]
-) -> tuple[str, str]:
-    """What the line is about, and what is said of it; where several types are right, each says its own."""
+) -> tuple[str, str, str]:
+    """What the line is about, what is said of it, and a hint; where several types are right, each says its own."""
     path = [str(part) for part in problem["loc"]]
     field = fields(model).get(path[0])
-    path = path[:1] if field is not None and _is_choice(field.annotation) else path
+    choice = field is not None and _is_choice(field.annotation)
+    path = path[:1] if choice else path
     key = ".".join(path)
     kind = problem["type"]
-    if kind == "extra_forbidden":
+    if kind == "extra_forbidden" and not choice:
         right = [*_names(model, path[:-1]), *(beside if len(path) == 1 else ())]
-        return f"{where}: no option '{key}'{nearest(path[-1], right)}", ""
-    if kind == "missing":
-        return f"{where}: option '{key}' is missing", ""
+        return f"{where}: no option '{key}'{nearest(path[-1], right)}", "", ""
+    if kind == "missing" and not choice:
+        return f"{where}: option '{key}' is missing", "", ""
     value = problem["input"]
-    what = str(problem["msg"]).removeprefix("Value error, ") + _meant_env(value)
+    what = str(problem["msg"]).removeprefix("Value error, ")
+    hint = _meant_env(value)
     secret = field is None or field.annotation not in (str, int, float, bool, Path)
     too_long = isinstance(value, int) and value.bit_length() > 64
     if not secret and not too_long and path[0] not in from_environment and isinstance(value, str | int | float):
-        return f"{where}: {key} = {value!r}: ", what
-    return f"{where}: {key}: ", what
+        return f"{where}: {key} = {value!r}: ", what, hint
+    return f"{where}: {key}: ", what, hint
 
 
 def _is_choice(annotation: object) -> bool:

@@ -307,6 +307,9 @@ def test_wrong_options_are_named_all_at_once(options: str, lines: list[str], wor
     [
         ("key = 5", "key: Input should be a valid string, or: Input should be a valid list"),
         ("key = ['a', 5]", "key: Input should be a valid string"),
+        ("key = { evn = 'A' }", "key: Input should be a valid string, or: Input should be a valid list "
+         "(did you mean { env = … }?)"),
+        ("pair = [1]", "pair: Field required, or: Input should be a valid integer"),
         ("many = 'a'", "many: Input should be a valid list, or: Input should be a valid integer, "
          "unable to parse string as an integer"),
     ],
@@ -314,7 +317,11 @@ def test_wrong_options_are_named_all_at_once(options: str, lines: list[str], wor
 def test_an_option_of_several_types_is_told_in_one_line_that_a_person_can_read(
     options: str, line: str, workshop: Workshop
 ) -> None:
-    fields = "    key: Secret | list[Secret] | None = None\n    many: list[int] | int = 1\n"
+    fields = (
+        "    key: Secret | list[Secret] | None = None\n"
+        "    many: list[int] | int = 1\n"
+        "    pair: tuple[int, int] | int = 1\n"
+    )
     workshop.plugin(HEAD + "@dataclass\nclass Mine:\n" + fields + DELIVER + REGISTER)
     assert workshop.refusal(options) == f"config.toml [sinks.a]: {line}"
 
