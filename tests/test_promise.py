@@ -219,10 +219,18 @@ def test_sigterm_to_all_processes_at_once_and_twice_loses_nothing(start_receiver
     assert set(Counter(row["event_id"] for row in receiver.rows()).values()) == {1}
 
 
+def stop_between_transactions(receiver: Running, pid: int) -> None:
+    """Stop a process while it does not hold the journal's lock, so that the others can go on without it."""
+    with (receiver.folder / "data" / "journal.sqlite.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
 def test_a_dispatcher_that_was_stopped_for_a_while_goes_on(start_receiver: StartReceiver) -> None:
     receiver = start_receiver()
     dispatcher = receiver.dispatcher
-    os.kill(dispatcher, signal.SIGSTOP)
+    stop_between_transactions(receiver, dispatcher)
     thawed = threading.Timer(3.0, os.kill, (dispatcher, signal.SIGCONT))
     thawed.start()
     with pushing(receiver, bodies(100)) as answers:
@@ -320,7 +328,7 @@ def test_a_sink_that_is_disabled_gets_what_was_taken_before_also_when_nobody_cou
     start_receiver: StartReceiver,
 ) -> None:
     receiver = start_receiver(CSV_ONLY)
-    os.kill(receiver.dispatcher, signal.SIGSTOP)
+    stop_between_transactions(receiver, receiver.dispatcher)
     assert receiver.push(Simulator().body("touch"))[0] == 200
     receiver.kill_all()
 

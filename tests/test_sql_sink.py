@@ -859,8 +859,8 @@ def test_a_lock_on_a_table_is_waited_for_and_then_pauses_the_sink(
     postgres: Database, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = postgres.open()
-    monkeypatch.setitem(plugin.BEGIN, "postgresql", "SET LOCAL statement_timeout = '200ms'")
-    with psycopg.connect(postgres.url) as other:
+    with psycopg.connect(postgres.url) as other, monkeypatch.context() as hurried:
+        hurried.setitem(plugin.BEGIN, "postgresql", "SET LOCAL statement_timeout = '200ms'")
         other.execute("LOCK TABLE readings")
         with pytest.raises(Pause, match="QueryCanceled: canceling statement due to statement timeout"):
             deliver(sink, event("e1"))

@@ -83,7 +83,7 @@ class Posting:
         self.post(event.id)
 
     def post(self, event_id):
-        urllib.request.urlopen(self.url, data=event_id.encode(), timeout=1).close()
+        urllib.request.urlopen(self.url, data=event_id.encode(), timeout=5).close()
 
 class Choosy(Posting):
     @hookimpl

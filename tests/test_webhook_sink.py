@@ -145,7 +145,10 @@ class Endpoint:
         head, _, body = received.partition(b"\r\n\r\n")
         request = Request(head, body, number)
         while len(request.body) < int(request["content-length"]):
-            request.body += connection.recv(65536)
+            data = connection.recv(65536)
+            if not data:
+                return None
+            request.body += data
         return request
 
     def stop(self) -> None:
@@ -181,9 +184,9 @@ def plugin() -> ModuleType:
 @pytest.fixture
 def hurried(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """All time limits of the sink are fractions of a second."""
-    monkeypatch.setattr(plugin, "CONNECT_SECONDS", 0.4)
-    monkeypatch.setattr(plugin, "READ_SECONDS", 0.4)
-    monkeypatch.setattr(plugin, "TOTAL_SECONDS", 0.8)
+    monkeypatch.setattr(plugin, "CONNECT_SECONDS", 0.8)
+    monkeypatch.setattr(plugin, "READ_SECONDS", 0.8)
+    monkeypatch.setattr(plugin, "TOTAL_SECONDS", 1.6)
     monkeypatch.setattr(plugin, "WATCH_SECONDS", 0.05)
 
 
