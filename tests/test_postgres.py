@@ -650,7 +650,7 @@ def test_claims_that_ended_are_taken_over_and_those_that_live_are_not(places: Pl
     assert claim(second, "s") == claim(first, "s") == []
     settle(second, again, Result.DELIVERED)
     settle(first, kept, Result.DELIVERED)
-    assert places.sql("SELECT state, holder, attempts FROM deliveries ORDER BY event") == [(1, None, 2), (1, None, 1)]
+    assert places.sql("SELECT state, holder, attempts FROM deliveries ORDER BY event") == [(1, None, 1), (1, None, 2)]
 
 
 def test_a_dispatcher_started_again_voids_its_own_claims_and_no_others(places: Places) -> None:
