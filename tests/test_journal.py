@@ -60,12 +60,7 @@ class Store:
         raise NotImplementedError
 
     def open(self, min_free_mb: int = 0, max_size_mb: int | None = None, holder: str | None = None) -> SqlJournal:
-        database = self.database(min_free_mb, max_size_mb)
-        try:
-            journal = SqlJournal(database, holder)
-        except BaseException:
-            database.close()
-            raise
+        journal = SqlJournal(self.database(min_free_mb, max_size_mb), holder)
         self._open.append(journal)
         return journal
 
