@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
+import signal
 import sqlite3
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.error("wrk, which pushes, is not installed; on Debian: apt-get install wrk")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are stopped
     print(machine())
     for part in given.parts:
         PARTS[part](given.size)
