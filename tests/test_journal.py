@@ -20,7 +20,7 @@ from conftest import new_database, wait_until
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 from sqlalchemy.exc import OperationalError
 
 from receiver.errors import JournalUnavailable
@@ -30,6 +30,7 @@ from receiver.journal.postgres import PostgresDatabase
 from receiver.journal.sql import SqlJournal
 from receiver.journal.sql_records import SqlRecords
 from receiver.journal.sqlite import SqliteDatabase
+from receiver.journal.tables import sinks
 
 DAY = 86400.0
 
@@ -808,6 +809,26 @@ def test_the_sinks_that_are_enabled_are_those_that_were_named_last(store: Store)
     assert (journal.enabled(), journal.states()["b"].pause_reason) == ({"b", "d"}, "why")
     journal.enable([])
     assert store.open().enabled() == set()
+
+
+def test_the_journal_of_an_older_receiver_is_brought_up_to_date_and_the_older_one_works_on(store: Store) -> None:
+    journal = store.open()
+    owe(journal, "s", "a")
+    accept(journal, "b")
+    with closing(store.database(0, None)) as database, database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE sinks DROP COLUMN enabled")
+        connection.exec_driver_sql("UPDATE receiver_schema SET version = 1")
+
+    newer = store.open()
+
+    with closing(store.database(0, None)) as database, database.write() as connection:
+        connection.execute(insert(sinks).values(name="made by the older one"))
+        assert connection.exec_driver_sql("SELECT version FROM receiver_schema").scalars().all() == [2]
+    assert [kept.id for kept in newer.unmatched(10)] == ["b"]
+    assert names_of(claim(newer, "s")) == ["a"]
+    assert newer.enabled() == set()
+    newer.enable(["s"])
+    assert store.open().enabled() == {"s"}
 
 
 def test_what_is_remembered_of_a_sink_is_read_back_and_replaced_as_a_whole(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, update
 
 from receiver.errors import JournalError
 from receiver.journal.contract import Counts, Kept, SinkCount, SinkState
@@ -13,6 +13,7 @@ from receiver.journal.database import Database
 from receiver.journal.tables import (
     IS_DEAD,
     SCHEMA_VERSION,
+    UPGRADES,
     deliveries,
     events,
     metadata,
@@ -104,6 +105,10 @@ class SqlState:
                     f"the journal has schema {version}, this receiver knows {SCHEMA_VERSION}: "
                     "run the newer receiver that wrote it"
                 )
+            elif version < SCHEMA_VERSION:
+                for older in range(version, SCHEMA_VERSION):
+                    connection.exec_driver_sql(UPGRADES[older])
+                connection.execute(update(versions).values(version=SCHEMA_VERSION))
 
     def _sink_key(self, connection: Connection, name: str, *, keep: bool = False) -> int:
         """Not remembered beyond the transaction: it may be rolled back, and people can make the journal forget it."""

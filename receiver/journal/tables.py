@@ -21,10 +21,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     literal_column,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+UPGRADES = {1: "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false"}
+"""What makes of each version the next one. A receiver of the version before must be able to work on with it."""
 
 _Key = BigInteger().with_variant(Integer, "sqlite")
 PENDING, DELIVERED, DEAD = 0, 1, 2
@@ -66,7 +69,7 @@ sinks = Table(
     Column("paused_seconds", Double, nullable=False, default=0.0),
     Column("pause_reason", Text, nullable=False, default=""),
     Column("on_trial", String(32)),
-    Column("enabled", Boolean, nullable=False, default=False),
+    Column("enabled", Boolean, nullable=False, server_default=false()),
 )
 deliveries = Table(
     "deliveries",
