@@ -34,7 +34,7 @@ class Stage:
     def __init__(self, folder: Path, plugin: str, type: str | None, options: Mapping[str, object]) -> None:
         """`plugin` is a file or an installed module; `type` may be left out where it offers only one.
 
-        Raises PluginError when the plugin cannot be loaded or does not offer the type.
+        Opens a journal in the folder. Raises PluginError when the plugin cannot be loaded or does not offer the type.
         """
         is_file = plugin.endswith(".py")
         source = str(Path(plugin).absolute()) if is_file else plugin
