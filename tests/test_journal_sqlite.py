@@ -26,6 +26,7 @@ from receiver.journal import Acceptance, Arrival, Result
 from receiver.journal import sqlite as sqlite_module
 from receiver.journal.sql import SqlJournal
 from receiver.journal.sqlite import SqliteDatabase
+from receiver.journal.tables import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_a_journal_of_a_newer_receiver_is_refused_in_plain_words(store: SqliteSt
     with sqlite3.connect(store.path) as connection:
         connection.execute("UPDATE receiver_schema SET version = 99")
     connection.close()
-    with pytest.raises(JournalError, match="the journal has schema 99, this receiver knows 1: run the newer receiver"):
+    with pytest.raises(JournalError, match=f"has schema 99, this receiver knows {SCHEMA_VERSION}: run the newer"):
         store.open()
 
 

@@ -33,7 +33,7 @@ from receiver.journal import postgres as postgres_module
 from receiver.journal.postgres import PostgresDatabase, database_url
 from receiver.journal.sql import SqlJournal
 from receiver.journal.sql_records import SqlRecords
-from receiver.journal.tables import events
+from receiver.journal.tables import SCHEMA_VERSION, events
 from receiver.settings import load
 from receiver.testing.postgresql import Server, own_server
 
@@ -784,7 +784,7 @@ def test_a_journal_of_a_newer_receiver_is_refused_in_plain_words_and_left_alone(
             make(database)
         assert type(caught.value) is JournalError
         assert str(caught.value) == (
-            "the journal has schema 99, this receiver knows 1: run the newer receiver that wrote it"
+            f"the journal has schema 99, this receiver knows {SCHEMA_VERSION}: run the newer receiver that wrote it"
         )
     assert places.sql("SELECT to_regclass('dispatchers')") == [(None,)]
 
