@@ -19,6 +19,7 @@ from receiver.errors import JournalUnavailable, NotAnEvent, text_of
 from receiver.health import Health, Random
 from receiver.journal import Journal, Kept, SinkState
 from receiver.lifeline import Lifeline
+from receiver.logs import Seldom
 from receiver.plugins import Sink
 from receiver.settings import Filter, SinkSettings
 from receiver.sink_loop import CLAIM_SECONDS, IDLE_SECONDS, POLL_SECONDS, Redact, SinkLoop
@@ -74,6 +75,7 @@ class Dispatcher:
         self._to_admit: list[SinkLoop] = []
         self._watched: tuple[SinkLoop, float] | None = None
         self._last_done: dict[Callable[[], None], float] = {}
+        self._log = Seldom(log)
 
     def run(self, lifeline: Lifeline) -> None:
         """Deliver until the lifeline says stop; then drain what is due, for a bounded time."""
@@ -135,7 +137,7 @@ class Dispatcher:
             self._every(RETIRE_SECONDS, self._retire)
             self._every(IDLE_SECONDS, self._refresh)
         except JournalUnavailable as error:
-            log.error("the dispatcher waits for the journal: %s", error)
+            self._log.error("journal", "the dispatcher waits for the journal: %s", error)
             time.sleep(IDLE_SECONDS)
             return False
         return matched

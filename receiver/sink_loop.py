@@ -15,6 +15,7 @@ from receiver.alerts import Alerts
 from receiver.errors import GiveUp, JournalUnavailable, NotAnEvent, Pause, Retry, SinkSignal, text_of
 from receiver.health import Health, Random, back_off
 from receiver.journal import Delivery, Journal, Result, Settlement
+from receiver.logs import Seldom
 from receiver.plugins import Sink, line_that_raised
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class SinkLoop:
         self._pace = 1
         self._unsettled: list[Settlement] = []
         self._called_at: float | None = None
+        self._log = Seldom(log)
 
     def run(self) -> None:
         """Work until told to stop, or told to finish and nothing is left to do now."""
@@ -62,7 +64,7 @@ class SinkLoop:
             try:
                 wait = self.step()
             except JournalUnavailable as error:
-                log.error("sink %s waits for the journal: %s", self.sink.name, error)
+                self._log.error("journal", "sink %s waits for the journal: %s", self.sink.name, error)
                 wait = IDLE_SECONDS
             except BaseException:  # a thread that ends would leave its sink behind in silence
                 log.exception("sink %s met a fault of the receiver's own and tries again", self.sink.name)

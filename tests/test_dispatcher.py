@@ -8,10 +8,11 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from conftest import TEST_SECRET, wait_until
@@ -28,7 +29,7 @@ from receiver.hookspecs import hookimpl
 from receiver.journal import Arrival, Result, Settlement, SinkCount, SinkState
 from receiver.journal.sql import SqlJournal
 from receiver.lifeline import Lifeline
-from receiver.logs import TextLines
+from receiver.logs import LINES_A_MINUTE, TextLines
 from receiver.plugins import Plugins, Sink, build_sink
 from receiver.settings import CommonOptions, Settings, SinkSettings, load
 from receiver.sink_loop import SinkLoop
@@ -1016,6 +1017,29 @@ def test_results_that_are_not_recorded_yet_are_recorded_before_the_dispatcher_go
     running.store.full = False
     running.stop()
     assert (sink.calls, running.count("s")) == ([("a", 1)], (1, 0, 0))
+
+
+def test_an_outage_of_the_journal_is_told_but_does_not_flood_the_log(
+    running: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_loop, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.01)
+    refused = Counter[str]()
+
+    def refuse(*_: object) -> NoReturn:
+        refused[threading.current_thread().name.split()[0]] += 1
+        raise JournalUnavailable("the server is gone")
+
+    running.start(built(running.settings, Single(), "s"))
+    wait_until(lambda: running.outside.last_beat(), what="the dispatcher's start")
+    monkeypatch.setattr(SqlJournal, "claim", refuse)
+    monkeypatch.setattr(SqlJournal, "unmatched", refuse)
+    wait_until(lambda: len(refused) == 2 and min(refused.values()) > 30, what="an outage")
+    told = Counter(record.getMessage() for record in caplog.records if "waits for" in record.getMessage())
+    assert told == {
+        "the dispatcher waits for the journal: the server is gone": LINES_A_MINUTE,
+        "sink s waits for the journal: the server is gone": LINES_A_MINUTE,
+    }
 
 
 def test_a_second_dispatcher_does_not_start(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
