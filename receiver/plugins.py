@@ -15,7 +15,7 @@ import logging
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -26,7 +26,7 @@ from typing import Any
 
 import pluggy
 import pydantic
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from receiver.errors import PluginError, text_of
 from receiver.hookspecs import PROJECT, PluginHooks, SinkHooks
@@ -91,6 +91,7 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
         common = CommonOptions.model_fields
         model = _model(sink_type)
         options, faults = parse(model, where, sink.options, sink.from_environment, common)
+        settings.hide(secrets_in(options))
         lines = [*sink.faults, *(fault.line for fault in faults if fault.key not in sink.missing)]
         if faults and not model.model_fields and _annotated_in_vain(sink_type.cls):
             lines.append(f"{where}: {sink_type.cls.__name__} takes no options; is @dataclass missing?")
@@ -223,6 +224,19 @@ def _model(sink_type: SinkType) -> type[BaseModel]:
             option = f"{_line_of_class(sink_type.cls)}option '{name}' of {sink_type.cls.__name__}"
             raise PluginError(f"{option} is a key of every sink; choose another name")
     return model
+
+
+def secrets_in(value: object) -> Iterator[str]:
+    """Every `Secret` in a sink's options, also in lists and tables."""
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        yield from secrets_in(dict(value))
+    elif isinstance(value, Mapping):
+        yield from secrets_in(list(value.values()))
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from secrets_in(item)
 
 
 def _annotated_in_vain(cls: type) -> bool:

@@ -117,7 +117,7 @@ class Settings:
     port: int
     workers: int
     secrets: Mapping[str, str] = field(repr=False)
-    hidden: frozenset[str] = field(repr=False)
+    hidden: set[str] = field(repr=False)
     database_url: str | None = field(default=None, repr=False)
     on_dyno: bool = False
 
@@ -152,6 +152,11 @@ class Settings:
         ]
         return found
 
+    def hide(self, values: Iterable[str]) -> None:
+        """Let `redact` hide these as well: what is secret among a sink's options is known only with its class."""
+        self.hidden.update(_worth_hiding(values))
+        self.__dict__.pop("_hidden_forms", None)
+
     def redact(self, text: str) -> str:
         """`text` without any secret, however it is written there: for messages that other people's code has made."""
         return self._hidden_forms.sub("***", text) if self.hidden else text
@@ -160,6 +165,13 @@ class Settings:
     def _hidden_forms(self) -> re.Pattern[str]:
         parts = {part for value in self.hidden for part in (value.strip(), *_parts_of_url(value)) if len(part) >= 4}
         return re.compile("|".join(_any_form(part) for part in sorted(parts, key=len, reverse=True)) or "(?!)")
+
+
+def _worth_hiding(values: Iterable[str]) -> set[str]:
+    """Secrets with the passwords of those that are URLs, without what is too short to be one."""
+    passwords = {value: _password(value) for value in values}
+    found = {form for value, password in passwords.items() for form in (value, password, unquote(password))}
+    return {form for form in found if len(form) >= 4}
 
 
 def _parts_of_url(value: str) -> list[str]:
@@ -231,9 +243,7 @@ def survey(environ: Mapping[str, str] = os.environ, *, secret_required: bool = T
     ]
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
     database_url = environ.get("DATABASE_URL") or None
-    password = _password(database_url or "")
-    hidden_values = [*secrets.values(), *reader.looked_up, token, database_url or "", password, unquote(password)]
-    hidden = frozenset(value for value in hidden_values if len(value) >= 4)
+    hidden = _worth_hiding([*secrets.values(), *reader.looked_up, token, database_url or ""])
     return Settings(
         path, receiver, journal, sinks, port, workers, secrets, hidden, database_url, bool(environ.get("DYNO"))
     ), problems

@@ -26,6 +26,7 @@ HEAD = "from dataclasses import dataclass, field\nfrom pathlib import Path\nfrom
 REGISTER = "@hookimpl\ndef register_sinks(register):\n    register('mine', Mine)\n"
 DELIVER = "    @hookimpl\n    def deliver(self, event):\n        pass\n"
 HIDDEN = "hidden-value-of-a-secret"
+WRITTEN = "credential-in-the-file"
 
 
 class Workshop:
@@ -557,6 +558,30 @@ def test_a_secret_of_several_lines_is_hidden_from_the_one_line_of_an_error(works
     key = "-----BEGIN KEY-----\nc2VjcmV0  a2V5\n-----END KEY-----\n"
     why = workshop.refusal("key = { env = 'KEY' }", KEY=key)
     assert why == "config.toml [sinks.a]: mine.py:6: ValueError: cannot use ***"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given"),
+    [
+        ("Secret", f"'{WRITTEN}'"),
+        ("Secret | None", f"'{WRITTEN}'"),
+        ("list[Secret]", f"['{WRITTEN}']"),
+        ("dict[str, Secret]", f"{{ key = '{WRITTEN}' }}"),
+        ("Secret", f"'postgresql://user:{WRITTEN}@host/name'"),
+        ("Secret", f"'https://chat.example/hooks/{WRITTEN}'"),
+    ],
+)
+def test_a_secret_that_is_written_into_the_file_is_hidden_from_all_that_is_said_later(
+    annotation: str, given: str, workshop: Workshop
+) -> None:
+    workshop.plugin(HEAD + f"@dataclass\nclass Mine:\n    token: {annotation}\n" + DELIVER + REGISTER)
+    plugins, settings = workshop.ready(f"[sinks.a]\ntype = 'mine'\ntoken = {given}\n")
+    assert WRITTEN in settings.redact(f"/hooks/{WRITTEN}")
+    build_sink(plugins, settings, settings.sinks[0])
+    assert settings.redact(f"no answer from url: /hooks/{WRITTEN}") in (
+        "no answer from url: /hooks/***",
+        "no answer from url: ***",
+    )
 
 
 def test_a_plugin_that_fails_with_a_secret_does_not_get_it_into_the_log(
