@@ -178,10 +178,11 @@ class Dispatcher:
 
     def _refresh(self) -> None:
         """Take over the pauses that other dispatchers, or people, have begun or ended."""
+        saved = [(loop, loop.health.saved) for loop in self._loops]
         states = self._journal.states()
-        for loop in self._loops:
+        for loop, before in saved:
             if loop.sink.name in states:
-                loop.health.take_over(states[loop.sink.name])
+                loop.health.take_over(states[loop.sink.name], before)
 
     def _extend(self) -> None:
         for loop in self._loops:

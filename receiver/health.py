@@ -110,10 +110,16 @@ class Health:
         finally:
             self.acquit()
 
-    def take_over(self, state: SinkState) -> None:
-        """What another dispatcher has written of this sink, unless there is something newer here."""
+    @property
+    def saved(self) -> SinkState | None:
+        """The state as the journal has it; None while something is still to be saved."""
         with self._lock:
-            if not self._unsaved and not self.state.on_trial:
+            return None if self._unsaved else self.state
+
+    def take_over(self, state: SinkState, instead_of: SinkState | None) -> None:
+        """What another dispatcher has written of this sink, unless what was `saved` before it was read has changed."""
+        with self._lock:
+            if instead_of is self.state and not self._unsaved and not self.state.on_trial:
                 self.state = state
 
     def acquit(self) -> None:

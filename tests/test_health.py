@@ -164,6 +164,37 @@ def test_a_success_that_was_under_way_when_the_pause_began_does_not_end_it(store
     assert health.paused_for() == 3600.0
 
 
+def test_a_pause_that_begins_while_older_states_are_read_is_not_ended_by_them(store: SqliteStore) -> None:
+    journal, health = store.open(), health_of(store)
+    journal.remember(health.state)
+    saved, older = health.saved, journal.states()["s"]
+    health.pause("429: wait an hour", 3600.0)
+    health.take_over(older, saved)
+    assert health.paused_for() == 3600.0
+
+
+def test_a_pause_that_is_saved_while_older_states_are_read_is_not_ended_by_them(store: SqliteStore) -> None:
+    journal, health = store.open(), health_of(store)
+    journal.remember(health.state)
+    store.full = True
+    health.pause("429: wait an hour", 3600.0)
+    store.full = False
+    saved, older = health.saved, journal.states()["s"]
+    assert health.save()
+    health.take_over(older, saved)
+    assert health.paused_for() == 3600.0
+
+
+def test_a_pause_that_another_dispatcher_has_begun_or_a_person_has_ended_is_taken_over(store: SqliteStore) -> None:
+    journal, ours, other = store.open(), health_of(store), health_of(store)
+    other.pause("429: wait an hour", 3600.0)
+    ours.take_over(journal.states()["s"], ours.saved)
+    assert ours.paused_for() == 3600.0
+    journal.remember(SinkState("s", 1, 0.0, "429: wait an hour"))
+    ours.take_over(journal.states()["s"], ours.saved)
+    assert (ours.paused_for(), ours.probing) == (0.0, True)
+
+
 def test_only_a_doubtful_sink_is_on_trial_while_it_is_called(store: SqliteStore) -> None:
     journal = store.open()
     suspect, probed, healthy = health_of(store), health_of(store), health_of(store)
