@@ -65,6 +65,8 @@ class Csv:
     @hookimpl
     def open(self, logger: logging.Logger) -> None:
         self._logger = logger
+        if self.path.is_dir():
+            raise IsADirectoryError(f"path {self.path} is a folder; name a file in it")
         self._take_lock()
 
     @hookimpl
@@ -167,11 +169,12 @@ class Csv:
 
     def _written(self, again: Sequence[Event]) -> tuple[Counter[str], set[str]]:
         """How many rows of these events stand in the files already: delivered, or begun, but not
-        recorded as such; and which stand in a file of another layout, where they are whole."""
+        recorded as such; and which stand whole in a file of another layout, where the last may be cut short."""
         if not again:
             return Counter(), set()
         assert self._file is not None
         wanted = {event.id.encode() for event in again}
+        lengths = {event.id: len(event.readings()) or 1 for event in again}
         since = min(event.received_at for event in again) - CLOCK_MARGIN
         found: Counter[str] = Counter()
         whole: set[str] = set()
@@ -180,7 +183,8 @@ class Csv:
             if _begins_with(path, self._header()):
                 found += rows
             else:
-                whole |= rows.keys()
+                last = _last_id(path)
+                whole |= {name for name, count in rows.items() if name != last or count % lengths[name] == 0}
         return found, whole
 
     def _files_since(self, first: date) -> Iterator[Path]:
@@ -210,7 +214,10 @@ class Csv:
         except BlockingIOError:
             owner = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
             os.close(lock)
-            raise Pause(f"{self.path} is being written by {owner or 'another process'}") from None
+            by = owner or "another process"
+            if by.startswith(f"process {os.getpid()} "):
+                by = "another sink of this receiver; give each a path of its own"
+            raise Pause(f"{self.path} is being written by {by}") from None
         except OSError:
             os.close(lock)
             raise
@@ -324,6 +331,13 @@ def _whole_length(path: Path) -> int:
 def _ids(path: Path, wanted: set[bytes]) -> Counter[str]:
     names = (first.partition(b",")[0].rstrip() for first, _ in _records(path))
     return Counter(name.decode() for name in names if name in wanted)
+
+
+def _last_id(path: Path) -> str:
+    last = b""
+    for first, _ in _records(path):
+        last = first.partition(b",")[0].rstrip()
+    return last.decode("utf-8", "replace")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -230,7 +230,7 @@ def database_url(text: str) -> URL:
     if backend != "sqlite":
         raise ValueError("url must begin with postgres://, postgresql:// or sqlite:///")
     if url.host or url.query or not url.database or url.database.startswith((":", "file:")):
-        raise ValueError("an SQLite url must be sqlite:/// and the path of a file")
+        raise ValueError("an SQLite url must name a file: three slashes and its path")
     return URL.create("sqlite", database=str(Path(url.database).absolute()))
 
 

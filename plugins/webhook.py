@@ -36,7 +36,7 @@ WATCH_SECONDS = 0.25
 RETRY_AFTER_AT_MOST = 24 * 3600.0
 RESPONSE_BYTES = 64 * 1024
 REFUSED_TRIES = 3
-"""How often an event that the endpoint refuses (4xx) is tried before it is given up."""
+"""From which attempt on an event that the endpoint refuses (4xx) is given up."""
 CONNECTIONS = 64
 
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -129,7 +129,7 @@ class Webhook:
                     raise TimeoutError("cut off, perhaps in the middle of its headers")
                 read_off(response)
         except (HTTPError, OSError) as error:
-            raise Retry(f"no answer from {self._host}: {type(error).__name__}") from None
+            raise Retry(f"no answer from {self._host}: {cause(error)}") from None
         judge(response, attempt)
 
     @hookimpl
@@ -156,7 +156,11 @@ class Webhook:
             plain = HTTPConnectionPool(host, port, maxsize=CONNECTIONS, timeout=timeout)
             plain.ConnectionCls = self._checked(HTTPConnection)
             return plain
-        context = ssl.create_default_context(cafile=self.ca_file)
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            why = error.strerror or "it holds no certificates"
+            raise Pause(f"ca_file {self.ca_file} cannot be read: {why}") from None
         secure = HTTPSConnectionPool(host, port, maxsize=CONNECTIONS, timeout=timeout, ssl_context=context)
         secure.ConnectionCls = self._checked(HTTPSConnection)
         return secure
@@ -213,6 +217,16 @@ class HeadLines:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def cause(error: BaseException) -> str:
+    """What the system says of an exchange that failed. What the libraries say of it may repeat the URL."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return type(error).__name__
 
 
 def judge(response: BaseHTTPResponse, attempt: int) -> None:

@@ -112,7 +112,14 @@ def check() -> None:
     settings, found = survey()
     _remember(settings)
     found += problems(settings)
-    records = _records(settings) if settings.database_url or settings.journal_path.exists() else None
+    records = None
+    try:
+        if settings.database_url or settings.journal_path.exists():
+            records = _records(settings)
+        else:
+            desk.may_be_made(settings.journal_path)
+    except ReceiverError as error:
+        found.append(str(error))
     for warning in desk.warnings(records, settings):
         click.echo(f"warning: {warning}", err=True)
     if found:

@@ -65,7 +65,7 @@ def push(url: str, secret: str, seconds: float, rate: float, say: Say) -> int:
             if now - said_at >= 1:
                 say(counts(url, taken))
                 said_at = now
-            time.sleep(max(0.0, start + taken / rate - time.monotonic()))
+            time.sleep(max(0.0, start + min(taken / rate, seconds) - time.monotonic()))
     return taken
 
 

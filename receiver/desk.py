@@ -5,10 +5,12 @@ All of it goes through the journal's records, beside a receiver that runs or doe
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
@@ -257,8 +259,8 @@ def forget(records: Records, settings: Settings, sink: str) -> int:
 
 
 def warnings(records: Records | None, settings: Settings) -> list[str]:
-    """What is no mistake, but worth knowing: filters that match no known type, and removed sinks still owed events."""
-    found = settings.at_risk() + [
+    """What is no mistake, but worth knowing."""
+    found = [*settings.weak(), *settings.at_risk()] + [
         f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: {line}"
         for sink in settings.sinks
         for line in undocumented(sink.common.filter.event_types or ())
@@ -271,6 +273,15 @@ def warnings(records: Records | None, settings: Settings) -> list[str]:
                 f"of them with `python -m receiver sinks forget {name}`"
             )
     return found
+
+
+def may_be_made(journal: Path) -> None:
+    """Raise ReceiverError when there is no journal yet, and its folder cannot be made or written."""
+    folder = next(parent for parent in journal.parents if parent.exists())
+    if not folder.is_dir():
+        raise ReceiverError(f"journal {journal}: {folder} is no folder; set another [journal] path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ReceiverError(f"journal {journal}: {folder} cannot be written; make it so, or set another [journal] path")
 
 
 def undocumented(types: Sequence[str]) -> list[str]:

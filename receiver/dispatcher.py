@@ -94,6 +94,7 @@ class Dispatcher:
         states = self._journal.states()
         before = self._journal.enabled()
         self._leaving = [sink for sink in self._disabled if sink.name in before]
+        most_doubtful = max((state.pauses for state in states.values() if state.on_trial), default=0)
         for name, why in self._faulty.items():
             log.error("sink %s is paused: %s", name, why)
             state = states.get(name, SinkState(name))
@@ -104,7 +105,7 @@ class Dispatcher:
             state = states.get(sink.name, SinkState(sink.name))
             health = Health(state, sink.common.retry, self._journal, self._alerts.sink_paused)
             health.suspect = sink.name in suspects
-            if health.state.on_trial:
+            if health.state.on_trial and health.state.pauses == most_doubtful:
                 health.pause("the dispatcher died when it called this sink alone")
             for number in range(sink.common.concurrency):
                 self._loops.append(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -12,9 +13,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from receiver.journal import Journal
+from receiver.journal import Counts, Journal, SinkState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+AGE_SECONDS = 1.0
 
 
 class Metrics:
@@ -67,17 +69,19 @@ class Metrics:
 
 
 class JournalGauges(Collector):
-    """What the journal holds, read when asked."""
+    """What the journal holds, read once a second at most: it is read where pushes are kept, and anyone may ask."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._lock = threading.Lock()
+        self._read: tuple[Counts, Mapping[str, SinkState]] | None = None
+        self._read_at = float("-inf")
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        counts = self._journal.counts()
-        states = self._journal.states()
+        counts, states = self._look()
         yield GaugeMetricFamily("receiver_unmatched", "Events not yet matched to sinks", counts.unmatched)
         yield GaugeMetricFamily("receiver_quarantined", "Pushes in quarantine", counts.quarantined)
         delivered = CounterMetricFamily("receiver_delivered", "Deliveries made", labels=["sink"])
@@ -96,3 +100,10 @@ class JournalGauges(Collector):
             oldest.add_metric([name], 0 if count.oldest is None else max(0.0, time.time() - count.oldest))
             paused.add_metric([name], 1 if name in states and states[name].pauses else 0)
         yield from (delivered, attempts, failures, dead, pending, oldest, paused)
+
+    def _look(self) -> tuple[Counts, Mapping[str, SinkState]]:
+        with self._lock:
+            if self._read is None or time.monotonic() - self._read_at > AGE_SECONDS:
+                self._read = self._journal.counts(), self._journal.states()
+                self._read_at = time.monotonic()
+            return self._read

@@ -29,8 +29,10 @@ def number(value: object) -> object:
 
 
 def seconds(value: object) -> object:
-    """A length of time: a number of seconds, or a text that `duration` reads."""
-    return duration(value) if isinstance(value, str) else number(value)
+    """A length of time: a number of seconds, also as the text that the environment holds, or what `duration` reads."""
+    if not isinstance(value, str):
+        return number(value)
+    return float(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) else duration(value)
 
 
 def duration(text: str) -> float:
@@ -146,9 +148,9 @@ def _is_choice(annotation: object) -> bool:
 
 def _meant_env(value: object) -> str:
     """A hint for a table that stands where none may, and is nearly one that names a variable of the environment."""
-    if isinstance(value, dict) and len(value) == 1 and nearest(str(*value).lower(), ["env"]):
-        return " (did you mean { env = … }?)"
-    return ""
+    if not isinstance(value, dict) or len(value) != 1 or not nearest(str(*value).lower(), ["env"]):
+        return ""
+    return " ({ env = … } is not read here)" if "env" in value else " (did you mean { env = … }?)"
 
 
 def _names(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -106,6 +106,8 @@ def test_an_event_is_written_byte_for_byte(tmp_path: Path) -> None:
 ''')
 
 ROOT = Path(__file__).parent.parent
+TAKEN = ("Callable", "Event", "Path")
+"""What the two files import, and a class cannot be called."""
 
 
 def new_sink(name: str, types: Collection[str]) -> tuple[Path, Path]:
@@ -121,7 +123,7 @@ def new_sink(name: str, types: Collection[str]) -> tuple[Path, Path]:
         if path.exists():
             raise ReceiverError(f"{path.relative_to(ROOT)} is there already; choose another name")
     written: list[Path] = []
-    names = {"name": name, "cls": "".join(part.capitalize() for part in name.split("_"))}
+    names = {"name": name, "cls": class_name(name)}
     try:
         for path, text in ((plugin, PLUGIN), (test, TEST)):
             path.parent.mkdir(exist_ok=True)
@@ -143,5 +145,11 @@ def check_name(name: str) -> None:
         near = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
         hint = f" (did you mean '{near}'?)" if near != name and near.isidentifier() else ""
         raise ReceiverError(f"'{name}' cannot be the name of a module: use a-z, 0-9 and _, a letter first{hint}")
+    if class_name(name) in TAKEN or keyword.iskeyword(class_name(name)):
+        raise ReceiverError(f"'{name}' would make a class {class_name(name)}, which is taken; try '{name}_sink'")
     if name in sys.stdlib_module_names:
         raise ReceiverError(f"'{name}' is a module of Python's standard library; try '{name}_sink'")
+
+
+def class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))

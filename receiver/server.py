@@ -6,6 +6,7 @@ dispatcher that sends no beat is taken for stuck and killed. On SIGTERM intake s
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import multiprocessing
@@ -32,7 +33,6 @@ RAN_WELL_SECONDS = 60.0
 SILENT_SECONDS = 30.0
 STOP_SECONDS = 20.0
 AWAY_SECONDS = 45.0
-WEAK_SECRET_BYTES = 32
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where counters are kept: in files mapped into memory, which a full disk would turn into a fatal signal."""
@@ -108,15 +108,15 @@ def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> 
 
 def prepare(settings: Settings) -> None:
     """Find out now what would keep intake from working; what is imported here is shared by all processes."""
-    import receiver.intake  # noqa: F401  # forked processes share its memory and start at once
+    os.environ["WEB_CONCURRENCY"] = str(settings.workers)  # gunicorn reads it when it is imported, and fails when empty
+    import receiver.intake  # forked processes share its memory and start at once
 
-    for name, secret in settings.secrets.items():
-        if len(secret.encode()) < WEAK_SECRET_BYTES:
-            log.warning("%s is shorter than %d bytes; a longer one is harder to guess", name, WEAK_SECRET_BYTES)
-    for warning in settings.at_risk():
+    if settings.receiver.deliver:
+        import receiver.dispatcher
+        import receiver.plugins  # noqa: F401  # or files that are replaced meanwhile would meet older ones at a restart
+
+    for warning in [*settings.weak(), *settings.at_risk()]:
         log.warning("%s", warning)
-    if not settings.enabled_sinks:
-        log.warning("no sink is enabled in %s: events are journaled and go nowhere", settings.path.name)
     await_journal(settings)
     gc.freeze()  # or each process would get a copy of its own when its garbage collector looks at what is shared
 
@@ -146,9 +146,11 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # head and body of an answer are sent apart
         return listener
     except OSError as error:
-        raise ReceiverError(
-            f"cannot listen on {host} port {port}: {error.strerror}; stop what uses it, or set PORT to another one"
-        ) from None
+        remedy = {
+            errno.EADDRINUSE: "stop what uses it, or set PORT to another one",
+            errno.EACCES: "set PORT to one above 1023",
+        }.get(error.errno or 0, "set [receiver] host to an address of this machine")
+        raise ReceiverError(f"cannot listen on {host} port {port}: {error.strerror}; {remedy}") from None
 
 
 class Child:

@@ -23,6 +23,7 @@ from receiver.event import Event
 from receiver.options import AnyModel, Fault, Number, Seconds, Table, Whole, nearest, salvage, texts
 
 SECRET = "DT_SIGNATURE_SECRET"
+WEAK_SECRET_BYTES = 32
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -134,6 +135,17 @@ class Settings:
     def journal_path(self) -> Path:
         return self.folder / self.journal.path
 
+    def weak(self) -> list[str]:
+        """What works, and is hardly meant: secrets that can be guessed, and events that go nowhere."""
+        found = [
+            f"{name} is shorter than {WEAK_SECRET_BYTES} bytes; a longer one is harder to guess"
+            for name, secret in self.secrets.items()
+            if len(secret.encode()) < WEAK_SECRET_BYTES
+        ]
+        if not self.enabled_sinks:
+            found.append(f"no sink is enabled in {self.path.name}: events are journaled and go nowhere")
+        return found
+
     def at_risk(self) -> list[str]:
         """What a Heroku dyno would lose: its disk does not outlive it."""
         if not self.on_dyno:
@@ -146,9 +158,9 @@ class Settings:
             )
         found += [
             f"sink {sink.name} writes to the dyno's disk, and its file is lost at each restart; "
-            f'use type = "sql" with url = {{ env = "DATABASE_URL" }} in [sinks.{sink.name}] instead'
+            f'have one of type = "sql" with url = {{ env = "DATABASE_URL" }} in place of [sinks.{sink.name}]'
             for sink in self.enabled_sinks
-            if sink.common.type == "csv"
+            if sink.common.type == "csv" or (sink.common.type == "sql" and _is_file(sink.options.get("url")))
         ]
         return found
 
@@ -165,6 +177,10 @@ class Settings:
     def _hidden_forms(self) -> re.Pattern[str]:
         parts = {part for value in self.hidden for part in (value.strip(), *_parts_of_url(value)) if len(part) >= 4}
         return re.compile("|".join(_any_form(part) for part in sorted(parts, key=len, reverse=True)) or "(?!)")
+
+
+def _is_file(url: object) -> bool:
+    return str(url).startswith("sqlite")
 
 
 def _worth_hiding(values: Iterable[str]) -> set[str]:

@@ -121,7 +121,8 @@ class SinkType:
         if dataclasses.is_dataclass(self.cls):
             made = {each.name: each.default_factory for each in dataclasses.fields(self.cls)}
             factory = made.get(parameter.name, dataclasses.MISSING)
-            default = default if factory is dataclasses.MISSING else factory()
+            if factory is not dataclasses.MISSING:  # any other than these may do anything, and tell what is secret
+                default = factory() if factory in (dict, list, set, tuple) else None
         return "" if default is parameter.empty or default is None else _toml(default)
 
     def _meanings(self, names: Sequence[str]) -> dict[str, str]:

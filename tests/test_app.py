@@ -24,7 +24,7 @@ class Faulty:
 
 def test_a_fault_of_our_own_is_answered_503_so_that_dt_pushes_again(caplog: pytest.LogCaptureFixture) -> None:
     secrets = {"DT_SIGNATURE_SECRET": TEST_SECRET}
-    settings = Settings(ROOT / "config.toml", ReceiverTable(), JournalTable(), (), 8000, 1, secrets, frozenset())
+    settings = Settings(ROOT / "config.toml", ReceiverTable(), JournalTable(), (), 8000, 1, secrets, set())
     body = Simulator().body("touch")
 
     answer = (

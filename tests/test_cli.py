@@ -18,8 +18,10 @@ from click.testing import CliRunner
 from conftest import ROOT, TEST_SECRET, THERE_ARE, StartReceiver, sink_types, wait_until
 from pytest_httpserver import HTTPServer
 
+from receiver import desk
 from receiver.cli import main
 from receiver.demo import free_port
+from receiver.errors import ReceiverError
 from receiver.event import TYPES
 from receiver.settings import SECRET
 from receiver.simulator import Simulator
@@ -106,13 +108,57 @@ def user(tmp_path: Path) -> User:
 
 def test_check_says_what_is_right(user: User) -> None:
     user.config(f"{CONSOLE}[sinks.off]\ntype = 'csv'\nenabled = false\n")
-    code, out, errors = user.runs("check", **{f"{SECRET}_OLD": "another-secret"})
+    code, out, errors = user.runs("check", **{f"{SECRET}_OLD": STRONG_SECRET[::-1]})
     assert (code, errors) == (0, [])
     assert out == [
         "DT_SIGNATURE_SECRET has not been used yet",
         "DT_SIGNATURE_SECRET_OLD has not been used yet",
         "config.toml is right. Enabled sinks: console. Signature secrets: 2.",
     ]
+
+
+def test_check_warns_of_a_secret_that_can_be_guessed_and_of_events_that_go_nowhere(user: User) -> None:
+    user.config("[sinks.off]\ntype = 'stdout'\nenabled = false\n")
+    code, _, errors = user.runs("check", **{SECRET: "short"})
+    assert (code, errors) == (
+        0,
+        [
+            "warning: DT_SIGNATURE_SECRET is shorter than 32 bytes; a longer one is harder to guess",
+            "warning: no sink is enabled in config.toml: events are journaled and go nowhere",
+        ],
+    )
+
+
+def test_check_names_a_place_where_no_journal_can_be_beside_all_other_problems(user: User) -> None:
+    user.config("[journal]\npath = 'config.toml/deep/journal.sqlite'\n[sinks.a]\ntype = 'csf'\n")
+    code, out, errors = user.runs("check")
+    assert (code, out) == (1, [])
+    assert errors == [
+        f"error: config.toml [sinks.a]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}",
+        f"error: journal {user.folder}/config.toml/deep/journal.sqlite: {user.folder}/config.toml is no folder; "
+        "set another [journal] path",
+    ]
+
+
+def test_check_names_a_folder_that_cannot_be_written(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    user.config(f"[journal]\npath = 'data/new/journal.sqlite'\n{CONSOLE}")
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (user.folder, os.W_OK | os.X_OK))
+    with pytest.raises(ReceiverError) as caught:
+        desk.may_be_made(user.folder / "data" / "new" / "journal.sqlite")
+    assert str(caught.value) == (
+        f"journal {user.folder}/data/new/journal.sqlite: {user.folder} cannot be written; "
+        "make it so, or set another [journal] path"
+    )
+
+
+def test_check_names_the_problems_of_sinks_also_while_the_database_is_away(user: User) -> None:
+    user.config("[sinks.a]\ntype = 'csf'\n")
+    code, out, errors = user.runs("check", DATABASE_URL="postgres://u:pass-word@127.0.0.1:9/d")
+    assert (code, out) == (1, [])
+    assert errors[0] == f"error: config.toml [sinks.a]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}"
+    assert len(errors) == 2
+    assert "refused" in errors[1]
+    assert "pass-word" not in errors[1]
 
 
 def test_check_names_every_problem_of_plugins_and_sinks_in_a_line_each(user: User) -> None:
@@ -272,6 +318,17 @@ def test_serve_refuses_a_port_that_is_in_use(user: User) -> None:
     )
     assert user.leftovers == []
     assert [path.name for path in user.folder.iterdir() if path.name.startswith("receiver-")] == []
+
+
+def test_serve_names_what_to_change_for_an_address_that_is_not_its_own(user: User) -> None:
+    user.config(f"[receiver]\nhost = '192.0.2.1'\n{CONSOLE}")
+    code, out, errors = user.runs("serve", PORT="8000")
+    assert (code, out, len(errors)) == (1, [], 1)
+    assert re.fullmatch(
+        r"error: cannot listen on 192\.0\.2\.1 port 8000: Cannot assign requested address.*; "
+        r"set \[receiver\] host to an address of this machine",
+        errors[0],
+    )
 
 
 def test_no_error_shows_a_value_from_the_environment(user: User) -> None:

@@ -37,7 +37,7 @@ EVENTS = "event_id,time,device_id,device_name,project_id,event_type,received_at,
 
 def build(folder: Path, **options: Any) -> Sink:
     """The sink that `[sinks.archive]` with these options describes."""
-    config = Settings(folder / "config.toml", ReceiverTable(), JournalTable(), (), 8000, 2, {}, frozenset())
+    config = Settings(folder / "config.toml", ReceiverTable(), JournalTable(), (), 8000, 2, {}, set())
     table = SinkSettings("archive", CommonOptions(type="csv"), {"path": "events.csv", **options})
     return build_sink(load_plugins(config), config, table)
 
@@ -409,9 +409,31 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(archive: Archive) 
     assert archive.ids() == ["e1"]
 
 
+def test_an_event_that_a_crash_cut_short_in_a_file_with_other_columns_is_written_whole_in_the_new_one(
+    archive: Archive,
+) -> None:
+    whole, cut = temperature("whole", 1, 2), temperature("cut", *range(5))
+    archive.open().deliver(whole, cut)
+    lines = archive.path.read_bytes().splitlines(keepends=True)
+    archive.path.write_bytes(b"".join(lines[:6]) + lines[6][:10])
+    assert archive.ids() == ["whole"] * 2 + ["cut"] * 3 + ["cut"]
+    archive.open(columns=["time", "value"]).deliver(whole, cut, attempt=2)
+    assert archive.names() == ["events-2.csv", "events.csv"]
+    assert [row["value"] for row in archive.rows("events-2.csv")] == ["0", "1", "2", "3", "4"]
+    archive.open(columns=["time", "value"]).deliver(whole, cut, attempt=3)
+    assert archive.ids("events-2.csv") == ["cut"] * 5
+
+
+def test_a_path_that_is_a_folder_is_named_and_nothing_is_left_beside_it(archive: Archive) -> None:
+    archive.path.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"events\.csv is a folder; name a file in it"):
+        archive.open()
+    assert list(archive.folder.iterdir()) == [archive.path]
+
+
 def test_two_sinks_of_one_process_do_not_write_the_same_file(archive: Archive) -> None:
     archive.open()
-    with pytest.raises(Pause, match=f"process {os.getpid()} on"):
+    with pytest.raises(Pause, match="is being written by another sink of this receiver; give each a path of its own"):
         opened(archive.folder)
 
 

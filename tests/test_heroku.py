@@ -351,10 +351,12 @@ JOURNAL_AT_RISK = (
 )
 FILE_AT_RISK = (
     "sink archive writes to the dyno's disk, and its file is lost at each restart; "
-    'use type = "sql" with url = { env = "DATABASE_URL" } in [sinks.archive] instead'
+    'have one of type = "sql" with url = { env = "DATABASE_URL" } in place of [sinks.archive]'
 )
 STDOUT = '[sinks.console]\ntype = "stdout"\n'
 CSV = '[sinks.archive]\ntype = "csv"\npath = "events.csv"\n'
+SQL = '[sinks.archive]\ntype = "sql"\nurl = "sqlite:///data/readings.sqlite"\n'
+IN_DATABASE = '[sinks.data]\ntype = "sql"\nurl = { env = "DATABASE_URL" }\n'
 
 
 @pytest.mark.parametrize(
@@ -364,6 +366,10 @@ CSV = '[sinks.archive]\ntype = "csv"\npath = "events.csv"\n'
         pytest.param(CSV, {"DYNO": "web.1"}, [JOURNAL_AT_RISK, FILE_AT_RISK], id="no database and a file"),
         pytest.param(CSV + "enabled = false\n", {"DYNO": "web.1"}, [JOURNAL_AT_RISK], id="a file that is not written"),
         pytest.param(CSV, {"DYNO": "web.1", "DATABASE_URL": "postgres://h/d"}, [FILE_AT_RISK], id="a file"),
+        pytest.param(
+            SQL, {"DYNO": "web.1", "DATABASE_URL": "postgres://h/d"}, [FILE_AT_RISK], id="a file for readings"
+        ),
+        pytest.param(IN_DATABASE, {"DYNO": "web.1", "DATABASE_URL": "postgres://h/d"}, [], id="readings in a server"),
         pytest.param(STDOUT, {"DYNO": "run.7", "DATABASE_URL": "postgres://h/d"}, [], id="all is safe"),
         pytest.param(STDOUT, {"DYNO": "web.1", "DATABASE_URL": ""}, [JOURNAL_AT_RISK], id="an empty variable"),
         pytest.param(STDOUT + CSV, {}, [], id="no dyno"),

@@ -826,9 +826,9 @@ def test_the_journal_of_an_older_receiver_is_brought_up_to_date_and_the_older_on
         assert connection.exec_driver_sql("SELECT version FROM receiver_schema").scalars().all() == [2]
     assert [kept.id for kept in newer.unmatched(10)] == ["b"]
     assert names_of(claim(newer, "s")) == ["a"]
-    assert newer.enabled() == set()
-    newer.enable(["s"])
-    assert store.open().enabled() == {"s"}
+    assert newer.enabled() == {"s"}
+    newer.enable(["t"])
+    assert store.open().enabled() == {"t"}
 
 
 def test_what_is_remembered_of_a_sink_is_read_back_and_replaced_as_a_whole(store: Store) -> None:

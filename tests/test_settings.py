@@ -421,13 +421,14 @@ def test_a_faulty_sink_stays_enabled_with_its_faults_and_what_was_right(
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("30s", 30.0), ("5m", 300.0), ("2h", 7200.0), ("3d", 259200.0), ("1.5h", 5400.0), (" 2 h ", 7200.0), (90, 90)],
+    [("30s", 30.0), ("5m", 300.0), ("2h", 7200.0), ("3d", 259200.0), ("1.5h", 5400.0), (" 2 h ", 7200.0), (90, 90)]
+    + [("30", 30.0), (" 1.5 ", 1.5)],
 )
 def test_a_length_of_time_is_a_number_of_seconds_or_has_a_unit(given: object, expected: float) -> None:
     assert seconds(given) == expected
 
 
-@pytest.mark.parametrize("given", ["", "5", "h", "5 weeks", "-5s", "1h30m", "5S", "1e3s", "5s\nx", ".5s", "inf s"])
+@pytest.mark.parametrize("given", ["", "-5", "h", "5 weeks", "-5s", "1h30m", "5S", "1e3s", "5s\nx", ".5s", "inf s"])
 def test_any_other_length_of_time_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match="give seconds, or a number with a unit"):
         seconds(given)

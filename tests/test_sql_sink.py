@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -42,13 +43,14 @@ NOW = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
 
 @cache
 def plugins() -> tuple[Settings, Plugins]:
-    config = Settings(ROOT / "config.toml", ReceiverTable(), JournalTable(), (), 8000, 2, {}, frozenset())
+    config = Settings(ROOT / "config.toml", ReceiverTable(), JournalTable(), (), 8000, 2, {}, set())
     return config, load_plugins(config)
 
 
 def build(url: str, **options: Any) -> Sink:
     """The sink that `[sinks.data]` with these options describes."""
     config, found = plugins()
+    config = replace(config, hidden=set())
     return build_sink(found, config, SinkSettings("data", CommonOptions(type="sql"), {"url": url, **options}))
 
 
@@ -508,11 +510,11 @@ def test_a_wrong_option_is_named_and_the_url_is_not_shown(options: dict[str, Any
         ("postgres://bob:hunter2@host:port/name", "url is no URL such as"),
         ("postgres://bob:hunter2@host/name?hunter2=1", "url is no URL such as"),
         ("mysql://bob:hunter2@host/name", "url must begin with postgres://, postgresql:// or sqlite:///"),
-        ("sqlite://", "an SQLite url must be sqlite:/// and the path of a file"),
-        ("sqlite:///", "an SQLite url must be sqlite:/// and the path of a file"),
-        ("sqlite://hunter2.sqlite", "an SQLite url must be sqlite:/// and the path of a file"),
-        ("sqlite:///:memory:", "an SQLite url must be sqlite:/// and the path of a file"),
-        ("sqlite:///file:hunter2?uri=true", "an SQLite url must be sqlite:/// and the path of a file"),
+        ("sqlite://", "an SQLite url must name a file: three slashes and its path"),
+        ("sqlite:///", "an SQLite url must name a file: three slashes and its path"),
+        ("sqlite://hunter2.sqlite", "an SQLite url must name a file: three slashes and its path"),
+        ("sqlite:///:memory:", "an SQLite url must name a file: three slashes and its path"),
+        ("sqlite:///file:hunter2?uri=true", "an SQLite url must name a file: three slashes and its path"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_without_showing_it(url: str, says: str) -> None:

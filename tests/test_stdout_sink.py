@@ -34,7 +34,7 @@ def plugin() -> ModuleType:
 
 def build(plugin: ModuleType, **options: Any) -> Sink:
     """The sink that `[sinks.console]` with these options describes."""
-    config = Settings(Path("config.toml"), ReceiverTable(), JournalTable(), (), 8000, 2, {}, frozenset())
+    config = Settings(Path("config.toml"), ReceiverTable(), JournalTable(), (), 8000, 2, {}, set())
     table = SinkSettings("console", CommonOptions(type="stdout"), options)
     return build_sink(Plugins(_offered(str(SOURCE), plugin)[0]), config, table)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, Update, bindparam, delete, func, select, update
 
 from receiver.journal.contract import DeadLetter, History, Kept, LastAttempt, Quarantined
 from receiver.journal.sql_state import KEPT, SqlState
 from receiver.journal.tables import DEAD, DELIVERED, IS_DEAD, PENDING, deliveries, events, quarantine, sinks
 
+AT_ONCE = 1000
+"""How many deliveries a person's wish changes in one transaction."""
 STATES = {PENDING: "pending", DELIVERED: "delivered", DEAD: "dead"}
 QUARANTINED = (quarantine.c.id, quarantine.c.received_at, quarantine.c.why, quarantine.c.body)
 THIS = (deliveries.c.event == bindparam("of_event")) & (deliveries.c.sink == bindparam("of_sink"))
@@ -41,18 +43,10 @@ class SqlRecords(SqlState):
             return [DeadLetter(*row) for row in connection.execute(query.limit(most))]
 
     def retry_dead(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        with self._database.write() as connection:
-            dead = self._dead(connection, sink, event_ids)
-            if dead:
-                connection.execute(update(deliveries).where(THIS).values(**self._as_new()), dead)
-        return len(dead)
+        return self._for_dead(sink, event_ids, update(deliveries).where(THIS).values(**self._as_new()))
 
     def drop_dead(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        with self._database.write() as connection:
-            dead = self._dead(connection, sink, event_ids)
-            if dead:
-                connection.execute(delete(deliveries).where(THIS), dead)
-        return len(dead)
+        return self._for_dead(sink, event_ids, delete(deliveries).where(THIS))
 
     def quarantined(self, most: int) -> list[Quarantined]:
         query = select(*QUARANTINED).order_by(quarantine.c.received_at.desc()).limit(most)
@@ -138,16 +132,29 @@ class SqlRecords(SqlState):
     def _received(since: float, until: float) -> tuple[ColumnElement[bool], ...]:
         return (events.c.received_at >= since, events.c.received_at < until, events.c.matched.is_(True))
 
-    def _dead(self, connection: Connection, sink: str, event_ids: Sequence[str] | None) -> list[dict[str, Any]]:
-        """The dead letters of a sink, as what `THIS` is bound to."""
+    def _for_dead(self, sink: str, event_ids: Sequence[str] | None, change: Update | Delete) -> int:
+        """Change dead letters a part at a time, since pushes wait meanwhile; how many."""
+        changed = after = 0
+        while True:
+            with self._database.write() as connection:
+                dead = self._dead(connection, sink, event_ids, after)
+                if not dead:
+                    return changed
+                connection.execute(change, dead)
+            changed, after = changed + len(dead), dead[-1]["of_event"]
+
+    def _dead(
+        self, connection: Connection, sink: str, event_ids: Sequence[str] | None, after: int
+    ) -> list[dict[str, Any]]:
+        """The next dead letters of a sink, as what `THIS` is bound to."""
         query = (
             select(deliveries.c.event, deliveries.c.sink)
             .join(sinks, sinks.c.key == deliveries.c.sink)
-            .where(IS_DEAD, sinks.c.name == sink)
+            .where(IS_DEAD, sinks.c.name == sink, deliveries.c.event > after)
         )
         if event_ids is not None:
             query = query.join(events, events.c.key == deliveries.c.event).where(events.c.id.in_(event_ids))
-        query = query.order_by(deliveries.c.event).with_for_update(of=deliveries)
+        query = query.order_by(deliveries.c.event).limit(AT_ONCE).with_for_update(of=deliveries)
         return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
 
     def _as_new(self) -> dict[str, Any]:

@@ -107,7 +107,8 @@ class SqlState:
                 )
             elif version < SCHEMA_VERSION:
                 for older in range(version, SCHEMA_VERSION):
-                    connection.exec_driver_sql(UPGRADES[older])
+                    for statement in UPGRADES[older]:
+                        connection.exec_driver_sql(statement)
                 connection.execute(update(versions).values(version=SCHEMA_VERSION))
 
     def _sink_key(self, connection: Connection, name: str, *, keep: bool = False) -> int:

@@ -47,7 +47,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, min_free_mb: int, max_size_mb: int | None) -> None:
         """Open or create the file. Raises JournalError with what to do when that cannot be."""
-        self._path = path
+        self._path = path = path.resolve()  # a link to the file must not lead to locks of its own
         self._min_free_mb = min_free_mb
         self._max_size_mb = max_size_mb
         self._wall_at_start = time.time() - time.monotonic()

@@ -26,7 +26,12 @@ from sqlalchemy import (
 )
 
 SCHEMA_VERSION = 2
-UPGRADES = {1: "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false"}
+UPGRADES = {
+    1: (
+        "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false",
+        "UPDATE sinks SET enabled = true",  # nobody knows, and events that are not matched yet must find their sink
+    )
+}
 """What makes of each version the next one. A receiver of the version before must be able to work on with it."""
 
 _Key = BigInteger().with_variant(Integer, "sqlite")
