@@ -111,10 +111,6 @@ def prepare(settings: Settings) -> None:
     os.environ["WEB_CONCURRENCY"] = str(settings.workers)  # gunicorn reads it when it is imported, and fails when empty
     import receiver.intake  # forked processes share its memory and start at once
 
-    if settings.receiver.deliver:
-        import receiver.dispatcher
-        import receiver.plugins  # noqa: F401  # or files that are replaced meanwhile would meet older ones at a restart
-
     for warning in [*settings.weak(), *settings.at_risk()]:
         log.warning("%s", warning)
     await_journal(settings)

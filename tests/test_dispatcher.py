@@ -876,6 +876,18 @@ def test_a_sink_that_took_the_process_down_when_called_alone_starts_paused(runni
     )
 
 
+def test_of_two_sinks_on_trial_only_the_one_that_was_in_doubt_before_is_convicted(running: Running) -> None:
+    running.outside.remember(SinkState("killer", 2, 0.0, "it died before", on_trial=True))
+    running.outside.remember(SinkState("slow", on_trial=True))
+    slow = Single()
+    running.start(*(built(running.settings, sink, name) for sink, name in ((Single(), "killer"), (slow, "slow"))))
+    running.accept("a")
+    wait_until(lambda: running.count("slow") == (1, 0, 0), what="delivery")
+    killer = running.outside.states()["killer"]
+    assert (killer.pauses, killer.pause_reason) == (3, "the dispatcher died when it called this sink alone")
+    assert running.outside.states()["slow"] == SinkState("slow")
+
+
 def die_in_a_call_of(running: Running, *sinks: str) -> None:
     """Leave behind what a dispatcher does that was killed while these sinks were called."""
     for sink in sinks:

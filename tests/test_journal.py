@@ -25,6 +25,7 @@ from sqlalchemy.exc import OperationalError
 
 from receiver.errors import JournalUnavailable
 from receiver.journal import Acceptance, Arrival, Delivery, Kept, Result, Settlement, SinkCount, SinkState
+from receiver.journal import sql_records as sql_records_module
 from receiver.journal.database import Database
 from receiver.journal.postgres import PostgresDatabase
 from receiver.journal.sql import SqlJournal
@@ -829,6 +830,27 @@ def test_the_journal_of_an_older_receiver_is_brought_up_to_date_and_the_older_on
     assert newer.enabled() == {"s"}
     newer.enable(["t"])
     assert store.open().enabled() == {"t"}
+
+
+@pytest.mark.parametrize("order", ["retry", "drop"])
+def test_dead_letters_are_retried_and_dropped_in_parts_that_others_can_come_between(
+    order: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_records_module, "AT_ONCE", 2)
+    journal, records = store.open(), store.records()
+    owe(journal, "s", *"abcde")
+    settle(journal, claim(journal, "s"), Result.DEAD)
+    parts: list[int] = []
+
+    def noted(*given: Any) -> list[dict[str, Any]]:
+        found = SqlRecords._dead(records, *given)
+        parts.append(len(found))
+        return found
+
+    monkeypatch.setattr(records, "_dead", noted)
+    changed = (records.retry_dead if order == "retry" else records.drop_dead)("s", None)
+    assert (changed, parts) == (5, [2, 2, 1, 0])
+    assert count(journal, "s") == ((0, 5, 0) if order == "retry" else (0, 0, 0))
 
 
 def test_what_is_remembered_of_a_sink_is_read_back_and_replaced_as_a_whole(store: Store) -> None:

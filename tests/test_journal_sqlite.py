@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,18 @@ def test_a_dispatcher_killed_in_another_process_can_be_succeeded_at_once(store: 
         process.kill()
     assert journal.begin() == ["s"]
     assert [again.attempt for again in claim(journal, "s")] == [2]
+
+
+def test_a_link_to_the_journal_leads_to_the_same_dispatcher(store: SqliteStore, tmp_path: Path) -> None:
+    store.open().begin()
+    link = tmp_path / "elsewhere" / "link.sqlite"
+    link.parent.mkdir()
+    link.symlink_to(store.path)
+    with (
+        closing(SqlJournal(SqliteDatabase(link, 0, None))) as other,
+        pytest.raises(JournalUnavailable, match="another"),
+    ):
+        other.begin()
 
 
 def test_a_journal_of_a_newer_receiver_is_refused_in_plain_words(store: SqliteStore) -> None:

@@ -17,6 +17,7 @@ from conftest import TEST_SECRET, Running, StartReceiver, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_httpserver import HTTPServer
 
+from receiver import metrics as metrics_module
 from receiver.errors import ConfigError
 from receiver.journal import Acceptance, Arrival, Journal, Result, Settlement, SinkState, open_journal
 from receiver.journal.sql import SqlJournal
@@ -267,6 +268,19 @@ def test_the_gauges_of_a_sink_follow_the_journal(journal: Journal, monkeypatch: 
     journal.settle([Settlement(delivery, Result.DELIVERED) for delivery in journal.claim("erp", 10, 60)])
     erp = of_sink(shown(journal, monkeypatch), "erp")
     assert (erp["pending"], erp["dead"], erp["paused"], erp["oldest_pending_seconds"]) == (0, 1, 0, 0)
+
+
+def test_however_often_the_page_is_asked_for_the_journal_is_read_when_what_is_known_is_old(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.setattr(metrics_module, "AGE_SECONDS", 1000.0)
+    metrics = Metrics(journal)
+    before = parsed(metrics.page().decode())
+    owed(journal, "a")
+    assert parsed(metrics.page().decode()) == before
+    monkeypatch.setattr(metrics_module, "AGE_SECONDS", 0.0)
+    assert of_sink(parsed(metrics.page().decode()), "erp")["pending"] == 1
 
 
 def test_the_age_of_an_event_from_a_clock_that_was_ahead_is_not_negative(

@@ -241,6 +241,13 @@ def test_options_are_given_with_their_types_and_the_others_keep_their_defaults(w
     }
 
 
+def test_a_default_that_a_function_of_the_plugins_makes_is_neither_made_nor_shown(workshop: Workshop) -> None:
+    makes = "    token: str = field(default_factory=lambda: 1 / 0)\n    many: list[str] = field(default_factory=list)\n"
+    workshop.plugin(HEAD + "@dataclass\nclass Mine:\n" + makes + DELIVER + REGISTER)
+    plugins, _ = workshop.ready()
+    assert [(each.name, each.default) for each in plugins.types["mine"].described()] == [("token", ""), ("many", "[]")]
+
+
 def test_values_from_the_environment_become_the_type_that_is_asked_for(workshop: Workshop) -> None:
     workshop.plugin(OPTIONS)
     options = (

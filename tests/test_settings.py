@@ -331,6 +331,14 @@ def test_a_missing_variable_is_one_problem_and_no_second_one_follows_from_it(tmp
     ]
 
 
+def test_a_variable_in_a_filter_is_said_to_be_none(tmp_path: Path) -> None:
+    sink = the_sink(tmp_path, "[sinks.a]\ntype = 'csv'\nfilter = { event_types = { env = 'TYPES' } }")
+    assert sink.faults == (
+        "config.toml [sinks.a]: filter.event_types: "
+        'give a list of text, such as ["humidity"] ({ env = … } is not read here)',
+    )
+
+
 def test_nothing_is_looked_up_in_a_filter(tmp_path: Path) -> None:
     sink = the_sink(tmp_path, "[sinks.a]\ntype = 'csv'\n[sinks.a.filter]\nlabels = { env = 'NOT_SET' }")
     assert (sink.common.filter.labels, sink.from_environment, sink.faults) == ({"env": "NOT_SET"}, frozenset(), ())
