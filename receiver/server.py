@@ -109,7 +109,7 @@ def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> 
 def prepare(settings: Settings) -> None:
     """Find out now what would keep intake from working; what is imported here is shared by all processes."""
     os.environ["WEB_CONCURRENCY"] = str(settings.workers)  # gunicorn reads it when it is imported, and fails when empty
-    import receiver.intake  # forked processes share its memory and start at once
+    import receiver.intake  # noqa: F401  # forked processes share its memory and start at once
 
     for warning in [*settings.weak(), *settings.at_risk()]:
         log.warning("%s", warning)
