@@ -96,7 +96,7 @@ def deliver() -> None:
 
     settings = _load()
     logs.set_up(settings)
-    server.deliver(settings)
+    sys.exit(server.deliver(settings))
 
 
 @main.command()

@@ -58,27 +58,42 @@ def serve(settings: Settings, lifeline: Lifeline | None = None) -> int:
         log.info("receiving on %s port %d", settings.receiver.host, settings.port)
         children = [Child("intake", lambda lifeline: receive(settings, listener, lifeline), silent_seconds=None)]
         if settings.receiver.deliver:
-            holder = uuid.uuid4().hex
-
-            def dispatch(lifeline: Lifeline) -> None:
-                listener.close()  # or it would keep the port beyond the end of intake
-                os.nice(BEHIND_INTAKE)
-                deliver(settings, lifeline, holder)
-
-            children.append(Child("dispatcher", dispatch, SILENT_SECONDS))
-        Supervisor(children, listener, lifeline or Lifeline()).run()
+            children.append(dispatcher(settings, listener))
+        Supervisor(children, lifeline or Lifeline(), listener).run()
         return 0
     finally:
         shutil.rmtree(counters, ignore_errors=True)
 
 
-def deliver(settings: Settings, lifeline: Lifeline | None = None, holder: str | None = None) -> None:
+def deliver(settings: Settings) -> int:
+    """Deliver until SIGTERM or SIGINT, without receiving; the exit code. Raises ReceiverError when it cannot start."""
+    lifeline = Lifeline()
+    lifeline.catch_signals()
+    await_journal(settings, lifeline)
+    log.info("delivering")
+    Supervisor([dispatcher(settings)], lifeline).run()
+    return 0
+
+
+def dispatcher(settings: Settings, listener: socket.socket | None = None) -> Child:
+    """The dispatcher as a child, the same holder of claims in each of its lives."""
+    holder = uuid.uuid4().hex
+
+    def work(lifeline: Lifeline) -> None:
+        if listener is not None:
+            listener.close()  # or it would keep the port beyond the end of intake
+            os.nice(BEHIND_INTAKE)
+        dispatch(settings, lifeline, holder)
+
+    return Child("dispatcher", work, SILENT_SECONDS)
+
+
+def dispatch(settings: Settings, lifeline: Lifeline, holder: str) -> None:
     """Deliver until told to stop: the dispatcher as a process of its own. `holder` is the same when it is restarted."""
     from receiver.dispatcher import Dispatcher
     from receiver.journal import open_journal
     from receiver.plugins import build_all, load_plugins
 
-    lifeline = lifeline or Lifeline()
     lifeline.catch_signals()
     await_journal(settings, lifeline)
     plugins = load_plugins(settings)
@@ -224,11 +239,11 @@ class Child:
 
 
 class Supervisor:
-    """Runs children, the first of which is intake, until SIGTERM or SIGINT."""
+    """Runs children until SIGTERM or SIGINT. Where there is a listener, the first is intake."""
 
-    def __init__(self, children: list[Child], listener: socket.socket, lifeline: Lifeline) -> None:
-        self._lifeline = lifeline
+    def __init__(self, children: list[Child], lifeline: Lifeline, listener: socket.socket | None = None) -> None:
         self._children = children
+        self._lifeline = lifeline
         self._listener = listener
         self._stopping = False
 
@@ -253,7 +268,8 @@ class Supervisor:
         """Signal all; when intake is gone, nothing more comes and the dispatcher can finish."""
         log.info("stopping")
         end = time.monotonic() + STOP_SECONDS
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         for child in self._children:
             child.signal(signal.SIGTERM)
         for child in self._children:

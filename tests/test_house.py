@@ -157,7 +157,7 @@ def test_the_server_imports_plugin_code_only_in_the_process_that_delivers() -> N
         and each.file not in ("receiver/dispatcher.py", "receiver/sink_loop.py")
         and not each.file.startswith("receiver/testing/")
     }
-    assert {function for file, function in where if file == "receiver/server.py"} == {"deliver"}
+    assert {function for file, function in where if file == "receiver/server.py"} == {"dispatch"}
     assert {file for file, _ in where} == {"receiver/server.py", "receiver/cli.py"}
     assert "" not in {function for _, function in where}
 
