@@ -64,6 +64,21 @@ class Dyno(Running):
         self.command = procfile()[kind]
 
 
+EXITS = """
+import os
+from receiver import hookimpl
+
+class Odd:
+    @hookimpl
+    def deliver(self, event):
+        os._exit(3)
+
+@hookimpl
+def register_sinks(register):
+    register("odd", Odd)
+"""
+
+
 class Watch(threading.Thread):
     """Counts the receiver's connections to a database again and again, as long as it answers."""
 
@@ -281,6 +296,24 @@ def test_dynos_come_and_go_and_the_database_is_killed_and_no_event_is_lost_or_sh
     assert {status for status, _ in cloud.answers} <= {0, 200, 503}
     assert TEST_SECRET not in "".join(dyno.log for dyno in app.dynos)
     assert "Traceback" not in "".join(dyno.log for dyno in app.dynos)
+
+
+def test_a_sink_that_ends_a_worker_is_found_and_paused_and_the_others_work_on(start_app: Start) -> None:
+    archive = '[sinks.console]\ntype = "stdout"\n[sinks.odd]\ntype = "odd"\n'
+    app = start_app(NO_DELIVERY + 'plugins = ["odd.py"]\n' + archive)
+    app.release()
+    web = app.web(workers=1, ready=False)
+    bodies = bodies_of(20)
+    worker = app.dyno("worker")
+    (worker.folder / "odd.py").write_text(EXITS)
+    with Cloud([web]).pushing(list(bodies.values())):
+        worker.launch()
+    wait_until(lambda: set(worker.printed()) == bodies.keys(), what="the deliveries of the other sink")
+    wait_until(lambda: app.sql("SELECT pause_reason FROM sinks WHERE name = 'odd' AND pauses > 0"), what="the pause")
+    assert app.sql("SELECT pause_reason FROM sinks WHERE pauses > 0") == [
+        ("the dispatcher died when it called this sink alone",)
+    ]
+    assert (worker.terminate(), web.terminate()) == (0, 0)
 
 
 def test_events_flow_through_a_worker_when_the_web_does_not_deliver(start_app: Start, recorder: Recorder) -> None:
