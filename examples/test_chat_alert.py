@@ -232,9 +232,7 @@ url = "http://127.0.0.1:9/"
 """
 
 
-def test_a_running_receiver_tells_of_water_and_of_a_paused_sink(
-    tmp_path: Path, chat: Chat, start_receiver: StartReceiver
-) -> None:
+def test_a_running_receiver_tells_of_water_and_of_a_paused_sink(chat: Chat, start_receiver: StartReceiver) -> None:
     plugin = str(Path("examples/chat_alert.py").absolute())
     receiver = start_receiver(CONFIG.replace("examples/chat_alert.py", plugin), CHAT_WEBHOOK=chat.url)
     wet = event("waterPresent", state="PRESENT", labels={"name": "Cellar"})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
-from receiver.journal import LastAttempt, Quarantined, Records, SinkCount, SinkState
+from receiver.journal import LastAttempt, Quarantined, Records, SinkCount, SinkState, left_behind
 from receiver.options import nearest
 from receiver.settings import Filter, Settings, SinkSettings
 
@@ -260,7 +260,7 @@ def forget(records: Records, settings: Settings, sink: str) -> int:
 
 def warnings(records: Records | None, settings: Settings) -> list[str]:
     """What is no mistake, but worth knowing."""
-    found = [*settings.weak(), *settings.at_risk()] + [
+    found = [*settings.weak(), *settings.at_risk(), *left_behind(settings)] + [
         f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: {line}"
         for sink in settings.sinks
         for line in undocumented(sink.common.filter.event_types or ())

@@ -52,8 +52,8 @@ class PluginHooks(AlertHooks):
     def register_sinks(self, register: Callable[[str, type], None]) -> None:
         """Offer sink types.
 
-        Called once at start, in the process that delivers (never where pushes are received), with `register(type,
-        cls)`: `type` is what users write in config.toml, and the constructor of `cls` is the schema of the options.
+        Called once at start, in the process that delivers and never in those that receive, with `register(type, cls)`:
+        `type` is what users write in config.toml, and the constructor of `cls` is the schema of the options.
         What it returns is ignored. If it raises, the plugin is reported and left out; the others work on.
         """
 

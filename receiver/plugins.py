@@ -1,7 +1,7 @@
 """Find plugins, and build from them the sinks that config.toml names.
 
 Plugins come from `plugins/`, from what `[receiver] plugins` lists, and from installed packages with an entry point in
-the group `receiver.plugins`. Only the process that delivers loads them. One that is broken is reported in a line and
+the group `receiver.plugins`. The processes that receive never load them. One that is broken is reported in a line and
 left out; it takes no other plugin, no other sink and no push down with it.
 """
 

@@ -34,8 +34,10 @@ SILENT_SECONDS = 30.0
 STOP_SECONDS = 20.0
 AWAY_SECONDS = 45.0
 
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+MEMORY = "/dev/shm"
 """Where counters are kept: in files mapped into memory, which a full disk would turn into a fatal signal."""
+
+ROOM_BYTES = 16 * 1024 * 1024
 
 BEHIND_INTAKE = 5
 """How much nicer the dispatcher is: while there are more pushes than processors can take, answers come first."""
@@ -51,7 +53,7 @@ def serve(settings: Settings, lifeline: Lifeline | None = None) -> int:
 
     Raises ReceiverError when it cannot start.
     """
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-", dir=MEMORY)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-", dir=in_memory())
     try:
         prepare(settings)
         listener = listen(settings.receiver.host, settings.port)
@@ -123,10 +125,12 @@ def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> 
 
 def prepare(settings: Settings) -> None:
     """Find out now what would keep intake from working; what is imported here is shared by all processes."""
+    from receiver.journal import left_behind
+
     os.environ["WEB_CONCURRENCY"] = str(settings.workers)  # gunicorn reads it when it is imported, and fails when empty
     import receiver.intake  # noqa: F401  # forked processes share its memory and start at once
 
-    for warning in [*settings.weak(), *settings.at_risk()]:
+    for warning in [*settings.weak(), *settings.at_risk(), *left_behind(settings)]:
         log.warning("%s", warning)
     await_journal(settings)
     gc.freeze()  # or each process would get a copy of its own when its garbage collector looks at what is shared
@@ -162,6 +166,16 @@ def listen(host: str, port: int) -> socket.socket:
             errno.EACCES: "set PORT to one above 1023",
         }.get(error.errno or 0, "set [receiver] host to an address of this machine")
         raise ReceiverError(f"cannot listen on {host} port {port}: {error.strerror}; {remedy}") from None
+
+
+def in_memory() -> str | None:
+    """Where files are kept in memory; None where that is not, or is full."""
+    try:
+        found = os.statvfs(MEMORY)
+    except OSError:
+        return None
+    room = found.f_bavail * found.f_frsize >= ROOM_BYTES
+    return MEMORY if room and os.access(MEMORY, os.W_OK) else None
 
 
 class Child:

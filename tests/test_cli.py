@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, TEST_SECRET, THERE_ARE, StartReceiver, sink_types, wait_until
+from conftest import ROOT, TEST_SECRET, THERE_ARE, StartReceiver, new_database, sink_types, wait_until
 from pytest_httpserver import HTTPServer
 
 from receiver import desk
@@ -23,7 +24,8 @@ from receiver.cli import main
 from receiver.demo import free_port
 from receiver.errors import ReceiverError
 from receiver.event import TYPES
-from receiver.settings import SECRET
+from receiver.journal import Arrival, open_journal
+from receiver.settings import SECRET, load
 from receiver.simulator import Simulator
 
 STRONG_SECRET = "a-signature-secret-that-is-long-enough"
@@ -159,6 +161,23 @@ def test_check_names_the_problems_of_sinks_also_while_the_database_is_away(user:
     assert len(errors) == 2
     assert "refused" in errors[1]
     assert "pass-word" not in errors[1]
+
+
+def test_check_warns_of_what_a_journal_still_owes_that_a_database_has_replaced(user: User) -> None:
+    user.config(CONSOLE)
+    config = str(user.folder / "config.toml")
+    with closing(open_journal(load({**user.environment, "RECEIVER_CONFIG": config}))) as journal:
+        for name in "abc":
+            journal.accept(Arrival(name, b"", 1000.0))
+        journal.owe([(kept, ["console", "erp"]) for kept in journal.unmatched(1)])
+    code, _, errors = user.runs("check", DATABASE_URL=new_database())
+    assert (code, errors) == (
+        0,
+        [
+            f"warning: the journal {user.folder}/data/journal.sqlite is not used while DATABASE_URL is set, and still "
+            "owes 4 deliveries; to make them, run `python -m receiver deliver` without DATABASE_URL until none is left"
+        ],
+    )
 
 
 def test_check_names_every_problem_of_plugins_and_sinks_in_a_line_each(user: User) -> None:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 EVENTS = int(os.environ.get("HEROKU_EVENTS", "2000"))
 PUSHERS = 12
 MOST_CONNECTIONS = 20
-SILENT_SECONDS = 12
+SILENT_SECONDS = 20
 """A dispatcher beats every 5 s; one that has not for this long is gone."""
 
 CONFIG = """

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest_httpserver import HTTPServer
 
 from receiver import metrics as metrics_module
+from receiver import server
 from receiver.errors import ConfigError
 from receiver.journal import Acceptance, Arrival, Journal, Result, Settlement, SinkState, open_journal
 from receiver.journal.sql import SqlJournal
@@ -389,3 +391,12 @@ def test_every_family_says_its_type_and_what_it_means(start_receiver: StartRecei
         "receiver_paused": "gauge",
     }
     assert [family.name for family in families if len(family.documentation) < 10] == []
+
+
+@pytest.mark.parametrize(("free_mb", "chosen"), [(1, None), (1000, "/dev/shm")])
+def test_counters_are_kept_in_memory_only_where_there_is_room(
+    free_mb: int, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = types.SimpleNamespace(f_bavail=free_mb * 1024, f_frsize=1024)
+    monkeypatch.setattr(server.os, "statvfs", lambda path: found)
+    assert server.in_memory() == chosen

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from receiver.errors import JournalError
 from receiver.journal.contract import (
     Acceptance,
     Arrival,
@@ -42,6 +45,7 @@ __all__ = [
     "Settlement",
     "SinkCount",
     "SinkState",
+    "left_behind",
     "open_journal",
     "open_records",
 ]
@@ -64,6 +68,20 @@ def open_records(settings: Settings) -> Records:
     from receiver.journal.sql_records import SqlRecords
 
     return SqlRecords(_database(settings))
+
+
+def left_behind(settings: Settings) -> list[str]:
+    """A line for an SQLite journal that is not used since there is a DATABASE_URL, and still owes something."""
+    if settings.database_url is None or not settings.journal_path.exists():
+        return []
+    with suppress(JournalError), closing(open_records(replace(settings, database_url=None))) as records:
+        counts = records.counts()
+        if owed := counts.unmatched + sum(count.pending for count in counts.sinks.values()):
+            return [
+                f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and still owes {owed} "
+                "deliveries; to make them, run `python -m receiver deliver` without DATABASE_URL until none is left"
+            ]
+    return []
 
 
 def _database(settings: Settings) -> Database:

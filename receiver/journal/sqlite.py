@@ -47,15 +47,15 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, min_free_mb: int, max_size_mb: int | None) -> None:
         """Open or create the file. Raises JournalError with what to do when that cannot be."""
-        self._path = path = path.resolve()  # a link to the file must not lead to locks of its own
         self._min_free_mb = min_free_mb
         self._max_size_mb = max_size_mb
         self._wall_at_start = time.time() - time.monotonic()
         try:
+            self._path = path = path.resolve()  # a link to the file must not lead to locks of its own
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(path.name + ".lock"))
             self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise JournalError(f"journal {path}: {why}; make it writable or set another [journal] path") from None
         self._dispatches = False
