@@ -6,9 +6,17 @@ killed closes it too, so no child outlives it.
 
 from __future__ import annotations
 
+import mmap
 import signal
 import socket
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from receiver.errors import PluginError
+
+LIVES = 3
+"""How many processes may end in the middle of the same thing before it is left alone."""
 
 
 class Lifeline:
@@ -49,3 +57,29 @@ class Lifeline:
 
     def _ask_to_stop(self, number: int, frame: types.FrameType | None) -> None:
         self.asked_to_stop = True
+
+
+class Risks:
+    """What a process does that may take it down, noted in memory that it shares with those started in its place."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 65536)
+
+    @contextmanager
+    def taking(self, name: str) -> Iterator[None]:
+        """Do something with a plugin. Raises PluginError when too many processes in a row have not come to its end."""
+        unfinished = self._read()
+        if unfinished.count(name) >= LIVES:
+            raise PluginError(f"{LIVES} processes in a row died or hung while it was loaded; mend it and restart")
+        self._write([*unfinished, name])
+        try:
+            yield
+        finally:
+            self._write([other for other in unfinished if other != name])
+
+    def _read(self) -> list[str]:
+        return self._memory[:].rstrip(b"\0").decode("utf-8", "replace").splitlines()
+
+    def _write(self, names: list[str]) -> None:
+        text = "\n".join(names).encode("utf-8", "replace")[: len(self._memory)]
+        self._memory[:] = text.ljust(len(self._memory), b"\0")

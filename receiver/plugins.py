@@ -16,6 +16,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -40,6 +41,9 @@ BUILT_IN = Path(__file__).parent.parent / "plugins"
 SHIPPED = ("csv_file.py", "sql.py", "stdout.py", "webhook.py")
 ENTRY_POINTS = "receiver.plugins"
 
+Taking = Callable[[str], AbstractContextManager[object]]
+"""Told what is loaded or made, while it is."""
+
 
 @dataclass(frozen=True)
 class Sink:
@@ -60,14 +64,15 @@ class Plugins:
     hooks: tuple[Any, ...] = field(default=(), repr=False)
 
 
-def load_plugins(settings: Settings) -> Plugins:
-    """Load every plugin there is. Never raises for what is inside of one."""
+def load_plugins(settings: Settings, taking: Taking = nullcontext) -> Plugins:
+    """Load every plugin there is, each inside of `taking`, which may refuse it. Never raises for what is in one."""
     types: dict[str, SinkType] = {}
     faults: list[str] = []
     hooks: list[Any] = []
     for source, load in _sources(settings).items():
         try:
-            offered, hook = _offered(source, load())
+            with taking(source):
+                offered, hook = _offered(source, load())
             taken = [name for name in offered if name in types]
             if taken:
                 raise PluginError(f"sink type '{taken[0]}' is already offered by {types[taken[0]].source}")
@@ -104,13 +109,14 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings) -> Sink
     raise PluginError("\n".join(lines))
 
 
-def build_all(plugins: Plugins, settings: Settings) -> tuple[list[Sink], dict[str, str]]:
+def build_all(plugins: Plugins, settings: Settings, taking: Taking = nullcontext) -> tuple[list[Sink], dict[str, str]]:
     """Every enabled sink: those that could be built, and by name what is wrong with each that could not."""
     sinks: list[Sink] = []
     faulty: dict[str, str] = {}
     for sink in settings.enabled_sinks:
         try:
-            sinks.append(build_sink(plugins, settings, sink))
+            with taking(f"sink {sink.name}"):
+                sinks.append(build_sink(plugins, settings, sink))
         except PluginError as error:
             faulty[sink.name] = settings.redact("; ".join(str(error).splitlines()))
     for fault in plugins.faults:

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable
 
 from receiver.errors import JournalUnavailable, ReceiverError
-from receiver.lifeline import Lifeline
+from receiver.lifeline import Lifeline, Risks
 from receiver.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -80,26 +80,27 @@ def deliver(settings: Settings) -> int:
 def dispatcher(settings: Settings, listener: socket.socket | None = None) -> Child:
     """The dispatcher as a child, the same holder of claims in each of its lives."""
     holder = uuid.uuid4().hex
+    risks = Risks()
 
     def work(lifeline: Lifeline) -> None:
         if listener is not None:
             listener.close()  # or it would keep the port beyond the end of intake
             os.nice(BEHIND_INTAKE)
-        dispatch(settings, lifeline, holder)
+        dispatch(settings, lifeline, holder, risks)
 
     return Child("dispatcher", work, SILENT_SECONDS)
 
 
-def dispatch(settings: Settings, lifeline: Lifeline, holder: str) -> None:
-    """Deliver until told to stop: the dispatcher as a process of its own. `holder` is the same when it is restarted."""
+def dispatch(settings: Settings, lifeline: Lifeline, holder: str, risks: Risks) -> None:
+    """Deliver until told to stop: the dispatcher as a process of its own. A later one has the same holder and risks."""
     from receiver.dispatcher import Dispatcher
     from receiver.journal import open_journal
     from receiver.plugins import build_all, load_plugins
 
     lifeline.catch_signals()
     await_journal(settings, lifeline)
-    plugins = load_plugins(settings)
-    sinks, faulty = build_all(plugins, settings)
+    plugins = load_plugins(settings, risks.taking)
+    sinks, faulty = build_all(plugins, settings, risks.taking)
     dispatcher = Dispatcher(
         open_journal(settings, holder),
         settings.enabled_sinks,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from conftest import ROOT, THERE_ARE, StartReceiver, sink_types, wait_until
 
 from receiver.errors import PluginError
 from receiver.event import Event
+from receiver.lifeline import LIVES, Risks
 from receiver.plugins import BUILT_IN, SHIPPED, Plugins, Sink, build_all, build_sink, load_plugins
 from receiver.settings import SECRET, Secret, Settings, load
 from receiver.simulator import Simulator
@@ -597,6 +599,50 @@ def test_a_plugin_that_fails_with_a_secret_does_not_get_it_into_the_log(
     workshop.plugin("raise RuntimeError('a-secret')\n")
     build_all(*workshop.ready())
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["***"]
+
+
+CRASHES = "import os\nos._exit(5)\n"
+EXITS_WHEN_MADE = "class Mine:\n    def __init__(self):\n        import os\n        os._exit(5)\n"
+
+
+@pytest.mark.parametrize("where", ["loaded", "made"])
+def test_a_plugin_that_takes_processes_down_before_it_is_ready_is_left_out_by_a_later_one(
+    where: str, workshop: Workshop
+) -> None:
+    path = workshop.plugin(CRASHES if where == "loaded" else HEAD + EXITS_WHEN_MADE + DELIVER + REGISTER)
+    settings = workshop.settings("[sinks.a]\ntype = 'mine'\n[sinks.good]\ntype = 'stdout'\n")
+    risks, fork = Risks(), multiprocessing.get_context("fork")
+
+    def life() -> None:
+        build_all(load_plugins(settings, risks.taking), settings, risks.taking)
+
+    for _ in range(LIVES):
+        process = fork.Process(target=life)
+        process.start()
+        process.join(20)
+        assert process.exitcode == 5
+    plugins = load_plugins(settings, risks.taking)
+    sinks, faulty = build_all(plugins, settings, risks.taking)
+    why = "3 processes in a row died or hung while it was loaded; mend it and restart"
+    assert [sink.name for sink in sinks] == ["good"]
+    if where == "loaded":
+        assert plugins.faults == (f"{path}: {why}",)
+        assert list(faulty) == ["a"]
+    else:
+        assert (plugins.faults, faulty) == ((), {"a": why})
+
+
+def test_only_what_never_came_to_its_end_is_left_alone() -> None:
+    risks, cut_short = Risks(), []
+    for _ in range(2 * LIVES):
+        cut_short.append(risks.taking("mine"))
+        cut_short[-1].__enter__()
+        with risks.taking("mine"):
+            pass
+    with pytest.raises(ZeroDivisionError), risks.taking("mine"):
+        print(1 / 0)
+    with risks.taking("mine"):
+        pass
 
 
 def test_two_sinks_with_equal_options_are_two(workshop: Workshop) -> None:
