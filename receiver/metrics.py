@@ -16,7 +16,6 @@ from prometheus_client.registry import Collector
 from receiver.journal import Counts, Journal, SinkState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-AGE_SECONDS = 1.0
 
 
 class Metrics:
@@ -69,13 +68,16 @@ class Metrics:
 
 
 class JournalGauges(Collector):
-    """What the journal holds, read once a second at most: it is read where pushes are kept, and anyone may ask."""
+    """What the journal holds, read after it was asked for, once for all who ask meanwhile.
+
+    Pushes wait where it is read, and anyone may ask; so between two readings there is as much time as they take.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._lock = threading.Lock()
-        self._read: tuple[Counts, Mapping[str, SinkState]] | None = None
-        self._read_at = float("-inf")
+        self._known: tuple[Counts, Mapping[str, SinkState]] | None = None
+        self._began = self._rest_until = float("-inf")
 
     def describe(self) -> list[Metric]:
         return []
@@ -102,8 +104,12 @@ class JournalGauges(Collector):
         yield from (delivered, attempts, failures, dead, pending, oldest, paused)
 
     def _look(self) -> tuple[Counts, Mapping[str, SinkState]]:
+        asked = time.monotonic()
         with self._lock:
-            if self._read is None or time.monotonic() - self._read_at > AGE_SECONDS:
-                self._read = self._journal.counts(), self._journal.states()
-                self._read_at = time.monotonic()
-            return self._read
+            if self._known is None or self._began < asked:
+                time.sleep(max(0.0, self._rest_until - time.monotonic()))
+                began = time.monotonic()
+                self._known = self._journal.counts(), self._journal.states()
+                self._began = began
+                self._rest_until = 2 * time.monotonic() - began
+            return self._known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -18,10 +19,9 @@ from conftest import TEST_SECRET, Running, StartReceiver, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_httpserver import HTTPServer
 
-from receiver import metrics as metrics_module
 from receiver import server
 from receiver.errors import ConfigError
-from receiver.journal import Acceptance, Arrival, Journal, Result, Settlement, SinkState, open_journal
+from receiver.journal import Acceptance, Arrival, Counts, Journal, Result, Settlement, SinkState, open_journal
 from receiver.journal.sql import SqlJournal
 from receiver.metrics import Metrics
 from receiver.settings import SECRET, load
@@ -272,17 +272,33 @@ def test_the_gauges_of_a_sink_follow_the_journal(journal: Journal, monkeypatch: 
     assert (erp["pending"], erp["dead"], erp["paused"], erp["oldest_pending_seconds"]) == (0, 1, 0, 0)
 
 
-def test_however_often_the_page_is_asked_for_the_journal_is_read_when_what_is_known_is_old(
+def test_many_who_ask_at_once_share_a_reading_that_began_after_they_asked(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    monkeypatch.setattr(metrics_module, "AGE_SECONDS", 1000.0)
     metrics = Metrics(journal)
-    before = parsed(metrics.page().decode())
-    owed(journal, "a")
-    assert parsed(metrics.page().decode()) == before
-    monkeypatch.setattr(metrics_module, "AGE_SECONDS", 0.0)
-    assert of_sink(parsed(metrics.page().decode()), "erp")["pending"] == 1
+    read, let_go, begun = journal.counts, threading.Event(), threading.Semaphore(0)
+    readings = 0
+
+    def slowly() -> Counts:
+        nonlocal readings
+        readings += 1
+        counts = read()
+        begun.release()
+        assert let_go.wait(20)
+        return counts
+
+    monkeypatch.setattr(journal, "counts", slowly)
+    with ThreadPoolExecutor(16) as pool:
+        first = pool.submit(metrics.page)
+        assert begun.acquire(timeout=20)
+        owed(journal, "a")
+        later = [pool.submit(metrics.page) for _ in range(15)]
+        time.sleep(0.3)
+        let_go.set()
+    pages = [parsed(page.result().decode()) for page in (first, *later)]
+    assert [of_sink(page, "erp").get("pending") for page in pages] == [None] + [1] * 15
+    assert 2 <= readings < 16
 
 
 def test_the_age_of_an_event_from_a_clock_that_was_ahead_is_not_negative(
