@@ -94,7 +94,8 @@ class Dispatcher:
         states = self._journal.states()
         before = self._journal.enabled()
         self._leaving = [sink for sink in self._disabled if sink.name in before]
-        most_doubtful = max((state.pauses for state in states.values() if state.on_trial), default=0)
+        tried = [states[sink.name] for sink in self._sinks if sink.name in states and states[sink.name].on_trial]
+        most_doubtful = max((state.pauses for state in tried), default=0)
         for name, why in self._faulty.items():
             log.error("sink %s is paused: %s", name, why)
             state = states.get(name, SinkState(name))

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from receiver.errors import JournalUnavailable
 from receiver.journal import Counts, Journal, SinkState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -76,7 +77,7 @@ class JournalGauges(Collector):
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._lock = threading.Lock()
-        self._known: tuple[Counts, Mapping[str, SinkState]] | None = None
+        self._known: tuple[Counts, Mapping[str, SinkState]] | JournalUnavailable | None = None
         self._began = self._rest_until = float("-inf")
 
     def describe(self) -> list[Metric]:
@@ -109,7 +110,17 @@ class JournalGauges(Collector):
             if self._known is None or self._began < asked:
                 time.sleep(max(0.0, self._rest_until - time.monotonic()))
                 began = time.monotonic()
-                self._known = self._journal.counts(), self._journal.states()
+                self._known = self._read()
                 self._began = began
                 self._rest_until = 2 * time.monotonic() - began
-            return self._known
+            known = self._known
+        if isinstance(known, JournalUnavailable):
+            raise JournalUnavailable(str(known)) from known
+        return known
+
+    def _read(self) -> tuple[Counts, Mapping[str, SinkState]] | JournalUnavailable:
+        """What there is, or why not: those who wait must not all find it out one after another."""
+        try:
+            return self._journal.counts(), self._journal.states()
+        except JournalUnavailable as error:
+            return error

@@ -881,11 +881,19 @@ def test_of_two_sinks_on_trial_only_the_one_that_was_in_doubt_before_is_convicte
     running.outside.remember(SinkState("slow", on_trial=True))
     slow = Single()
     running.start(*(built(running.settings, sink, name) for sink, name in ((Single(), "killer"), (slow, "slow"))))
+    wait_until(lambda: not running.outside.states()["slow"].on_trial, what="the acquittal of the other")
     running.accept("a")
     wait_until(lambda: running.count("slow") == (1, 0, 0), what="delivery")
     killer = running.outside.states()["killer"]
     assert (killer.pauses, killer.pause_reason) == (3, "the dispatcher died when it called this sink alone")
     assert running.outside.states()["slow"] == SinkState("slow")
+
+
+def test_a_sink_on_trial_that_was_removed_shields_no_other_from_its_conviction(running: Running) -> None:
+    running.outside.remember(SinkState("removed", 7, 0.0, "it died before", on_trial=True))
+    running.outside.remember(SinkState("killer", 1, 0.0, "it keeps failing", on_trial=True))
+    running.start(built(running.settings, Single(), "killer"))
+    wait_until(lambda: running.outside.states()["killer"].pauses == 2, what="the conviction")
 
 
 def die_in_a_call_of(running: Running, *sinks: str) -> None:

@@ -8,10 +8,10 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import urllib3
@@ -19,8 +19,9 @@ from conftest import TEST_SECRET, Running, StartReceiver, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_httpserver import HTTPServer
 
+from receiver import metrics as metrics_module
 from receiver import server
-from receiver.errors import ConfigError
+from receiver.errors import ConfigError, JournalUnavailable
 from receiver.journal import Acceptance, Arrival, Counts, Journal, Result, Settlement, SinkState, open_journal
 from receiver.journal.sql import SqlJournal
 from receiver.metrics import Metrics
@@ -276,29 +277,61 @@ def test_many_who_ask_at_once_share_a_reading_that_began_after_they_asked(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    metrics = Metrics(journal)
-    read, let_go, begun = journal.counts, threading.Event(), threading.Semaphore(0)
-    readings = 0
-
-    def slowly() -> Counts:
-        nonlocal readings
-        readings += 1
-        counts = read()
-        begun.release()
-        assert let_go.wait(20)
-        return counts
-
-    monkeypatch.setattr(journal, "counts", slowly)
-    with ThreadPoolExecutor(16) as pool:
-        first = pool.submit(metrics.page)
-        assert begun.acquire(timeout=20)
-        owed(journal, "a")
-        later = [pool.submit(metrics.page) for _ in range(15)]
-        time.sleep(0.3)
-        let_go.set()
-    pages = [parsed(page.result().decode()) for page in (first, *later)]
+    asked = AskedTogether(Metrics(journal), journal.counts, monkeypatch)
+    monkeypatch.setattr(journal, "counts", asked.slowly)
+    pages = [parsed(page.result().decode()) for page in asked.by_many(meanwhile=lambda: owed(journal, "a"))]
     assert [of_sink(page, "erp").get("pending") for page in pages] == [None] + [1] * 15
-    assert 2 <= readings < 16
+    assert asked.readings == 2
+
+
+def test_many_who_ask_at_once_while_the_journal_is_away_wait_for_two_readings_at_most(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> NoReturn:
+        raise JournalUnavailable("the server is gone")
+
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    asked = AskedTogether(Metrics(journal), away, monkeypatch)
+    monkeypatch.setattr(journal, "counts", asked.slowly)
+    pages = asked.by_many(meanwhile=lambda: None)
+    assert {str(page.exception()) for page in pages} == {"the server is gone"}
+    assert asked.readings == 2
+
+
+class AskedTogether:
+    """A page asked for by many, all but the first during the first reading of the journal."""
+
+    def __init__(self, metrics: Metrics, read: Callable[[], Counts], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.readings = 0
+        self._metrics = metrics
+        self._read = read
+        self._begun, self._let_go = threading.Event(), threading.Event()
+        self._looks = 0
+        clock = types.SimpleNamespace(monotonic=self._monotonic, sleep=time.sleep, time=time.time)
+        monkeypatch.setattr(metrics_module, "time", clock)
+
+    def slowly(self) -> Counts:
+        self.readings += 1
+        try:
+            return self._read()
+        finally:
+            self._begun.set()
+            assert self._let_go.wait(20)
+
+    def by_many(self, meanwhile: Callable[[], None]) -> list[Future[bytes]]:
+        with ThreadPoolExecutor(16) as pool:
+            first = pool.submit(self._metrics.page)
+            assert self._begun.wait(20)
+            meanwhile()
+            looks = self._looks
+            later = [pool.submit(self._metrics.page) for _ in range(15)]
+            wait_until(lambda: self._looks == looks + 15, what="all who ask")
+            self._let_go.set()
+        return [first, *later]
+
+    def _monotonic(self) -> float:
+        self._looks += 1
+        return time.monotonic()
 
 
 def test_the_age_of_an_event_from_a_clock_that_was_ahead_is_not_negative(
@@ -409,10 +442,11 @@ def test_every_family_says_its_type_and_what_it_means(start_receiver: StartRecei
     assert [family.name for family in families if len(family.documentation) < 10] == []
 
 
-@pytest.mark.parametrize(("free_mb", "chosen"), [(1, None), (1000, "/dev/shm")])
+@pytest.mark.parametrize(("free_mb", "room"), [(1, False), (1000, True)])
 def test_counters_are_kept_in_memory_only_where_there_is_room(
-    free_mb: int, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+    free_mb: int, room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(server, "MEMORY", str(tmp_path))
     found = types.SimpleNamespace(f_bavail=free_mb * 1024, f_frsize=1024)
     monkeypatch.setattr(server.os, "statvfs", lambda path: found)
-    assert server.in_memory() == chosen
+    assert server.in_memory() == (str(tmp_path) if room else None)
