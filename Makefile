@@ -1,50 +1,66 @@
 # PYTHON is looked up from / so that a version manager does not insist on .python-version, which is Heroku's.
 PYTHON ?= $(shell cd / && python3 -c 'import sys; print(sys.executable)')
-BIN = .venv/bin
+VENV = .venv
+BIN = $(VENV)/bin
 PIN = $(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
 
+# Tests wait more than they compute, so there are two of them for each processor.
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(2 * (os.cpu_count() or 1))')
 MINUTES = 10
 SIZE = 1
 JOURNAL = sqlite
 RATE = 50
 
-.PHONY: demo test lint lock fuzz bench chaos
+.PHONY: demo test coverage lint format lock fuzz bench chaos
 
-demo: .venv/runtime
+demo: $(VENV)/runtime
 	$(BIN)/python -m receiver demo $(DEMO)
 
-test: .venv/development
+# All tests, those that measure time alone at the end; or just TESTS=tests/test_alarm.py.
+test: $(VENV)/development
+ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup -m "not serial"
+	$(BIN)/python -m pytest -m serial
+endif
 
-lint: .venv/development
+coverage: $(VENV)/development
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --cov --cov-branch --cov-report=term-missing:skip-covered $(TESTS)
+
+format: $(VENV)/development
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: .venv/development
+lock: $(VENV)/development
 	$(PIN) requirements.in
 	$(PIN) requirements-dev.in
 
-fuzz: .venv/fuzz
+fuzz: $(VENV)/fuzz
 	$(BIN)/python fuzz/fuzz_push.py $(MINUTES)
 
-bench: .venv/development
+bench: $(VENV)/development
 	$(BIN)/python -m bench $(BENCH) --size $(SIZE)
 
-chaos: .venv/development
+chaos: $(VENV)/development
 	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) $(SEED:%=--seed %)
 
-.venv/runtime: requirements.txt
+$(VENV)/runtime: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/development: .venv/runtime requirements-dev.txt
+$(VENV)/development: $(VENV)/runtime requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-.venv/fuzz: .venv/runtime requirements-fuzz.txt
+$(VENV)/fuzz: $(VENV)/runtime requirements-fuzz.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r requirements-fuzz.txt || \
 	    { echo 'make fuzz needs atheris, which has wheels for Linux on x86-64 with Python 3.11 to 3.14 only' >&2; exit 1; }
 	touch $@

@@ -1,4 +1,4 @@
-"""How fast the receiver is, measured beside what it could reach at best.
+"""How fast the receiver is, compared with the best that it could reach.
 
 python -m bench [intake|drain|growth|latency …] [--size 0.1]
 """
@@ -21,17 +21,17 @@ ROUNDS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="default: all")
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="what to measure (all)")
     parser.add_argument(
-        "--size", type=float, default=1.0, help="how long and how much, 1 in full; 0.1 for a quick look"
+        "--size", type=float, default=1.0, help="how long and how much: 1 in full, 0.1 for a quick look (1)"
     )
-    given = parser.parse_args()
+    options = parser.parse_args()
     if shutil.which("wrk") is None:
-        parser.error("wrk, which pushes, is not installed; on Debian: apt-get install wrk")
+        parser.error("wrk, which sends the pushes, is not installed; on Debian: apt-get install wrk")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are stopped
     print(machine())
-    for part in given.parts:
-        PARTS[part](given.size)
+    for part in options.parts:
+        PARTS[part](options.size)
 
 
 def machine() -> str:
@@ -41,7 +41,7 @@ def machine() -> str:
 
 
 PARTS = {
-    "intake": lambda size: intake.measure(SECONDS * size, ROUNDS),
+    "intake": lambda size: intake.measure(max(1.0, SECONDS * size), ROUNDS),
     "drain": lambda size: drain.measure(size, ROUNDS),
     "growth": lambda size: growth.measure(size, ROUNDS),
     "latency": lambda size: latency.measure(size, ROUNDS),

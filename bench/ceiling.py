@@ -1,4 +1,4 @@
-"""What intake could reach: its server as it is, around a view that verifies a push and keeps nothing."""
+"""What intake could reach: its web server around a view that verifies a push and stores nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from dtintegrations import data_connector, provider
 from flask import Flask, request
 
-from receiver import intake, server, settings
+from receiver import server, settings
+from receiver.intake import web_server
 from receiver.lifeline import Lifeline
 
 
-class Ceiling(intake.Intake):
+class Ceiling(web_server.WebServer):
     def load(self) -> Any:
         app = Flask(__name__)
 
@@ -28,7 +29,7 @@ class Ceiling(intake.Intake):
 
 
 if __name__ == "__main__":
-    asked = settings.load()
-    ours, theirs = socket.socketpair()
-    intake.Intake = Ceiling  # type: ignore[misc]
-    intake.run(asked, server.listen(asked.receiver.host, asked.port), Lifeline(theirs))
+    loaded = settings.load()
+    supervisor_end, child_end = socket.socketpair()
+    web_server.WebServer = Ceiling  # type: ignore[misc]
+    web_server.run(loaded, server.listen(loaded.receiver.host, loaded.port), Lifeline(child_end))

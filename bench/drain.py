@@ -1,4 +1,4 @@
-"""Drain: how fast a backlog reaches the sinks, from events not yet matched to deliveries recorded."""
+"""Drain: how fast a backlog of unrouted events is routed and delivered."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from receiver.simulator import Simulator
 EVENTS = 100_000
 WEBHOOK_EVENTS = 10_000
 THREADS = 8
-LONGEST_SECONDS = 1800.0
+MAX_SECONDS = 1800.0
 SLOW = '[sinks.slow]\ntype = "slow"\n'
 PLUGIN = f'plugins = ["{Path(__file__).with_name("slow.py")}"]\n'
 
 
 @dataclass(frozen=True)
 class Drained:
-    """Events a second, from the first recorded delivery to the last, and processor seconds per event."""
+    """Events per second, from the first recorded delivery to the last, and processor seconds per event."""
 
     rate: float
     cpu: float
@@ -36,7 +36,7 @@ class Drained:
 
 @dataclass(frozen=True)
 class Case:
-    """A backlog of `events` for the sinks in `config`; measured until each of `watched` has all of them."""
+    """A backlog of `events` for the sinks in `config`, measured until each of the `watched` sinks has received all."""
 
     name: str
     config: str
@@ -101,7 +101,7 @@ def drain(case: Case) -> Drained:
 
 
 def drain_in(where: Path, case: Case) -> Drained:
-    """Put a backlog into the journal of a folder, start a dispatcher and watch it."""
+    """Insert a backlog into the journal of a folder, start a dispatcher and watch it."""
     config = (RECEIVER + PLUGIN if SLOW in case.config else RECEIVER) + case.config
     server = Server(Kind(case.name, ("-m", "receiver", "deliver"), config, case.postgres), where)
     journal = open_tables(server)
@@ -118,31 +118,32 @@ def drain_in(where: Path, case: Case) -> Drained:
 
 
 def watch(server: Server, journal: Engine, case: Case, before: Mapping[str, int]) -> Drained:
-    began = None
-    end = time.monotonic() + LONGEST_SECONDS
+    first: tuple[float, float, int] | None = None
+    end = time.monotonic() + MAX_SECONDS
     while time.monotonic() < end and server.process.poll() is None:
         counts = delivered(journal)
         least = min(counts.get(name, 0) - before.get(name, 0) for name in case.watched)
-        if began is None and least:
-            began = time.monotonic(), server.cpu_seconds(), least
-        if began is not None and least >= case.events:
-            count = least - began[2]
-            took, used = time.monotonic() - began[0], server.cpu_seconds() - began[1]
-            return Drained(count / took, used / count)
+        if first is None and least:
+            first = time.monotonic(), server.cpu_seconds(), least
+        if first is not None and least >= case.events:
+            began_at, cpu_before, count_before = first
+            count = least - count_before
+            seconds, cpu_seconds = time.monotonic() - began_at, server.cpu_seconds() - cpu_before
+            return Drained(count / seconds, cpu_seconds / count)
         time.sleep(0.02)
     raise RuntimeError(f"{case.name}: not drained: {(server.folder / 'log.txt').read_text()[-2000:]}")
 
 
 def post_all(port: int, count: int) -> float:
-    """POST as many bodies as the webhook sink had with as many threads, and nothing else; requests a second."""
+    """POST as many bodies with as many threads as the webhook sink, and do nothing else; requests per second."""
     pool = HTTPConnectionPool("127.0.0.1", port, maxsize=THREADS)
-    waiting = list(islice(Simulator().bodies(), count))
+    bodies = list(islice(Simulator().bodies(), count))
 
     def post(body: bytes) -> None:
-        answer = pool.urlopen("POST", "/", body=body, headers={"content-type": "application/json"}, retries=False)
-        assert answer.status == 200
+        response = pool.urlopen("POST", "/", body=body, headers={"content-type": "application/json"}, retries=False)
+        assert response.status == 200
 
     with ThreadPoolExecutor(THREADS) as threads:
-        began = time.monotonic()
-        list(threads.map(post, waiting))
-        return count / (time.monotonic() - began)
+        began_at = time.monotonic()
+        list(threads.map(post, bodies))
+        return count / (time.monotonic() - began_at)

@@ -1,4 +1,4 @@
-"""A minimal receiver, as DT's guide for Heroku describes it: it prints what it gets, and keeps nothing."""
+"""A minimal receiver, as in DT's guide for Heroku: it prints each push and stores nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intake: how many pushes a second are answered 200, beside what the same server reaches when it stores nothing."""
+"""Intake: how many pushes per second get 200, compared with the same server when it stores nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.servers import (
     CSV,
     GUIDE,
     GUIDE_EQUAL,
-    HASTY,
+    NO_WAIT,
     POSTGRES,
     RECEIVER,
     SQLITE,
@@ -31,13 +31,13 @@ from bench.servers import (
 from bench.tables import ms, rate, ratio, show
 
 CONNECTIONS = (16, 64)
-FASTEST = 5000
-"""More pushes a second than any of these servers can answer."""
+MAX_RATE = 5000
+"""More pushes per second than any of these servers can process."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement of one server; `cpu` is its processor time for one push in seconds."""
+    """One measurement of one server; `cpu` is its processor seconds per push."""
 
     load: Load
     cpu: float
@@ -53,7 +53,7 @@ def measure(seconds: float, rounds: int) -> None:
             POSTGRES,
             SQLITE.but("receiver on SQLite, delivering to 3 sinks", three),
             POSTGRES.but("receiver on PostgreSQL, delivering to 3 sinks", three),
-            HASTY,
+            NO_WAIT,
             GUIDE_EQUAL,
             GUIDE,
         ]
@@ -63,17 +63,17 @@ def measure(seconds: float, rounds: int) -> None:
 
 
 def in_turn(kinds: Sequence[Kind], seconds: float, rounds: int) -> dict[tuple[Kind, int], list[Run]]:
-    """Measure each server `rounds` times, one after another, each time from its start with the same pushes."""
+    """Measure the servers one after another, `rounds` times, each time from its start with the same pushes."""
     results: dict[tuple[Kind, int], list[Run]] = {(kind, n): [] for kind in kinds for n in CONNECTIONS}
-    with signed(round(FASTEST * seconds * (len(CONNECTIONS) + 0.5))) as pushes:
+    with signed(round(MAX_RATE * seconds * (len(CONNECTIONS) + 0.5))) as pushes:
         for _ in range(rounds):
             for kind in kinds:
                 with running(kind) as server:
                     warm_up(server, pushes, seconds / 3)
                     for number, connections in enumerate(CONNECTIONS):
-                        first = round(FASTEST * seconds * (number + 0.5))
+                        first = round(MAX_RATE * seconds * (number + 0.5))
                         results[kind, connections].append(once(server, pushes, first, seconds, connections))
-                    no_duplicates(server)
+                    assert_all_new(server)
     return results
 
 
@@ -93,10 +93,10 @@ def once(server: Server, pushes: Pushes, first: int, seconds: float, connections
     return Run(load, (server.cpu_seconds() - before) / load.pushes)
 
 
-def no_duplicates(server: Server) -> None:
-    """A receiver must not have been measured with events that it had already."""
+def assert_all_new(server: Server) -> None:
+    """Raises RuntimeError if a receiver was measured with events that it had stored before."""
     page = urllib3.request("GET", f"{server.url}metrics", retries=False, timeout=10).data.decode()
-    if found := re.search(r'answer="(duplicate|quarantined)".*', page):
+    if found := re.search(r'result="(duplicate|quarantined)".*', page):
         raise RuntimeError(f"not all pushes were new: {found[0]}")
 
 

@@ -1,4 +1,4 @@
-"""Latency at a steady rate: how soon a push is answered, and how soon its event is at a webhook target."""
+"""Latency at a steady rate: how long a push takes, and how long until its event is at a webhook target."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ WARM_UP_SECONDS = 2.0
 
 @dataclass
 class Timed:
-    """Seconds from a push to its answer and to its arrival at the target, and from the start to the first answer."""
+    """Seconds from a push to its response and to its arrival at the target, and from the start to the first 200."""
 
-    answers: list[float] = field(default_factory=list)
+    responses: list[float] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
 
@@ -48,32 +48,32 @@ def measure(size: float, rounds: int) -> None:
 
 def once(kind: Kind, seconds: float, notes: Path, timed: Timed) -> None:
     with running(kind) as server:
-        timed.starts.append(server.started_in)
+        timed.starts.append(server.start_seconds)
         Traffic(server, WARM_UP_SECONDS).run()
         traffic = Traffic(server, seconds)
         traffic.run()
-        timed.answers += [traffic.answered[event] - sent for event, sent in traffic.sent.items()]
+        timed.responses += [traffic.accepted_at[event] - sent for event, sent in traffic.sent_at.items()]
         if kind is not CEILING:
-            wait_until(lambda: traffic.sent.keys() <= arrivals(notes).keys(), what="delivery of all")
+            wait_until(lambda: traffic.sent_at.keys() <= arrivals(notes).keys(), what="all deliveries")
             at = arrivals(notes)
-            timed.arrivals += [at[event] - sent for event, sent in traffic.sent.items()]
+            timed.arrivals += [at[event] - sent for event, sent in traffic.sent_at.items()]
 
 
 def arrivals(notes: Path) -> Mapping[str, float]:
-    """When each event first came to the target."""
+    """When each event first arrived at the target."""
     lines = [line.split() for line in notes.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return {event: float(at) for event, at in reversed(lines)}
 
 
 class Traffic:
-    """Signed pushes at a steady rate over some connections, whatever the answers do; monotonic times by event id.
+    """Signed pushes at a steady rate over some connections, independent of the responses; monotonic times by event id.
 
-    A push that could not be sent when it was due, since its connection still waited for an answer, counts from then.
+    A push that has to wait because its connection is still waiting for a response counts from when it was due.
     """
 
     def __init__(self, server: Server, seconds: float) -> None:
-        self.sent: dict[str, float] = {}
-        self.answered: dict[str, float] = {}
+        self.sent_at: dict[str, float] = {}
+        self.accepted_at: dict[str, float] = {}
         self._server = server
         bodies = list(islice(Simulator().bodies(), round(RATE * seconds)))
         self._pushes = [
@@ -81,41 +81,43 @@ class Traffic:
         ]
 
     def run(self) -> None:
-        """Send all. Raises RuntimeError when one is not answered 200."""
-        began = time.monotonic() + 0.1
-        threads = [threading.Thread(target=self._send, args=(first, began)) for first in range(CONNECTIONS)]
+        """Send all pushes. Raises RuntimeError when one does not get 200."""
+        begin_at = time.monotonic() + 0.1
+        threads = [threading.Thread(target=self._send, args=(first, begin_at)) for first in range(CONNECTIONS)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        if len(self.answered) < len(self._pushes):
-            raise RuntimeError(f"{self._server.kind.name}: only {len(self.answered)} of {len(self._pushes)} accepted")
+        if len(self.accepted_at) < len(self._pushes):
+            raise RuntimeError(
+                f"{self._server.kind.name}: only {len(self.accepted_at)} of {len(self._pushes)} accepted"
+            )
 
-    def _send(self, first: int, began: float) -> None:
+    def _send(self, first: int, begin_at: float) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
         for number in range(first, len(self._pushes), CONNECTIONS):
             event, body, headers = self._pushes[number]
-            due = began + number / RATE
+            due = begin_at + number / RATE
             early = due - time.monotonic()
             time.sleep(max(0.0, early))
-            self.sent[event] = time.monotonic() if early > 0 else due
+            self.sent_at[event] = time.monotonic() if early > 0 else due
             connection.request("POST", "/", body, headers)
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status == 200:
-                self.answered[event] = time.monotonic()
+            response = connection.getresponse()
+            response.read()
+            if response.status == 200:
+                self.accepted_at[event] = time.monotonic()
         connection.close()
 
 
 def show_results(results: Mapping[Kind, Timed]) -> None:
-    ceiling = results[CEILING].answers
+    ceiling = results[CEILING].responses
     rows = [
         (
             kind.name,
-            ms(at(timed.answers, 50)),
-            ratio(at(timed.answers, 50), at(ceiling, 50)),
-            ms(at(timed.answers, 99)),
-            ratio(at(timed.answers, 99), at(ceiling, 99)),
+            ms(at(timed.responses, 50)),
+            ratio(at(timed.responses, 50), at(ceiling, 50)),
+            ms(at(timed.responses, 99)),
+            ratio(at(timed.responses, 99), at(ceiling, 99)),
             *((ms(at(timed.arrivals, 50)), ms(at(timed.arrivals, 95))) if timed.arrivals else ("-", "-")),
             f"{median(timed.starts):.2f}",
         )

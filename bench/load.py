@@ -1,6 +1,6 @@
-"""Pushes signed beforehand, and wrk, which sends them: the client has nothing to do but to send and to wait.
+"""Pushes signed in advance, and wrk, which sends them: the client only has to send and wait.
 
-Every push is a new event: one that is known already costs a receiver less, which would flatter ours.
+Every push is a new event: a duplicate costs the receiver less, which would flatter it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("push.lua")
 
 @dataclass(frozen=True)
 class Load:
-    """What came of one run of wrk. Times in seconds; `client` is the part of one processor that wrk took."""
+    """The result of one run of wrk. Times in seconds; `client` is the share of one processor that wrk used."""
 
     pushes: int
     rate: float
@@ -32,54 +32,54 @@ class Load:
 
 
 class Pushes:
-    """A file of signed pushes, new events all; `at` says where in it each begins."""
+    """A file of signed pushes, all of new events; `offsets` says where each begins."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
-        self.at: list[int] = []
+        self.offsets: list[int] = []
         self._signed_at = time.time()
         with path.open("wb") as file:
             for body in islice(Simulator().bodies(), count):
-                self.at.append(file.tell())
+                self.offsets.append(file.tell())
                 request = as_request(body, self._signed_at)
                 file.write(b"%d\n%b" % (len(request), request))
 
-    def part(self, number: int) -> int:
-        """The place in the file of a push. Raises ValueError when there are not so many, or they have expired."""
-        if number >= len(self.at) or time.time() > self._signed_at + LIFETIME_SECONDS - 60:
-            raise ValueError("the pushes do not suffice; make a smaller run")
-        return self.at[number]
+    def offset(self, number: int) -> int:
+        """Where a push begins in the file. Raises ValueError when there are too few, or they have expired."""
+        if number >= len(self.offsets) or time.time() > self._signed_at + LIFETIME_SECONDS - 60:
+            raise ValueError("there are too few pushes, or they have expired; choose a smaller --size")
+        return self.offsets[number]
 
 
 def as_request(body: bytes, now: float) -> bytes:
-    """A signed push as it goes over the wire."""
+    """A signed push as it is sent."""
     headers = {"Host": "receiver", **sign(body, SECRET, now), "Content-Length": str(len(body))}
     lines = ["POST / HTTP/1.1", *(f"{name}: {text}" for name, text in headers.items()), "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 def push(url: str, pushes: Pushes, first: int, seconds: float, connections: int) -> Load:
-    """Push from `first` on over so many connections. Raises RuntimeError when anything is answered but 200."""
+    """Push from number `first` on over so many connections. Raises RuntimeError when a push does not get 200."""
     before = cpu_of_children()
     line = run([
         "wrk", "--threads=1", f"--connections={connections}", f"--duration={max(1, round(seconds))}s", "--timeout=10s",
-        "--latency", f"--script={SCRIPT}", url, "--", str(pushes.path), str(pushes.part(first)),
+        "--latency", f"--script={SCRIPT}", url, "--", str(pushes.path), str(pushes.offset(first)),
     ])  # fmt: skip
     numbers, _, failures = line.partition(" status ")
     if failures.strip("0") != ", connect 0, read 0, write 0, timeout ":
         raise RuntimeError(f"pushes to {url} failed: status {failures}")
     count, microseconds, p50, p99 = (int(word) for word in numbers.split()[1:])
-    took = microseconds / 1e6
-    return Load(count, count / took, p50 / 1e6, p99 / 1e6, (cpu_of_children() - before) / took)
+    duration = microseconds / 1e6
+    return Load(count, count / duration, p50 / 1e6, p99 / 1e6, (cpu_of_children() - before) / duration)
 
 
 def run(command: Sequence[str]) -> str:
-    """The line with the result that wrk prints through its script."""
+    """The line with the result, which the script of wrk prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return line
-    raise RuntimeError(f"wrk gave no result: {done.stdout}{done.stderr}")
+    raise RuntimeError(f"wrk printed no result: {done.stdout}{done.stderr}")
 
 
 def cpu_of_children() -> float:

@@ -1,5 +1,5 @@
--- For wrk: sends the requests of a file one after another. Arguments: the file, and where in it to begin.
--- Before each request stands its length on a line of its own.
+-- For wrk: sends the requests in a file one after another. Arguments: the file, and the offset at which to begin.
+-- Each request follows a line with its length.
 local requests
 
 function init(arguments)

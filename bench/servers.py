@@ -1,4 +1,4 @@
-"""The servers that are compared, each with processes and a folder of its own."""
+"""The servers that are compared, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 from bench.load import SECRET
-from receiver.demo import free_port
 from receiver.simulator import Pusher, Simulator
+from receiver.testing.ports import reserve_port
 from receiver.testing.postgresql import new_database
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def webhook(port: int, concurrency: int = 1) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """How to start a server; `{port}` in the command stands for the port it gets."""
+    """How to start a server; `{port}` in the command is replaced with its port."""
 
     name: str
     command: tuple[str, ...] = ("-m", "receiver", "serve")
@@ -48,24 +48,24 @@ class Kind:
         return replace(self, name=name, config=config)
 
 
-ALONE = RECEIVER.replace("deliver = true", "deliver = false")
+INTAKE_ONLY = RECEIVER.replace("deliver = true", "deliver = false")
 CEILING = Kind("ceiling: the same server, nothing stored", ("-m", "bench.ceiling"))
-SQLITE = Kind("receiver on SQLite", config=ALONE)
-POSTGRES = Kind("receiver on PostgreSQL", config=ALONE, postgres=True)
-HASTY = Kind("receiver on SQLite, not waiting to commit", ("-m", "bench.hasty", "serve"), config=ALONE)
+SQLITE = Kind("receiver on SQLite", config=INTAKE_ONLY)
+POSTGRES = Kind("receiver on PostgreSQL", config=INTAKE_ONLY, postgres=True)
+NO_WAIT = Kind("receiver on SQLite, not waiting to commit", ("-m", "bench.no_wait", "serve"), config=INTAKE_ONLY)
 GUNICORN = ("-m", "gunicorn", "bench.guide:app", "--bind=127.0.0.1:{port}", "--no-control-socket")
 GUIDE = Kind("minimal receiver, as the guide starts it", (*GUNICORN, "--workers=1"))
 GUIDE_EQUAL = Kind("minimal receiver, as many workers", (*GUNICORN, f"--workers={WORKERS}", f"--threads={THREADS}"))
 
 
 class Server:
-    """A server in a folder, where it finds what an earlier one has left."""
+    """A server in a folder, which may have the journal of an earlier server."""
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         self.kind = kind
         self.folder = folder
         self.database = new_database() if kind.postgres else f"sqlite:///{folder}/data/journal.sqlite"
-        self.port = free_port()
+        self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         (folder / "config.toml").write_text(kind.config, encoding="utf-8")
 
@@ -76,11 +76,11 @@ class Server:
             self.process = psutil.Popen(command, cwd=ROOT, env=self.environment(), stdout=out, stderr=log)
 
     def wait_until_up(self) -> None:
-        """Push until one push is answered 200, and note in `started_in` how many seconds that took from the start."""
+        """Push until one push gets 200; `start_seconds` is how long that took from the start."""
         pusher, body = Pusher(self.url, SECRET), Simulator().body("touch")
         while time.monotonic() < self._started_at + START_SECONDS and self.process.poll() is None:
             if pusher.push(body).status == 200:
-                self.started_in = time.monotonic() - self._started_at
+                self.start_seconds = time.monotonic() - self._started_at
                 return
             time.sleep(0.005)
         raise RuntimeError(f"{self.kind.name} did not start: {(self.folder / 'log.txt').read_text()}")
@@ -89,12 +89,12 @@ class Server:
         return [self.process, *self.process.children(recursive=True)]
 
     def cpu_seconds(self) -> float:
-        """Processor time of all its living processes so far."""
+        """Processor time that all its running processes have used."""
         used = [process.cpu_times() for process in self.processes()]
         return float(sum(times.user + times.system for times in used))
 
     def memory(self) -> dict[str, float]:
-        """Megabytes of each process of a receiver, by name; what they share is counted in parts (PSS)."""
+        """Megabytes of each process of a receiver, by name; shared memory is divided among them (PSS)."""
         intake, dispatcher = self.process.children()
         workers = {f"worker {number}": worker for number, worker in enumerate(intake.children(), 1)}
         named = {"supervisor": self.process, "gunicorn": intake, **workers, "dispatcher": dispatcher}
@@ -111,9 +111,9 @@ class Server:
                 process.kill()
 
     def environment(self) -> dict[str, str]:
-        ours = ("DT_SIGNATURE_SECRET", "DATABASE_URL")
+        replaced = ("DT_SIGNATURE_SECRET", "DATABASE_URL")
         return {
-            **{name: text for name, text in os.environ.items() if not name.startswith(ours)},
+            **{name: text for name, text in os.environ.items() if not name.startswith(replaced)},
             "DT_SIGNATURE_SECRET": SECRET,
             "PORT": str(self.port),
             "WEB_CONCURRENCY": str(WORKERS),
@@ -124,14 +124,14 @@ class Server:
 
 @contextmanager
 def running(kind: Kind) -> Iterator[Server]:
-    """A server in an empty folder, just started."""
+    """A server that is started in an empty folder, and stopped at the end."""
     with folder() as where, started(Server(kind, where)) as server:
         yield server
 
 
 @contextmanager
 def started(server: Server) -> Iterator[Server]:
-    """A server that was just started and has answered; it is stopped in the end."""
+    """Start a server and wait for its first 200; it is stopped at the end."""
     server.start()
     try:
         server.wait_until_up()
@@ -142,16 +142,16 @@ def started(server: Server) -> Iterator[Server]:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that is gone in the end; TMPDIR names the disk it is on, which makes a difference."""
+    """A folder that is deleted at the end; TMPDIR chooses its disk, which makes a difference."""
     with tempfile.TemporaryDirectory(prefix="receiver-bench-", ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
 @contextmanager
 def target() -> Iterator[tuple[int, Path]]:
-    """A webhook target in a process of its own: its port, and the file with its notes."""
+    """A webhook target in a process of its own: its port, and the file with the times of arrival."""
     with folder() as where:
-        port, notes = free_port(), where / "notes.txt"
+        port, notes = reserve_port(), where / "notes.txt"
         process = subprocess.Popen([sys.executable, "-m", "bench.target", str(port), str(notes)], cwd=ROOT)
         try:
             while not notes.exists():

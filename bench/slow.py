@@ -1,4 +1,4 @@
-"""A sink that takes its time."""
+"""A slow sink, as a plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results as Markdown tables, as they stand in docs/performance.md."""
+"""Results as Markdown tables, as in docs/performance.md."""
 
 from __future__ import annotations
 

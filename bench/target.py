@@ -1,4 +1,4 @@
-"""A webhook target: answers 200 to every POST, and notes when each event came to it.
+"""A webhook target: it responds 200 to every POST, and records when each event arrived.
 
     python -m bench.target PORT FILE
 
@@ -13,13 +13,13 @@ import sys
 import time
 from typing import TextIO
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 EVENT = re.compile(rb"webhook-id: (\S+)", re.IGNORECASE)
 
 
 class Target(asyncio.Protocol):
-    """One connection. Requests come one after another, each with Content-Length."""
+    """One connection. Requests come one after another, each with a Content-Length."""
 
     def __init__(self, notes: TextIO) -> None:
         self._notes = notes
@@ -37,7 +37,7 @@ class Target(asyncio.Protocol):
             self._read = b""
             event = EVENT.search(head)
             self._notes.write(f"{event[1].decode() if event else '-'} {time.monotonic()}\n")
-            self._transport.write(ANSWER)
+            self._transport.write(RESPONSE)
 
 
 async def serve(port: int, notes: TextIO) -> None:

@@ -1,17 +1,19 @@
-"""Chaos with a conservation oracle: the promise, put to the test while everything around it fails.
+"""Chaos tests: the promise, checked while everything around the receiver fails.
 
-`make chaos MINUTES=10 SEED=7 JOURNAL=postgresql`. A driver outside the receiver pushes signed events as DT does and
-keeps the only ledger: an event is in it for good once its push was answered 200. The targets of all sinks write down
-what they get. Meanwhile faults happen, in an order that is a function of the seed. Afterwards ledger and targets are
+`make chaos MINUTES=10 SEED=7 JOURNAL=postgresql`. A driver outside the receiver pushes signed events as DT does and has
+the only ledger: an event is in it for good once it got 200. The destinations of all sinks record what they receive.
+Meanwhile faults are injected, in an order that is a function of the seed. Afterwards ledger and destinations are
 compared: nothing missing, nothing foreign, nothing altered, nothing twice in a CSV file.
 
 | file | what lives there |
 |---|---|
-| `traffic.py` | what is pushed, and when; the ledger; who pushes |
+| `traffic.py` | what is pushed, and when; the ledger; the driver that pushes |
+| `cloud.py` | pushes that are retried until they get 200, as DT does it |
 | `system.py` | the receiver under test with its surroundings |
-| `sink.py` | the plugin that runs inside the receiver: it writes down, and misbehaves when told to |
-| `faults.py` | the faults, and the order in which they come |
-| `oracle.py` | what the targets got, compared with the ledger |
+| `recorder.py` | a target of the webhook sink that records what it receives |
+| `sink.py` | the plugin that runs inside the receiver: it records events, and misbehaves when instructed |
+| `faults.py` | the faults, and the order in which they are injected |
+| `oracle.py` | what the destinations received, compared with the ledger |
 | `trial.py` | one run from start to verdict |
 | `report.py` | its figures as text |
 """

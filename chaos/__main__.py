@@ -1,4 +1,4 @@
-"""`python -m chaos --minutes 10 --seed 7 --journal postgresql`: run it, print the report, say how to do it again."""
+"""`python -m chaos --minutes 10 --seed 7 --journal postgresql`: run it, print the report, and say how to repeat it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from chaos.trial import Trial, run
 
 
 def main() -> int:
-    """The exit code: 0 when every promise was kept. The folder of a run that broke one is left behind."""
-    parser = argparse.ArgumentParser(prog="python -m chaos", description="The promise, while everything fails.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long faults happen (10)")
-    parser.add_argument("--seed", type=int, help="what is pushed, and the order of the faults (chosen at random)")
-    parser.add_argument("--journal", choices=OF_JOURNAL, default="sqlite", help="where the journal is kept (sqlite)")
-    parser.add_argument("--rate", type=float, default=50.0, help="pushes a second (50)")
-    given = parser.parse_args()
-    seed = random.randrange(10_000) if given.seed is None else given.seed
+    """The exit code: 0 when no promise was broken. Otherwise the folder of the run is not deleted."""
+    parser = argparse.ArgumentParser(prog="python -m chaos", description="Check the promise while everything fails.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long faults are injected (10)")
+    parser.add_argument("--seed", type=int, help="determines the pushes and the order of the faults (random)")
+    parser.add_argument("--journal", choices=OF_JOURNAL, default="sqlite", help="the database of the journal (sqlite)")
+    parser.add_argument("--rate", type=float, default=50.0, help="pushes per second (50)")
+    options = parser.parse_args()
+    seed = random.randrange(10_000) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="receiver-chaos-"))
-    print(f"Chaos for {given.minutes:g} minutes with seed {seed}, in {folder}.", flush=True)
-    report = run(Trial(seed, given.journal, given.minutes * 60, given.rate), folder)
+    print(f"Chaos for {options.minutes:g} minutes with seed {seed}, in {folder}.", flush=True)
+    report = run(Trial(seed, options.journal, options.minutes * 60, options.rate), folder)
     print(report)
     if report.violations:
-        print(f"\nAll files are in {folder}: faults.txt says what happened when, log.txt what the receiver said.")
-        print("The same pushes and faults in the same order again, though not to the same millisecond:")
-        print(f"make chaos MINUTES={given.minutes:g} SEED={seed} JOURNAL={given.journal} RATE={given.rate:g}")
+        print(f"\nAll files are in {folder}: faults.txt is the log of the faults, log.txt that of the receiver.")
+        print("To repeat the same pushes and faults in the same order, though not at the same milliseconds:")
+        print(f"make chaos MINUTES={options.minutes:g} SEED={seed} JOURNAL={options.journal} RATE={options.rate:g}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,4 +1,4 @@
-"""The faults: each a context that begins one and ends it. Their order and length are a function of the seed."""
+"""The faults: each is a context that begins one and ends it. Their order and length are a function of the seed."""
 
 from __future__ import annotations
 
@@ -17,133 +17,141 @@ from typing import TypeVar
 import psutil
 
 from chaos.system import SINKS, System
+from receiver.testing.running import wait_until
 
 CLOCK_SECONDS = 3670.0
-"""An hour, and what a signature's leeway of a minute needs to notice it."""
+"""An hour, and more than the minute of leeway that a signature has."""
 
-SMALLEST_LIMIT = 100_000
-"""The limit holds for counters in shared memory too, which no full disk would touch; they are smaller."""
+MIN_LIMIT_BYTES = 100_000
+"""The limit also applies to counters in shared memory, which no full disk would affect; they are smaller than this."""
 
 NOTICED_SECONDS = 30.0
+"""How long to wait until the receiver has called a target that misbehaves."""
+
+FAULTS_SECONDS = 180.0
+"""How long to wait until enough faults were injected, on a busy machine."""
+
 MEMORY_BYTES = 1_000_000_000
-HOLDS = (0.05, 0.5, 2.5)
-"""How long a call holds the interpreter, in lengths of the fault; the last for longer than a beat is waited for."""
+
+HOLD_FRACTIONS = (0.05, 0.5, 2.5)
+"""How long one call holds the interpreter, in lengths of the fault: up to so long that the dispatcher is killed."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A fault that will come `gap` seconds after the one before it. `pick` chooses among its victims, from 0 to 1."""
+class PlannedFault:
+    """A fault that begins `gap` seconds after the end of the one before. `choice`, from 0 to 1, selects its victim."""
 
     gap: float
     kind: str
     seconds: float
-    pick: float
+    choice: float
 
 
 @dataclass(frozen=True)
-class Happened:
-    """A fault that came, with its times (monotonic) and what it hit."""
+class InjectedFault:
+    """A fault that was injected, with its times (monotonic) and its victim."""
 
     kind: str
     detail: str
-    began: float
-    ended: float
+    began_at: float
+    ended_at: float
 
 
-Act = Callable[[System, Planned], AbstractContextManager[str]]
+Inject = Callable[[System, PlannedFault], AbstractContextManager[str]]
 
 
-def schedule(seed: int, lane: str, kinds: Sequence[str], speed: float) -> Iterator[Planned]:
-    """Faults of these kinds for ever, each as often as the others. With `speed` 10 all takes a tenth of the time."""
-    dice = random.Random(f"{lane} {seed}")
+def schedule(seed: int, lane: str, kinds: Sequence[str], speed: float) -> Iterator[PlannedFault]:
+    """Faults of these kinds without end, each as often as the others. With `speed` 10 all takes a tenth of the time."""
+    rng = random.Random(f"{lane} {seed}")
     while True:
-        for kind in dice.sample(kinds, len(kinds)):
-            longest = FAULTS[kind].longest
-            yield Planned(
-                gap=dice.uniform(1.0, 12.0) / speed,
+        for kind in rng.sample(kinds, len(kinds)):
+            max_seconds = FAULTS[kind].max_seconds
+            yield PlannedFault(
+                gap=rng.uniform(1.0, 12.0) / speed,
                 kind=kind,
-                seconds=dice.uniform(0.2, 1.0) * longest / speed,
-                pick=dice.random(),
+                seconds=rng.uniform(0.2, 1.0) * max_seconds / speed,
+                choice=rng.random(),
             )
 
 
 class Lane(threading.Thread):
-    """Lets faults happen one after another. Two lanes overlap."""
+    """Injects faults one after another. Two lanes overlap."""
 
-    def __init__(self, system: System, plan: Iterator[Planned]) -> None:
+    def __init__(self, system: System, plan: Iterator[PlannedFault]) -> None:
         super().__init__(daemon=True)
-        self.happened: list[Happened] = []
+        self.injected: list[InjectedFault] = []
         self.failures: list[str] = []
         self._system = system
         self._plan = plan
-        self._enough = threading.Event()
+        self._finishing = threading.Event()
 
     def run(self) -> None:
         for planned in self._plan:
-            if self._enough.wait(planned.gap):
+            if self._finishing.wait(planned.gap):
                 return
-            self._let_happen(planned)
+            self._inject(planned)
 
-    def finish(self) -> None:
-        """Begin no further fault, and end the one that is."""
-        self._enough.set()
+    def finish(self, min_faults: int = 0) -> None:
+        """Begin no further fault when so many were injected, and end the current one."""
+        wait_until(lambda: len(self.injected) >= min_faults, FAULTS_SECONDS, f"{min_faults} faults")
+        self._finishing.set()
         self.join()
 
-    def _let_happen(self, planned: Planned) -> None:
-        began, detail = time.monotonic(), ""
+    def _inject(self, planned: PlannedFault) -> None:
+        began_at, detail = time.monotonic(), ""
         try:
-            with FAULTS[planned.kind].act(self._system, planned) as detail:
-                self._system.note(f"begun: {planned.kind} {detail}")
-                self._enough.wait(planned.seconds)
+            with FAULTS[planned.kind].inject(self._system, planned) as detail:
+                self._system.log_fault(f"began: {planned.kind} {detail}")
+                self._finishing.wait(planned.seconds)
         except Exception as error:
             self.failures.append(f"{planned.kind}: {type(error).__name__}: {error}")
-        self.happened.append(Happened(planned.kind, detail, began, time.monotonic()))
-        self._system.note(f"ended: {planned.kind}")
+        self.injected.append(InjectedFault(planned.kind, detail, began_at, time.monotonic()))
+        self._system.log_fault(f"ended: {planned.kind}")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a kind of fault does, and for how many seconds at most."""
+    """How to inject a kind of fault, and for how many seconds at most."""
 
-    act: Act
-    longest: float
+    inject: Inject
+    max_seconds: float
 
 
-def killed(kind: str) -> Act:
+def kill_process(kind: str) -> Inject:
     """SIGKILL to one process of the receiver."""
 
     @contextmanager
-    def act(system: System, planned: Planned) -> Iterator[str]:
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
         pid = system.process(kind)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         yield f"process {pid}"
 
-    return act
+    return inject
 
 
 @contextmanager
-def all_killed(system: System, planned: Planned) -> Iterator[str]:
-    """A power cut, as far as a program can make one: all processes are gone at once, and start again later."""
+def kill_all(system: System, planned: PlannedFault) -> Iterator[str]:
+    """A power cut, as far as a program can simulate one: all processes end at once, and start again later."""
     system.kill()
     yield ""
-    system.up()
+    system.start()
 
 
 @contextmanager
-def terminated(system: System, planned: Planned) -> Iterator[str]:
-    """A restart: SIGTERM to the supervisor, and a new start."""
+def restart(system: System, planned: PlannedFault) -> Iterator[str]:
+    """SIGTERM to the supervisor, and a new start."""
     try:
-        system.down()
+        system.stop()
         yield ""
     finally:
-        system.up()
+        system.start()
 
 
 @contextmanager
-def stopped(system: System, planned: Planned) -> Iterator[str]:
-    """One process stands still."""
-    kind = pick(["supervisor", "master", "dispatcher", "worker"], planned)
+def suspend_process(system: System, planned: PlannedFault) -> Iterator[str]:
+    """SIGSTOP to one process, and later SIGCONT."""
+    kind = choose(["supervisor", "master", "dispatcher", "worker"], planned)
     pid = system.process(kind)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
@@ -152,118 +160,118 @@ def stopped(system: System, planned: Planned) -> Iterator[str]:
         os.kill(pid, signal.SIGCONT)
 
 
-def clock_wrong(seconds: float) -> Act:
+def shift_clock(seconds: float) -> Inject:
     """The clock of the receiver's machine jumps, and later back. DT's clock is right."""
 
     @contextmanager
-    def act(system: System, planned: Planned) -> Iterator[str]:
-        system.receiver.shift(seconds)
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
+        system.receiver.shift_clock(seconds)
         yield f"by {seconds:+.0f} s"
-        system.receiver.shift(0)
+        system.receiver.shift_clock(0)
 
-    return act
+    return inject
 
 
 @contextmanager
-def sink_mistyped(system: System, planned: Planned) -> Iterator[str]:
-    """A mistake in one sink's table, and a restart; then it is mended. The sink is owed all that came meanwhile."""
-    name = pick(list(SINKS), planned)
+def mistype_sink(system: System, planned: PlannedFault) -> Iterator[str]:
+    """A restart with an error in one sink's table, and another with the table corrected. Its events must wait."""
+    name = choose(list(SINKS), planned)
     with configured(system, system.config(mistyped=name)):
         yield name
 
 
 @contextmanager
-def sink_disabled(system: System, planned: Planned) -> Iterator[str]:
-    """A sink is disabled, and later enabled again. It keeps what it was owed, and is owed nothing new meanwhile."""
-    name = pick(list(SINKS), planned)
-    began = time.monotonic()
+def disable_sink(system: System, planned: PlannedFault) -> Iterator[str]:
+    """A sink is disabled, and later enabled. Its pending deliveries must wait; no new events are queued for it."""
+    name = choose(list(SINKS), planned)
+    began_at = time.monotonic()
     try:
         with configured(system, system.config(disabled=name)):
             yield name
     finally:
-        system.disabled.append((name, began, system.last_down_at))
+        system.disabled.append((name, began_at, system.last_stopped_at))
 
 
 @contextmanager
 def configured(system: System, config: str) -> Iterator[None]:
-    """Run with another config.toml, and then with the usual one again."""
+    """Restart with another config.toml, and then with the usual one again."""
     try:
-        system.down()
+        system.stop()
         system.receiver.configure(config)
-        system.up()
-        system.await_work()
+        system.start()
+        system.wait_until_working()
         yield
-        system.down()
+        system.stop()
     finally:
         system.receiver.configure(system.config())
-        system.up()
+        system.start()
 
 
-def target(mood: str) -> Act:
-    """The target of the webhook misbehaves, for so long that it is noticed."""
-
-    @contextmanager
-    def act(system: System, planned: Planned) -> Iterator[str]:
-        system.target.put_on(mood)
-        yield ""
-        system.target.met.wait(NOTICED_SECONDS)
-        system.target.release()
-
-    return act
-
-
-def plugin(how: str) -> Act:
-    """The odd sink misbehaves inside the dispatcher."""
+def webhook_target(behavior: str) -> Inject:
+    """The target of the webhook misbehaves, at least until the receiver has called it."""
 
     @contextmanager
-    def act(system: System, planned: Planned) -> Iterator[str]:
-        system.order(how)
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
+        system.target.misbehave(behavior)
         yield ""
-        system.order(None)
+        system.target.noticed.wait(NOTICED_SECONDS)
+        system.target.recover()
 
-    return act
+    return inject
+
+
+def plugin(misbehavior: str) -> Inject:
+    """The sink `odd` misbehaves inside the dispatcher."""
+
+    @contextmanager
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
+        system.instruct_plugin(misbehavior)
+        yield ""
+        system.instruct_plugin(None)
+
+    return inject
 
 
 @contextmanager
-def plugin_holds(system: System, planned: Planned) -> Iterator[str]:
-    """The odd sink lets no other thread of the dispatcher run, again and again, for longer than the fault lasts."""
-    seconds = pick(HOLDS, planned) * planned.seconds
-    system.order(f"holds {seconds}")
-    yield f"{seconds:.1f} s a call"
-    system.order(None)
+def hold_interpreter(system: System, planned: PlannedFault) -> Iterator[str]:
+    """Each call of the sink `odd` blocks all threads of the dispatcher, the longest even after the fault has ended."""
+    seconds = choose(HOLD_FRACTIONS, planned) * planned.seconds
+    system.instruct_plugin(f"hold {seconds}")
+    yield f"{seconds:.1f} s per call"
+    system.instruct_plugin(None)
 
 
 @contextmanager
-def plugin_leaks(system: System, planned: Planned) -> Iterator[str]:
-    """The odd sink fills the memory that the dispatcher may have."""
+def leak_memory(system: System, planned: PlannedFault) -> Iterator[str]:
+    """The sink `odd` fills the memory that the dispatcher may use."""
     pid = system.process("dispatcher")
     with contextlib.suppress(psutil.Error, ProcessLookupError):
         limit = psutil.Process(pid).memory_info().vms + MEMORY_BYTES
         resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    system.order("leaks")
+    system.instruct_plugin("leak")
     yield f"process {pid}"
-    system.order(None)
+    system.instruct_plugin(None)
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def disk_full(file: str, room: int) -> Act:
-    """No file of the receiver may grow beyond the size of this one and a little `room`."""
+def fill_disk(file: str, free_bytes: int) -> Inject:
+    """No file of the receiver may grow beyond the size of `file` and a few free bytes."""
 
     @contextmanager
-    def act(system: System, planned: Planned) -> Iterator[str]:
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
         path = system.folder / file
-        limit = max(SMALLEST_LIMIT, (path.stat().st_size if path.exists() else 0) + room)
-        system.receiver.limit_files(limit)
-        yield f"{file} may have {limit} bytes"
-        system.receiver.limit_files(resource.RLIM_INFINITY)
+        limit = max(MIN_LIMIT_BYTES, (path.stat().st_size if path.exists() else 0) + free_bytes)
+        system.receiver.limit_file_size(limit)
+        yield f"{file} is limited to {limit} bytes"
+        system.receiver.limit_file_size(resource.RLIM_INFINITY)
 
-    return act
+    return inject
 
 
 @contextmanager
-def database_killed(system: System, planned: Planned) -> Iterator[str]:
-    """PostgreSQL ends in immediate mode, and is started again."""
+def kill_database(system: System, planned: PlannedFault) -> Iterator[str]:
+    """PostgreSQL is shut down in immediate mode, and started again."""
     assert system.server is not None
     system.server.kill()
     yield ""
@@ -271,56 +279,56 @@ def database_killed(system: System, planned: Planned) -> Iterator[str]:
 
 
 @contextmanager
-def database_frozen(system: System, planned: Planned) -> Iterator[str]:
-    """All processes of PostgreSQL stand still."""
+def freeze_database(system: System, planned: PlannedFault) -> Iterator[str]:
+    """All processes of PostgreSQL are suspended."""
     assert system.server is not None
     with system.server.frozen():
         yield ""
 
 
 @contextmanager
-def connections_cut(system: System, planned: Planned) -> Iterator[str]:
-    """PostgreSQL ends some or all connections of the receiver."""
-    which = "pid" if planned.pick < 0.5 else "CASE pid % 2 WHEN 0 THEN pid END"
-    cut = system.sql(
+def cut_connections(system: System, planned: PlannedFault) -> Iterator[str]:
+    """PostgreSQL terminates some or all connections of the receiver."""
+    which = "pid" if planned.choice < 0.5 else "CASE pid % 2 WHEN 0 THEN pid END"
+    connections = system.sql(
         f"SELECT pg_terminate_backend({which}) FROM pg_stat_activity "
         "WHERE application_name = 'receiver' AND datname = current_database()"
     )
-    yield f"{sum(done or False for (done,) in cut)} of {len(cut)}"
+    yield f"{sum(terminated or False for (terminated,) in connections)} of {len(connections)}"
 
 
-Choice = TypeVar("Choice")
+Option = TypeVar("Option")
 
 
-def pick(choices: Sequence[Choice], planned: Planned) -> Choice:
-    return choices[int(planned.pick * len(choices))]
+def choose(options: Sequence[Option], planned: PlannedFault) -> Option:
+    return options[int(planned.choice * len(options))]
 
 
 FAULTS = {
-    "worker killed": Fault(killed("worker"), 0),
-    "master killed": Fault(killed("master"), 0),
-    "dispatcher killed": Fault(killed("dispatcher"), 0),
-    "supervisor killed": Fault(killed("supervisor"), 0),
-    "all killed": Fault(all_killed, 3),
-    "terminated": Fault(terminated, 3),
-    "process stopped": Fault(stopped, 10),
-    "clock an hour ahead": Fault(clock_wrong(CLOCK_SECONDS), 15),
-    "clock an hour behind": Fault(clock_wrong(-CLOCK_SECONDS), 15),
-    "sink mistyped": Fault(sink_mistyped, 10),
-    "sink disabled": Fault(sink_disabled, 10),
-    "target answers 500": Fault(target("refuses"), 15),
-    "target hangs": Fault(target("hangs"), 20),
-    "target drips": Fault(target("drips"), 30),
-    "target resets": Fault(target("resets"), 15),
-    "plugin exits": Fault(plugin("exits"), 10),
-    "plugin holds the interpreter": Fault(plugin_holds, 20),
-    "plugin leaks memory": Fault(plugin_leaks, 15),
-    "plugin raises": Fault(plugin("raises"), 20),
-    "disk full under CSV": Fault(disk_full("events.csv", 3_000), 15),
-    "disk full under journal": Fault(disk_full("data/journal.sqlite-wal", 3_000), 15),
-    "database killed": Fault(database_killed, 2),
-    "database frozen": Fault(database_frozen, 8),
-    "connections cut": Fault(connections_cut, 0),
+    "worker killed": Fault(kill_process("worker"), 0),
+    "master killed": Fault(kill_process("master"), 0),
+    "dispatcher killed": Fault(kill_process("dispatcher"), 0),
+    "supervisor killed": Fault(kill_process("supervisor"), 0),
+    "all killed": Fault(kill_all, 3),
+    "terminated": Fault(restart, 3),
+    "process stopped": Fault(suspend_process, 10),
+    "clock an hour ahead": Fault(shift_clock(CLOCK_SECONDS), 15),
+    "clock an hour behind": Fault(shift_clock(-CLOCK_SECONDS), 15),
+    "sink mistyped": Fault(mistype_sink, 10),
+    "sink disabled": Fault(disable_sink, 10),
+    "target answers 500": Fault(webhook_target("error"), 15),
+    "target hangs": Fault(webhook_target("hang"), 20),
+    "target drips": Fault(webhook_target("drip"), 30),
+    "target resets": Fault(webhook_target("reset"), 15),
+    "plugin exits": Fault(plugin("exit"), 10),
+    "plugin holds the interpreter": Fault(hold_interpreter, 20),
+    "plugin leaks memory": Fault(leak_memory, 15),
+    "plugin raises": Fault(plugin("raise"), 20),
+    "disk full under CSV": Fault(fill_disk("events.csv", 3_000), 15),
+    "disk full under journal": Fault(fill_disk("data/journal.sqlite-wal", 3_000), 15),
+    "database killed": Fault(kill_database, 2),
+    "database frozen": Fault(freeze_database, 8),
+    "connections cut": Fault(cut_connections, 0),
 }
 OF_PROCESSES = list(FAULTS)[:11]
 OF_SURROUNDINGS = list(FAULTS)[11:20]

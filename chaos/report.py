@@ -1,4 +1,4 @@
-"""What a run has shown, as text for people."""
+"""The results of a run, as text."""
 
 from __future__ import annotations
 
@@ -7,68 +7,68 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from chaos.faults import Happened
-from chaos.oracle import Got, Violation
+from chaos.faults import InjectedFault
+from chaos.oracle import Received, Violation
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """A fault, and the seconds from its end to the next 200, and until every sink has got something again.
+    """A fault, and the seconds from its end to the next 200, and until every destination has received something.
 
-    Faults overlap, so the times hold what another fault added to them. None where nothing came any more.
+    Faults overlap, so each time includes what other faults added. None where nothing followed.
     """
 
-    fault: Happened
-    to_answer: float | None
+    fault: InjectedFault
+    to_next_200: float | None
     to_deliveries: float | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """`exits` are the codes with which receivers ended although nobody had asked them to."""
+    """`exits` are the codes with which receivers exited that had not been stopped."""
 
     headline: str
     bodies: int
     pushes: int
-    answers: Counter[tuple[int, str]]
-    got: Sequence[Got]
+    responses: Counter[tuple[int, str]]
+    received: Sequence[Received]
     recoveries: Sequence[Recovery]
     exits: Sequence[int]
     violations: Sequence[Violation]
-    explained: Sequence[str]
+    explanations: Sequence[str]
 
     def __str__(self) -> str:
         return "\n".join([*self._totals(), "", *self._table(), "", *self._verdict()])
 
     def _totals(self) -> list[str]:
-        repeated = ", ".join(f"{got.sink} {got.repeated}" for got in self.got if got.repeated)
-        exits = ", ".join(f"{count} with {code}" for code, count in sorted(Counter(self.exits).items()))
+        repeats = ", ".join(f"{each.sink} {each.repeats}" for each in self.received if each.repeats)
+        exits = ", ".join(f"{count} with code {code}" for code, count in sorted(Counter(self.exits).items()))
         return [
             self.headline,
-            f"{self.bodies} different bodies in {self.pushes} pushes, which were answered:",
-            *(f"{count:8} {status or '---'} {text}" for (status, text), count in self.answers.most_common()),
-            f"attempts after the first, as the targets saw them: {repeated or 'none'}",
-            f"receivers that ended unasked: {exits or 'none'}",
+            f"{self.bodies} different bodies in {self.pushes} pushes, with these responses:",
+            *(f"{count:8} {status or '---'} {text}" for (status, text), count in self.responses.most_common()),
+            f"attempts after the first, seen by the destinations: {repeats or 'none'}",
+            f"receivers that exited without being stopped: {exits or 'none'}",
         ]
 
     def _table(self) -> list[str]:
         kinds = sorted({recovery.fault.kind for recovery in self.recoveries})
         return [
-            f"{'fault':30}{'times':>6}{'longest to the next 200':>25}{'to deliveries at all sinks':>28}",
+            f"{'fault':30}{'count':>6}{'longest to the next 200':>25}{'to deliveries at all sinks':>28}",
             *(row(kind, [each for each in self.recoveries if each.fault.kind == kind]) for kind in kinds),
             row("all", self.recoveries),
         ]
 
     def _verdict(self) -> list[str]:
         if not self.violations:
-            return ["Every promise was kept."]
-        return ["BROKEN:", *map(str, self.violations), *self.explained]
+            return ["No promise was broken."]
+        return ["BROKEN PROMISES:", *map(str, self.violations), *self.explanations]
 
 
 def row(name: str, recoveries: Sequence[Recovery]) -> str:
-    answers = longest(each.to_answer for each in recoveries)
+    next_200 = longest(each.to_next_200 for each in recoveries)
     deliveries = longest(each.to_deliveries for each in recoveries)
-    return f"{name:30}{len(recoveries):>6}{answers:>25}{deliveries:>28}"
+    return f"{name:30}{len(recoveries):>6}{next_200:>25}{deliveries:>28}"
 
 
 def longest(times: Iterable[float | None]) -> str:
@@ -76,14 +76,15 @@ def longest(times: Iterable[float | None]) -> str:
     return "never" if None in known else f"{max(filter(None, known), default=0.0):.1f} s"
 
 
-def recovery(fault: Happened, answered: Sequence[float], grew: Mapping[str, Sequence[float]]) -> Recovery:
-    """How long it took after a fault, given when pushes were answered 200 and when each target grew."""
-    delivered = [after(fault.ended, times) for times in grew.values()]
+def recovery(fault: InjectedFault, got_200: Sequence[float], grew: Mapping[str, Sequence[float]]) -> Recovery:
+    """How long it took after a fault, from the times at which pushes got 200 and at which each destination grew."""
+    delivered = [seconds_to_next(fault.ended_at, times) for times in grew.values()]
     known = [seconds for seconds in delivered if seconds is not None]
-    return Recovery(fault, after(fault.ended, answered), max(known) if len(known) == len(delivered) else None)
+    to_deliveries = max(known) if len(known) == len(delivered) else None
+    return Recovery(fault, seconds_to_next(fault.ended_at, got_200), to_deliveries)
 
 
-def after(moment: float, times: Sequence[float]) -> float | None:
+def seconds_to_next(moment: float, times: Sequence[float]) -> float | None:
     """Seconds from a moment to the next of these times, which are in order."""
     place = bisect.bisect_right(times, moment)
     return times[place] - moment if place < len(times) else None

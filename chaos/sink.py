@@ -1,4 +1,4 @@
-"""A sink that writes down what it gets, and misbehaves as long as its orders stand. It runs inside the receiver."""
+"""A sink that records what it receives, and misbehaves while instructed to. It runs inside the receiver."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 from receiver import Event, Pause, Retry, hookimpl
 
 LEAK_BYTES = 10_000_000
-LEAKS_AT_MOST = 200
+MAX_LEAKS = 200
 
 
 @dataclass
-class Notes:
+class Records:
     """Appends the id, the attempt and the SHA-256 of the body of each event to a file.
 
     path: the file.
-    orders: a file that says how to misbehave, as long as it is there.
+    instructions: a file that says how to misbehave, while it exists.
     """
 
     path: Path
-    orders: Path | None = None
+    instructions: Path | None = None
 
     def __post_init__(self) -> None:
         self._leaked: list[bytearray] = []
@@ -36,7 +36,7 @@ class Notes:
 
     @hookimpl
     def deliver(self, event: Event, attempt: int) -> None:
-        self._obey()
+        self._follow_instructions()
         line = f"\n{event.id} {attempt} {hashlib.sha256(event.body).hexdigest()}".encode()
         if os.write(self._file, line) < len(line):
             raise OSError("the line was cut short")
@@ -45,26 +45,26 @@ class Notes:
     def close(self) -> None:
         os.close(self._file)
 
-    def _obey(self) -> None:
-        if self.orders is None or not self.orders.exists():
+    def _follow_instructions(self) -> None:
+        if self.instructions is None or not self.instructions.exists():
             self._leaked.clear()
             return
-        how, _, seconds = self.orders.read_text(encoding="utf-8").partition(" ")
-        if how == "exits":
+        misbehavior, _, seconds = self.instructions.read_text(encoding="utf-8").partition(" ")
+        if misbehavior == "exit":
             os._exit(7)
-        elif how == "holds":
-            ctypes.PyDLL(None).usleep(int(float(seconds) * 1e6))  # keeps the interpreter, as a long regex does
-        elif how == "leaks" and len(self._leaked) < LEAKS_AT_MOST:
+        elif misbehavior == "hold":
+            ctypes.PyDLL(None).usleep(int(float(seconds) * 1e6))  # holds the interpreter, as a long regex does
+        elif misbehavior == "leak" and len(self._leaked) < MAX_LEAKS:
             self._leaked.append(bytearray(LEAK_BYTES))
-        elif how == "raises" and random.random() < 0.5:
+        elif misbehavior == "raise" and random.random() < 0.5:
             raise random.choice(EXCEPTIONS)()
 
 
-class Unspeakable(Exception):
+class BrokenStr(Exception):
     """An exception that raises when it is shown."""
 
     def __str__(self) -> str:
-        raise RuntimeError("no words")
+        raise RuntimeError("this exception cannot be shown")
 
 
 EXCEPTIONS: list[Callable[[], BaseException]] = [
@@ -72,12 +72,12 @@ EXCEPTIONS: list[Callable[[], BaseException]] = [
     lambda: MemoryError(),
     lambda: SystemExit(3),
     lambda: KeyboardInterrupt(),
-    lambda: Unspeakable(),
-    lambda: Retry("not now", after=0.5),
-    lambda: Pause("a short rest", after=1),
+    lambda: BrokenStr(),
+    lambda: Retry("try again soon", after=0.5),
+    lambda: Pause("pause briefly", after=1),
 ]
 
 
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
-    register("notes", Notes)
+    register("records", Records)

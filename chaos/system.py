@@ -1,4 +1,4 @@
-"""The receiver under test and what surrounds it: its settings, its database, the targets of its sinks."""
+"""The receiver under test and its surroundings: its settings, its database, the destinations of its sinks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 
 import psycopg
 
+from chaos.recorder import Recorder
 from receiver.testing.postgresql import own_server
-from receiver.testing.recorder import Recorder
-from receiver.testing.running import ROOT, Running, parent_of, wait_until
+from receiver.testing.running import ROOT, RunningReceiver, parent_of, wait_until
 
 CONFIG = """
 [receiver]
@@ -25,14 +25,15 @@ host = "127.0.0.1"
 plugins = ["{plugin}"]
 {sinks}
 """
-RETRY = 'retry = {{ first_pause = "1s", longest_pause = "5s", max_age = "30d" }}\n'
+RETRY = 'retry = {{ initial_backoff = {initial}, max_backoff = {maximum}, max_age = "30d" }}\n'
+INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 5.0
 SINKS = {
     "hook": 'type = "webhook"\nurl = "{hook}"\nallow_private = true\nconcurrency = 4\n',
     "events": 'type = "csv"\npath = "events.csv"\nrows = "events"\n',
     "readings": 'type = "csv"\npath = "readings.csv"\n',
     "console": 'type = "stdout"\n',
-    "some": 'type = "notes"\npath = "{folder}/some.txt"\nfilter = {{ event_types = {types} }}\n',
-    "odd": 'type = "notes"\npath = "{folder}/odd.txt"\norders = "{folder}/orders"\n',
+    "some": 'type = "records"\npath = "{folder}/some.txt"\nfilter = {{ event_types = {types} }}\n',
+    "odd": 'type = "records"\npath = "{folder}/odd.txt"\ninstructions = "{folder}/instructions"\n',
 }
 SOME_TYPES = ["touch", "temperature", "humidity", "soilMoisture"]
 FILES = {
@@ -43,86 +44,90 @@ FILES = {
     "odd": "odd.txt",
 }
 START_SECONDS = 60.0
-KEEP_SECONDS = 0.5
-LOOK_SECONDS = 0.1
-CLAIMS_RUN_OUT = "UPDATE deliveries SET due = 0 WHERE due IS NOT NULL AND holder IS NOT NULL"
+RESTART_SECONDS = 0.5
+WATCH_SECONDS = 0.1
+EXPIRE_CLAIMS = (
+    "UPDATE deliveries SET due = 0 WHERE due IS NOT NULL "
+    "AND holder <> (SELECT holder FROM dispatchers ORDER BY clock DESC LIMIT 1)"
+)
 
 
 class System:
-    """A receiver that is started again when it ends by itself, as systemd would do it."""
+    """A receiver that is restarted whenever it exits, as systemd does it. With `speed` 10 its backoff is a tenth."""
 
-    def __init__(self, folder: Path, journal: str) -> None:
+    def __init__(self, folder: Path, journal: str, speed: float = 1.0) -> None:
         self.folder = folder
+        self._retry = RETRY.format(initial=INITIAL_BACKOFF_SECONDS / speed, maximum=MAX_BACKOFF_SECONDS / speed)
         self.target = Target()
         self.server = own_server() if journal == "postgresql" else None
         self.database_url = self.server.new_database() if self.server else None
         environment = {"DATABASE_URL": self.database_url} if self.database_url else {}
-        self.receiver = Running(folder, self.config(), time.time(), environment)
+        self.receiver = RunningReceiver(folder, self.config(), time.time(), environment)
         self.exits: list[int] = []
-        """Codes with which the receiver ended although nobody had asked it to."""
+        """Codes with which the receiver exited although it had not been stopped."""
         self.disabled: list[tuple[str, float, float]] = []
-        """Which sink was disabled from when until when (monotonic)."""
-        self.last_down_at = 0.0
-        self._wanted = False
+        """Which sink was disabled from when to when (monotonic)."""
+        self.last_stopped_at = 0.0
+        self._should_run = False
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._keeper = threading.Thread(target=self._keep)
-        self._keeper.start()
+        self._restarter = threading.Thread(target=self._restart_on_exit)
+        self._restarter.start()
 
     def config(self, *, disabled: str = "", mistyped: str = "") -> str:
-        """config.toml, in which one sink may be disabled or have a mistake."""
+        """config.toml, in which one sink may be disabled or have an error."""
         tables = []
         for name, options in SINKS.items():
-            told = options.format(hook=self.target.url, folder=self.folder, types=SOME_TYPES) + RETRY.format()
-            told += "enabled = false\n" * (name == disabled) + 'colour = "red"\n' * (name == mistyped)
-            tables.append(f"[sinks.{name}]\n{told}")
+            table = options.format(hook=self.target.url, folder=self.folder, types=SOME_TYPES) + self._retry
+            table += "enabled = false\n" * (name == disabled) + 'colour = "red"\n' * (name == mistyped)
+            tables.append(f"[sinks.{name}]\n{table}")
         return CONFIG.format(plugin=ROOT / "chaos" / "sink.py", sinks="".join(tables))
 
-    def up(self) -> None:
-        """Start the receiver unless it runs, and from now on start it again when it ends."""
+    def start(self) -> None:
+        """Start the receiver unless it is running, and restart it from now on whenever it exits."""
         with self._lock:
-            if not self._closing.is_set() and not self._runs():
+            if not self._closing.is_set() and not self._is_running():
                 self.receiver.launch()
-            self._wanted = True
+            self._should_run = True
 
-    def down(self) -> None:
-        """Stop it with SIGTERM, which it must obey whatever goes on, and end with code 0."""
+    def stop(self) -> None:
+        """Send SIGTERM. Raises AssertionError unless the receiver exits with code 0, whatever else happens."""
         self.process("worker")
         with self._lock:
-            self._wanted = False
+            self._should_run = False
             try:
                 code = self.receiver.stop()
             except subprocess.TimeoutExpired:
                 self.receiver.kill_all()
-                raise AssertionError("the receiver did not obey SIGTERM within 30 s") from None
-            self.last_down_at = time.monotonic()
+                raise AssertionError("the receiver was still running 30 s after SIGTERM") from None
+            self.last_stopped_at = time.monotonic()
         if code != 0:
-            raise AssertionError(f"after SIGTERM the receiver ended with code {code}")
+            raise AssertionError(f"the receiver exited with code {code} after SIGTERM")
 
     def kill(self) -> None:
         """SIGKILL to all its processes at once."""
         with self._lock:
-            self._wanted = False
+            self._should_run = False
             self.receiver.kill_all()
 
-    def await_work(self) -> None:
-        """Wait until a receiver that was started takes pushes, and its dispatcher had a second for the first."""
+    def wait_until_working(self) -> None:
+        """Wait until a receiver that was started accepts pushes and its dispatcher has had a second to route events."""
         self.process("worker")
         self.process("dispatcher")
-        wait_until(lambda: self.receiver.answers("/healthz"), START_SECONDS, "a receiver that answers")
+        wait_until(lambda: self.receiver.is_ok("/healthz"), START_SECONDS, "a receiver that responds")
         time.sleep(1.0)
 
     def process(self, kind: str) -> int:
-        """A process of the receiver: supervisor, master, dispatcher or worker. Waits for it to be there."""
+        """The id of the supervisor, master, dispatcher or a worker of the receiver. Waits until there is one."""
         return int(wait_until(lambda: self._process(kind), START_SECONDS, f"a {kind}"))
 
-    def _runs(self) -> bool:
+    def _is_running(self) -> bool:
         process = self.receiver.process
         return process is not None and process.poll() is None
 
     def _process(self, kind: str) -> int | None:
         pids = self.receiver.pids()
-        with contextlib.suppress(OSError, IndexError):  # any may end while it is looked at
+        with contextlib.suppress(OSError, IndexError):  # any of them may end meanwhile
             masters = {parent_of(pid) for pid in pids["workers"]} & set(pids["children"])
             return {
                 "supervisor": pids["supervisor"],
@@ -132,101 +137,100 @@ class System:
             }[kind][-1]
         return None
 
-    def order(self, how: str | None) -> None:
-        """Tell the odd sink how to misbehave, or with None to behave."""
-        orders, draft = self.folder / "orders", self.folder / "orders.draft"
-        if how is None:
-            orders.unlink(missing_ok=True)
+    def instruct_plugin(self, misbehavior: str | None) -> None:
+        """Make the sink `odd` misbehave, or with None behave."""
+        instructions, draft = self.folder / "instructions", self.folder / "instructions.draft"
+        if misbehavior is None:
+            instructions.unlink(missing_ok=True)
             return
-        draft.write_text(how, encoding="utf-8")
-        draft.rename(orders)
+        draft.write_text(misbehavior, encoding="utf-8")
+        draft.rename(instructions)
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        """Ask the database beside the receiver. [] where there is none."""
+        """Run a statement on a connection of our own to the database. [] if there is no database."""
         if self.database_url is None:
             return []
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
-    def note(self, line: str) -> None:
-        """A line in faults.txt, with the time as in log.txt."""
+    def log_fault(self, line: str) -> None:
+        """Write a line to faults.txt, with a time as in log.txt."""
         with (self.folder / "faults.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line}\n")
 
-    def let_claims_run_out(self) -> None:
-        """A minute passes for the claims of dispatchers that are gone, which a test does not wait for."""
-        self.down()
-        self.sql(CLAIMS_RUN_OUT)
-        self.up()
+    def expire_claims(self) -> None:
+        """End the claims of dispatchers that were killed, which would last a minute on PostgreSQL."""
+        with contextlib.suppress(psycopg.Error):
+            self.sql(EXPIRE_CLAIMS)
 
     def close(self) -> None:
         self._closing.set()
-        self._keeper.join()
+        self._restarter.join()
         if self.receiver.process is not None:
             self.receiver.kill_all()
-        self.target.release()
+        self.target.recover()
         self.target.close()
 
-    def _keep(self) -> None:
-        while not self._closing.wait(KEEP_SECONDS):
+    def _restart_on_exit(self) -> None:
+        while not self._closing.wait(RESTART_SECONDS):
             with self._lock:
-                if self._wanted and not self._runs():
+                if self._should_run and not self._is_running():
                     assert self.receiver.process is not None
                     self.exits.append(self.receiver.process.returncode)
                     self.receiver.launch()
 
 
 class Target(Recorder):
-    """The target of the webhook. `taken` are the ids it has answered 200 for; `mood` says how it answers now."""
+    """The target of the webhook. `accepted` has the ids it has responded 200 for; `behavior` says how it responds."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken: set[str] = set()
-        self.mood = "takes"
-        self.met = threading.Event()
-        """Somebody met another mood than the usual since it was put on."""
-        self._release = threading.Event()
+        self.accepted: set[str] = set()
+        self.behavior = "accept"
+        self.noticed = threading.Event()
+        """Set when the receiver has called it since it began to misbehave."""
+        self._recovered = threading.Event()
 
-    def put_on(self, mood: str) -> None:
-        """Answer like this from now on."""
-        self.met.clear()
-        self.mood = mood
+    def misbehave(self, behavior: str) -> None:
+        """From now on respond with an `error`, `hang`, `drip` or `reset`."""
+        self.noticed.clear()
+        self.behavior = behavior
 
-    def answer(self, key: str, handler: BaseHTTPRequestHandler) -> None:
-        if self.mood == "takes":
-            self.taken.add(key)
-            super().answer(key, handler)
+    def recover(self) -> None:
+        """Accept again, and end the responses that are under way."""
+        self.behavior = "accept"
+        self._recovered.set()
+        self._recovered = threading.Event()
+
+    def respond(self, key: str, handler: BaseHTTPRequestHandler) -> None:
+        if self.behavior == "accept":
+            self.accepted.add(key)
+            super().respond(key, handler)
             return
-        self.met.set()
-        if self.mood == "refuses":
+        self.noticed.set()
+        if self.behavior == "error":
             handler.send_response(500)
             handler.send_header("Content-Length", "0")
             handler.end_headers()
         else:
             handler.close_connection = True
-            self._torment(handler)
+            self._break_connection(handler)
 
-    def release(self) -> None:
-        """Be good again, and end the answers that are under way."""
-        self.mood = "takes"
-        self._release.set()
-        self._release = threading.Event()
-
-    def _torment(self, handler: BaseHTTPRequestHandler) -> None:
-        """Answer nothing, or a head that never ends, or with a reset."""
-        released = self._release
-        if self.mood == "drips":
+    def _break_connection(self, handler: BaseHTTPRequestHandler) -> None:
+        """Send nothing, or headers that never end, and then reset the connection."""
+        recovered = self._recovered
+        if self.behavior == "drip":
             handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
-            while not released.wait(0.2):
+            while not recovered.wait(0.2):
                 handler.wfile.write(b".")
-        elif self.mood == "hangs":
-            released.wait()
+        elif self.behavior == "hang":
+            recovered.wait()
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class Watch(threading.Thread):
-    """Notes when each sink's target has got something, to a tenth of a second."""
+    """Records when each sink's destination has received something, to a tenth of a second."""
 
     def __init__(self, system: System) -> None:
         super().__init__(daemon=True)
@@ -236,7 +240,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         sizes = self._sizes()
-        while not self._done.wait(LOOK_SECONDS):
+        while not self._done.wait(WATCH_SECONDS):
             before, sizes = sizes, self._sizes()
             for name in sizes:
                 if sizes[name] > before[name]:
@@ -249,4 +253,4 @@ class Watch(threading.Thread):
     def _sizes(self) -> dict[str, int]:
         paths = {name: self._system.folder / file for name, file in FILES.items()}
         sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
-        return {**sizes, "hook": len(self._system.target.taken)}
+        return {**sizes, "hook": len(self._system.target.accepted)}

@@ -1,4 +1,4 @@
-"""One run: traffic and faults for a while, then rest, then the oracle's verdict and the figures."""
+"""One run: traffic and faults for a while, then quiet, then the oracle's verdict and the figures."""
 
 from __future__ import annotations
 
@@ -10,31 +10,40 @@ from pathlib import Path
 
 import urllib3
 
-from chaos.faults import OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, Happened, Lane, schedule
-from chaos.oracle import Violation, collect, judge, no_events_kept
+from chaos.cloud import Cloud
+from chaos.faults import OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, InjectedFault, Lane, schedule
+from chaos.oracle import Violation, collect, judge, quarantined_ids
 from chaos.report import Report, recovery
 from chaos.system import SINKS, System, Watch
 from chaos.traffic import CONNECTIONS, Driver, event, traffic
 from receiver.simulator import Simulator
-from receiver.testing.cloud import Cloud
 from receiver.testing.running import wait_until
 
 AFTERMATH_SECONDS = 10.0
-"""How long traffic goes on when the faults are over."""
+"""How long traffic continues after the last fault."""
 
-REST_SECONDS = 180.0
-"""How long all that is owed may take then; a claim of a dispatcher that is gone lasts a minute."""
+IDLE_SECONDS = 180.0
+"""How long it may take then until all queues are empty; a claim of a killed dispatcher lasts a minute."""
 
 FRESH_SECONDS = 20.0
-EXPLAINED_AT_MOST = 3
-OWED = re.compile(r"^(receiver_(?:unmatched|pending|paused|dead)\b\S*) (?!0(?:\.0)?$)(\S+)$", re.MULTILINE)
+MAX_EXPLAINED = 3
+GAUGES = [
+    "receiver_unrouted_events",
+    *(
+        f'{gauge}{{sink="{name}"}}'
+        for gauge in ("receiver_pending_deliveries", "receiver_sink_paused", "receiver_dead_letters")
+        for name in SINKS
+    ),
+]
+"""What is 0 when all queues are empty."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What to run: for how long, at how many pushes a second, and how much faster than usual the faults come.
+    """What to run: for how long, at how many pushes per second, and how much faster than usual the faults come.
 
-    With `hurry` the claims of dispatchers that are gone are not waited for.
+    It runs for longer if a lane has injected less than `min_faults` by then. With `expire_claims` the claims of killed
+    dispatchers are ended instead of waited for.
     """
 
     seed: int
@@ -42,28 +51,29 @@ class Trial:
     seconds: float
     rate: float = 50.0
     speed: float = 1.0
-    hurry: bool = False
+    min_faults: int = 0
+    expire_claims: bool = False
 
 
 def run(trial: Trial, folder: Path) -> Report:
-    """Let it all happen, in an empty folder."""
-    system = System(folder, trial.journal)
+    """Run a trial in an empty folder."""
+    system = System(folder, trial.journal, trial.speed)
     cloud = Cloud([system.receiver], CONNECTIONS)
     driver = Driver(cloud, traffic(trial.seed, trial.rate))
     watch = Watch(system)
     try:
-        system.up()
+        system.start()
         system.process("worker")
         watch.start()
         driver.start()
-        happened, violations = suffer(system, trial)
+        injected, violations = inject_faults(system, trial)
         time.sleep(AFTERMATH_SECONDS / trial.speed)
-        driver.finish(REST_SECONDS)
-        violations += rest(system, driver, hurry=trial.hurry)
+        driver.finish(IDLE_SECONDS)
+        violations += wait_until_idle(system, driver, expire_claims=trial.expire_claims)
         watch.finish()
-        got, entries = collect(system), driver.ledger.entries
-        violations += judge(entries, no_events_kept(system), got, system.disabled)
-        explained = explain(system, violations)
+        received, entries = collect(system), driver.ledger.entries
+        violations += judge(entries, quarantined_ids(system), received, system.disabled)
+        explanations = explain(system, violations)
         violations += stop(system)
     finally:
         cloud.stop()
@@ -72,63 +82,66 @@ def run(trial: Trial, folder: Path) -> Report:
         f"journal {trial.journal}, seed {trial.seed}, {trial.seconds:.0f} s of faults at {trial.rate:.0f} pushes/s",
         len(entries),
         cloud.pushes,
-        cloud.answers,
-        got,
-        [recovery(fault, sorted(cloud.times), watch.grew) for fault in happened],
+        cloud.responses,
+        received,
+        [recovery(fault, sorted(cloud.accepted_at), watch.grew) for fault in injected],
         system.exits,
         violations,
-        explained,
+        explanations,
     )
 
 
-def suffer(system: System, trial: Trial) -> tuple[list[Happened], list[Violation]]:
-    """Let faults happen, in two lanes that overlap; what happened, and where a fault found a promise broken."""
+def inject_faults(system: System, trial: Trial) -> tuple[list[InjectedFault], list[Violation]]:
+    """Inject faults in two lanes that overlap; all of them, and the promises found broken meanwhile."""
     kinds = {"processes": OF_PROCESSES, "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal]}
     lanes = [Lane(system, schedule(trial.seed, name, kinds[name], trial.speed)) for name in kinds]
     for lane in lanes:
         lane.start()
     time.sleep(trial.seconds)
     for lane in lanes:
-        lane.finish()
-    happened = sorted((fault for lane in lanes for fault in lane.happened), key=lambda fault: fault.began)
-    return happened, [Violation(failure) for lane in lanes for failure in lane.failures]
+        lane.finish(trial.min_faults)
+    injected = sorted((fault for lane in lanes for fault in lane.injected), key=lambda fault: fault.began_at)
+    return injected, [Violation(failure) for lane in lanes for failure in lane.failures]
 
 
-def rest(system: System, driver: Driver, *, hurry: bool) -> list[Violation]:
-    """Wait for health and empty queues; then a fresh push must go through."""
+def wait_until_idle(system: System, driver: Driver, *, expire_claims: bool) -> list[Violation]:
+    """Wait for readiness and empty queues; then a new push must be delivered."""
+
+    def is_idle() -> bool:
+        if expire_claims:
+            system.expire_claims()
+        return not find_activity(system)
+
     try:
-        if hurry and system.server:
-            system.let_claims_run_out()
-        wait_until(lambda: not owed(system), REST_SECONDS, "a healthy receiver with empty queues")
+        wait_until(is_idle, IDLE_SECONDS, "a ready receiver with empty queues")
         driver.push(event(Simulator().body("touch")))
-        wait_until(lambda: not owed(system), FRESH_SECONDS, "the delivery of a fresh push")
+        wait_until(is_idle, FRESH_SECONDS, "the delivery of a new push")
     except AssertionError as error:
-        return [Violation(f"{error}; {'; '.join(owed(system))}")]
+        return [Violation(f"{error}; {'; '.join(find_activity(system))}")]
     return []
 
 
-def owed(system: System) -> list[str]:
-    """What is not as it is at rest."""
+def find_activity(system: System) -> list[str]:
+    """Every reason why the receiver is not ready and idle."""
     try:
-        if not system.receiver.answers("/readyz"):
+        if not system.receiver.is_ok("/readyz"):
             return ["/readyz says that it is not ready"]
-        answer = system.receiver.http.request("GET", f"{system.receiver.url}/metrics")
+        page = system.receiver.http.request("GET", f"{system.receiver.url}/metrics").data.decode()
     except urllib3.exceptions.HTTPError as error:
-        return [f"no answer: {type(error).__name__}"]
-    page = answer.data.decode()
-    unknown = [name for name in SINKS if f'receiver_pending{{sink="{name}"}}' not in page]
-    return [f"{name} is {number}" for name, number in OWED.findall(page)] + unknown
+        return [f"no response: {type(error).__name__}"]
+    values = dict(re.findall(r"^([^#\s]\S*) (\S+)$", page, re.MULTILINE))
+    return [f"{gauge} is {values.get(gauge, 'missing')}" for gauge in GAUGES if float(values.get(gauge, "nan")) != 0]
 
 
 def explain(system: System, violations: Sequence[Violation]) -> list[str]:
-    """What the receiver itself says of the first events for which a promise was broken."""
-    ids = dict.fromkeys(name for violation in violations for name in violation.ids[:EXPLAINED_AT_MOST])
-    return [system.receiver.run("explain", name) for name in list(ids)[:EXPLAINED_AT_MOST]]
+    """What `explain` says of the first events for which a promise was broken."""
+    ids = dict.fromkeys(name for violation in violations for name in violation.ids[:MAX_EXPLAINED])
+    return [system.receiver.run("explain", name) for name in list(ids)[:MAX_EXPLAINED]]
 
 
 def stop(system: System) -> list[Violation]:
     try:
-        system.down()
+        system.stop()
     except AssertionError as error:
         return [Violation(str(error))]
     return []

@@ -1,6 +1,6 @@
-"""The `chat_alert` sink: tells a chat where there is water, and when this receiver itself needs somebody.
+"""The `chat_alert` sink: posts to a chat when a sensor detects water, and when a sink of this receiver has a problem.
 
-It posts `{"text": …}` to an incoming webhook. Slack defined this format, and others take it as well:
+It posts `{"text": …}` to an incoming webhook. Slack defined this format, and others accept it as well:
 https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
 https://developers.mattermost.com/integrate/webhooks/incoming/
 https://docs.rocket.chat/docs/rocketchat-marketplace-integrations
@@ -23,35 +23,35 @@ from receiver import Event, GiveUp, Pause, Reading, Retry, Secret, hookimpl
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 5.0
-REFUSED_TRIES = 3
-"""How often a message that the chat refuses is tried before it is given up."""
-RETRY_AFTER_AT_MOST = 3600.0
-QUIET_SECONDS = 3600.0
-"""For so long the chat hears nothing more about the same trouble of the same sink."""
-NAME_LENGTH = 80
-REASON_LENGTH = 300
+MAX_REJECTIONS = 3
+"""The attempt at which a message that the chat rejects is given up."""
+MAX_RETRY_AFTER_SECONDS = 3600.0
+ALERT_INTERVAL_SECONDS = 3600.0
+"""The shortest time between two messages about the same problem of the same sink."""
+MAX_NAME_CHARACTERS = 80
+MAX_REASON_CHARACTERS = 300
 
-REVOKED = {
-    401: "it refuses us",
+PAUSING = {
+    401: "it rejects our credentials",
     403: "it forbids us",
     404: "there is no such webhook, or no such channel",
     410: "the channel is archived, or the webhook was revoked",
 }
-"""What no other message would change: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks"""
+"""Statuses that are about the webhook, not the message: no other message would be accepted either."""
 
 
 @dataclass
 class ChatAlert:
-    """Posts a message to a chat when a sensor finds water; also when a sink is paused, or an event is given up on.
+    """Posts a message to a chat when a sensor detects water, when a sink is paused, and when a delivery is given up.
 
-    The webhook is that of Slack, Mattermost, Rocket.Chat or another service that takes {"text": …}. Each message ends
-    with the id of its event, for `python -m receiver explain`; when the same one comes twice, the chat had it but its
-    answer was lost.
+    The webhook is that of Slack, Mattermost, Rocket.Chat or another service that accepts {"text": …}. Each message
+    about water ends with the id of its event, for `python -m receiver explain`. A message can come twice if the
+    response to the first was lost.
 
-    webhook_url: the address that the chat service gave out; whoever knows it can post.
-    dry: tell also when it is dry again.
-    max_age_hours: what happened longer ago is told to nobody. Such events are normal: a sensor or gateway comes back
-        after an outage, or somebody replays.
+    webhook_url: the URL of the incoming webhook. It is a secret: whoever knows it can post.
+    dry: also post when the sensor is dry again.
+    max_age_hours: do not post about readings that are older. Old readings are normal: a sensor or gateway sends them
+        after an outage, and a replay repeats them.
     """
 
     webhook_url: Secret
@@ -66,7 +66,8 @@ class ChatAlert:
         self._http = PoolManager(timeout=timeout, retries=False)
         self._logger = logging.getLogger(__name__)
         self._name = ""
-        self._told: dict[tuple[str, str], tuple[float, int]] = {}
+        self._alerts: dict[tuple[str, str], tuple[float, int]] = {}
+        """For each problem of a sink: when the last message was sent, and how many alerts were omitted since."""
 
     @hookimpl
     def open(self, name: str, logger: logging.Logger) -> None:
@@ -74,46 +75,46 @@ class ChatAlert:
 
     @hookimpl
     def deliver(self, event: Event, attempt: int) -> None:
-        """Come back when the chat has taken the message, or when there is none to send."""
+        """Return when the chat has accepted the message, or when there is nothing to post."""
         for reading in event.readings():
             if reading.quantity != "water_present" or not (reading.value or self.dry):
                 continue
             age = datetime.now(UTC) - reading.time
             if age.total_seconds() > self.max_age_hours * 3600:
-                self._logger.info("nobody is told of event %s: it is %s old", event.id, str(age).partition(".")[0])
+                self._logger.info("event %s is not posted: it is %s old", event.id, str(age).partition(".")[0])
                 continue
             judge(self._post(message(event, reading)), attempt)
 
     @hookimpl
     def sink_paused(self, sink: str, reason: str) -> None:
-        if sink != self._name:  # who cannot talk to the chat cannot tell it so
-            self._alert("paused", sink, f"⏸️ Sink {plain(sink)} is paused: {plain(reason, REASON_LENGTH)}")
+        if sink != self._name:  # while it is paused itself, it cannot post that
+            self._alert("paused", sink, f"⏸️ Sink {plain(sink)} is paused: {plain(reason, MAX_REASON_CHARACTERS)}")
 
     @hookimpl
     def delivery_died(self, event: Event, sink: str, reason: str) -> None:
-        text = f"✉️ Sink {plain(sink)} gave up event {event.id}: {plain(reason, REASON_LENGTH)}"
-        self._alert("died", sink, f"{text}. `python -m receiver dead list` shows all")
+        text = f"✉️ Sink {plain(sink)} gave up event {event.id}: {plain(reason, MAX_REASON_CHARACTERS)}"
+        self._alert("died", sink, f"{text}. `python -m receiver dead-letters list` shows all")
 
     @hookimpl
     def close(self) -> None:
         self._http.clear()
 
-    def _alert(self, what: str, sink: str, text: str) -> None:
-        """Tell of trouble, unless the chat heard of the same just now: then count, and say so the next time.
+    def _alert(self, problem: str, sink: str, text: str) -> None:
+        """Post about a problem, unless there was a message about it just now: then count it for the next message.
 
-        What fails is not tried again. The receiver logs it, and keeps what it is about.
+        A failed post is not retried; the receiver logs it, and the next message counts it.
         """
         now = time.monotonic()
-        told_at, left_out = self._told.get((what, sink), (-math.inf, 0))
-        if now - told_at < QUIET_SECONDS:
-            self._told[what, sink] = (told_at, left_out + 1)
+        posted_at, omitted = self._alerts.get((problem, sink), (-math.inf, 0))
+        if now - posted_at < ALERT_INTERVAL_SECONDS:
+            self._alerts[problem, sink] = (posted_at, omitted + 1)
             return
-        self._told[what, sink] = (now, left_out + 1)
-        judge(self._post(f"{text} ({left_out} more since the last message)" if left_out else text), 1)
-        self._told[what, sink] = (now, 0)
+        self._alerts[problem, sink] = (now, omitted + 1)
+        judge(self._post(f"{text} ({omitted} more since the last message)" if omitted else text), 1)
+        self._alerts[problem, sink] = (now, 0)
 
     def _post(self, text: str) -> BaseHTTPResponse:
-        """The answer of the chat. Its body is not waited for, since it may never end."""
+        """The response of the chat. Its body is not read, since it may never end."""
         try:
             response = self._http.request(
                 "POST",
@@ -123,8 +124,8 @@ class ChatAlert:
                 preload_content=False,
             )
             response.close()
-        except (HTTPError, OSError) as error:
-            raise Retry(f"no answer from the chat: {type(error).__name__}") from None  # its text holds the webhook
+        except (HTTPError, OSError) as error:  # its text contains the URL
+            raise Retry(f"no response from the chat: {type(error).__name__}") from None
         return response
 
 
@@ -134,7 +135,7 @@ def register_sinks(register: Callable[[str, type], None]) -> None:
 
 
 def check_url(url: Secret) -> None:
-    """Refuse what is no address. The value is a secret, so no message may quote it."""
+    """Raise ValueError for an invalid URL, without the URL in it."""
     try:
         parts = parse_url(url.get_secret_value())
     except HTTPError:
@@ -144,14 +145,14 @@ def check_url(url: Secret) -> None:
 
 
 def message(event: Event, reading: Reading) -> str:
-    """What people read. The name of a device is the label `name`, if the Data Connector includes it."""
+    """The text to post. The name of a device is the label `name`, if the Data Connector includes it."""
     where = plain(event.labels.get("name") or event.device_id or "an unknown device")
     what = "💧 Water at" if reading.value else "✅ Dry again at"
     return f"{what} {where}, {reading.time:%Y-%m-%d %H:%M} UTC (event {event.id})"
 
 
-def plain(text: str, length: int = NAME_LENGTH) -> str:
-    """Text from elsewhere as one bounded line in which a chat finds no markup and nobody to call.
+def plain(text: str, length: int = MAX_NAME_CHARACTERS) -> str:
+    """Text of others in one line of limited length, without markup and mentions.
 
     https://docs.slack.dev/messaging/formatting-message-text#escaping
     """
@@ -161,17 +162,17 @@ def plain(text: str, length: int = NAME_LENGTH) -> str:
 
 
 def judge(response: BaseHTTPResponse, attempt: int) -> None:
-    """Come back for 2xx; else raise what the answer asks for."""
+    """Return for 2xx; else raise Retry, Pause or GiveUp, as the status asks for."""
     status = response.status
     if 200 <= status < 300:
         return
     if 300 <= status < 400:
-        raise Pause(f"HTTP {status}: the chat redirects, which is not followed; set webhook_url to where it leads")
-    if status in REVOKED:
-        raise Pause(f"HTTP {status}: {REVOKED[status]}")
+        raise Pause(f"HTTP {status}: redirects are not followed; set webhook_url to the target")
+    if status in PAUSING:
+        raise Pause(f"HTTP {status}: {PAUSING[status]}")
     wait = response.headers.get("Retry-After", "")
     if status in (429, 503) and wait.isascii() and wait.isdigit():
-        raise Pause(f"HTTP {status}: the chat asks to wait", min(float(wait), RETRY_AFTER_AT_MOST))
-    if 400 <= status < 500 and status not in (408, 425, 429) and attempt >= REFUSED_TRIES:
-        raise GiveUp(f"HTTP {status}: the chat refuses this message")
+        raise Pause(f"HTTP {status}: the chat asks us to wait", min(float(wait), MAX_RETRY_AFTER_SECONDS))
+    if 400 <= status < 500 and status not in (408, 425, 429) and attempt >= MAX_REJECTIONS:
+        raise GiveUp(f"HTTP {status}: the chat rejects this message")
     raise Retry(f"HTTP {status}")

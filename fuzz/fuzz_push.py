@@ -1,11 +1,11 @@
-"""Coverage-guided fuzzing of what a push goes through: token, headers, body and decoder.
+"""Coverage-guided fuzzing of everything that processes a push: token, headers, body and decoder.
 
     python fuzz/fuzz_push.py MINUTES
 
-An input is a push in parts with zero bytes between them: two letters, further headers, the token in one part or two,
-the body. The first letter says how the token is made: "r" takes its part as it stands, anything else signs a JOSE
-header and claims, in which "@now", @sha256 and the like stand for what is right at that moment. Exit code 1 when one
-of the promises below was broken.
+An input is a push in parts, separated by zero bytes: two letters, further headers, the token in one part or two, the
+body. The first letter says how the token is made: "r" uses its part as it is, anything else signs a JOSE header and
+claims, in which "@now", @sha256 and the like are replaced with the right values. The exit code is 1 when one of the
+assertions below fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 with atheris.instrument_imports(include=["receiver", "jwt", "dtintegrations", "disruptive"]):
-    from receiver.errors import NotAnEvent, Refusal, Refused
+    from receiver.errors import NotAnEvent, Rejected, Rejection
     from receiver.event import TYPES, Event, event_id
     from receiver.signature import HEADER, LEEWAY_SECONDS, verify
     from receiver.simulator import Simulator
@@ -44,10 +44,10 @@ SECRETS = {"OLD": "the secret of a connector that is gone", "NEW": "sh0rt"}
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 HEAD = b'{"alg":"HS256","typ":"JWT"}'
 CLAIMS = b'{"checksum":"@sha1","checksum_sha256":"@sha256","exp":"@soon","iat":"@now","jti":"cpbg96t1isjlr2vdorc0"}'
-LONGEST_INPUT = 8192
-SLOWEST_INPUT_SECONDS = 10
-SECONDS_OF_A_DAY = 86400
-FINDINGS_AT_MOST = 20
+MAX_INPUT_BYTES = 8192
+MAX_INPUT_SECONDS = 10
+DAY_SECONDS = 86400
+MAX_FINDINGS = 20
 ENVIRONMENT = EnvironBuilder(method="POST").get_environ()
 NAMES = {"content-type": "CONTENT_TYPE", "content-length": None}
 
@@ -55,7 +55,7 @@ NAMES = {"content-type": "CONTENT_TYPE", "content-length": None}
 class Push:
     """A push as an input describes it, with claims for the time `signed_at`.
 
-    `genuine` says that the token is as DT makes it, so that neither headers nor body may get the push refused.
+    If it is `genuine`, its token is as DT makes it, and the push must be verified whatever its headers and body are.
     """
 
     def __init__(self, data: bytes, signed_at: float) -> None:
@@ -72,7 +72,7 @@ class Push:
             self.genuine = (head, claims) == (HEAD, CLAIMS)
 
     def request(self) -> Request:
-        """The push as the app has it when it asks whether it is genuine."""
+        """The push as intake verifies it."""
         environ = ENVIRONMENT | {"CONTENT_LENGTH": str(len(self.body)), "wsgi.input": io.BytesIO(self.body)}
         for line in self.headers.split(b"\n"):
             name, _, value = line.decode("latin-1").partition(":")
@@ -81,7 +81,7 @@ class Push:
                 environ[key] = value.strip()
         environ[f"HTTP_{HEADER.upper().replace('-', '_')}"] = self.token
         request = Request(environ)
-        assert request.get_data(cache=True) == self.body, "the raw body is not what came"
+        assert request.get_data(cache=True) == self.body, "the raw body is not what was sent"
         return request
 
 
@@ -107,27 +107,27 @@ def filled(claims: bytes, body: bytes, now: float) -> bytes:
 
 
 def judge(push: Push) -> str:
-    """Hold a push against every promise; what became of it. Raises whatever breaks one."""
+    """Check every assertion for a push; its outcome. Raises the error of the first assertion that fails."""
     request = push.request()
     try:
         name = verify(request, SECRETS, legacy_sha1=push.legacy_sha1)
-    except Refused as refused:
-        name, fate = None, Refusal(refused.refusal).value
+    except Rejected as error:
+        name, outcome = None, Rejection(error.rejection).value
     else:
-        assert_proven(push, SECRETS[name])
-        fate = "genuine"
-    assert name or not push.genuine, "a genuine push is refused"
+        assert_verified(push, SECRETS[name])
+        outcome = "verified"
+    assert name or not push.genuine, "a genuine push was rejected"
     assert request.get_data() == push.body, "the raw body was lost"
-    return f"{fate}, {decode(push.body)}"
+    return f"{outcome}, {decode(push.body)}"
 
 
-def assert_proven(push: Push, secret: str) -> None:
-    """What was believed has a right HMAC with SHA-256, is in time, and is of this body; all told from scratch."""
+def assert_verified(push: Push, secret: str) -> None:
+    """The token has a valid HMAC with SHA-256, is not expired, and belongs to this body; checked without a library."""
     unsigned, _, signature = push.token.rpartition(".")
     head, claims = (json.loads(unpadded(part)) for part in unsigned.split("."))
     assert hmac.compare_digest(unpadded(signature), hmac.digest(secret.encode(), unsigned.encode(), "sha256"))
     assert head["alg"] == "HS256"
-    assert int(claims["exp"]) > time.time() - LEEWAY_SECONDS - SLOWEST_INPUT_SECONDS
+    assert int(claims["exp"]) > time.time() - LEEWAY_SECONDS - MAX_INPUT_SECONDS
     assert int(claims.get("iat", 0)) <= time.time() + LEEWAY_SECONDS
     assert int(claims.get("nbf", 0)) <= time.time() + LEEWAY_SECONDS
     if push.legacy_sha1 and claims.get("checksum_sha256") is None:
@@ -150,8 +150,8 @@ def decode(body: bytes) -> str:
     try:
         event = Event.from_body(body, received_at)
     except NotAnEvent:
-        assert name is None, "it has an id at the door and none behind it"
-        return "no event"
+        assert name is None, "intake finds an id, and the dispatcher none"
+        return "not an event"
     assert event.id == name
     assert EVENT_ID.fullmatch(event.id)
     assert (event.body, event.received_at) == (body, received_at)
@@ -162,14 +162,14 @@ def decode(body: bytes) -> str:
         assert isinstance(reading.value, int | float)
         assert math.isfinite(reading.value)
         assert (reading.event_id, reading.device_id, reading.time.utcoffset()) == (name, event.device_id, timedelta(0))
-    assert len(repr(event)) < LONGEST_INPUT
+    assert len(repr(event)) < MAX_INPUT_BYTES
     assert event == Event.from_body(body, received_at)
     assert hash(event) == hash(Event.from_body(body, received_at))
     return f"event, {'typed' if event.typed is not None else 'untyped'}"
 
 
 def seeds() -> list[bytes]:
-    """Genuine pushes of every type, and pushes that are refused or no event for every known reason."""
+    """Genuine pushes of every type, and pushes that are rejected or not an event for every known reason."""
     simulator = Simulator(1)
     bodies = [simulator.body(event_type, samples=samples) for event_type in TYPES for samples in (1, 3)]
     body = bodies[0]
@@ -207,8 +207,8 @@ def seeds() -> list[bytes]:
         b"{}",
         b"[]",
     ]
-    lasting = filled(CLAIMS, body, time.time() + SECONDS_OF_A_DAY).replace(b'"iat"', b'"issued"')
-    tokens = [signed(HEAD, lasting, secret).encode() for secret in (*SECRETS.values(), "neither")]
+    durable = filled(CLAIMS, body, time.time() + DAY_SECONDS).replace(b'"iat"', b'"issued"')
+    tokens = [signed(HEAD, durable, secret).encode() for secret in (*SECRETS.values(), "neither")]
     headers = b"Content-Type: application/x-www-form-urlencoded\nContent-Encoding: gzip\nCookie: a=b"
     return [
         *(b"\0".join([letters, b"", HEAD, CLAIMS, one]) for one in bodies + odd for letters in (b"o", b"n")),
@@ -229,54 +229,25 @@ WORDS = [
 
 
 ODD = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        -1,
-        0.5,
-        1e308,
-        float("inf"),
-        10**400,
-        "",
-        "x",
-        "1",
-        "\ud800",
-        "a\r\nb",
-        [],
-        {},
-        [[]],
-        {"a": 1},
-    ),
-    *(
-        "@now",
-        "@soon",
-        "@past",
-        "@edge",
-        "@ahead",
-        "@sha1",
-        "@sha256",
-        "HS256",
-        "none",
-        "projects/a/devices/b",
-        "PRESENT",
-    ),
-    *("2026-01-31T12:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59.999999999-23:59", "24:00", *TYPES),
+    *(None, True, False, 0, -1, 0.5, 1e308, float("inf"), 10**400, "", "x", "1", "\ud800", "a\r\nb", [], {}, [[]]),
+    *({"a": 1}, "@now", "@soon", "@past", "@edge", "@ahead", "@sha1", "@sha256", "HS256", "none", "PRESENT"),
+    *("projects/a/devices/b", "2026-01-31T12:00:00Z", "0001-01-01T00:00:00+23:59", "24:00", *TYPES),
+    "9999-12-31T23:59:59.999999999-23:59",
     [{"value": 1, "sampleTime": "2026-01-31"}, {"value": 2}, {"value": None}, 3],
 ]
+"""Values with which others are replaced."""
 
 
 def mutate(data: bytes, longest: int, seed: int) -> bytes:
-    """The fuzzer's own mutation, or half the time another value somewhere inside a part that is JSON."""
-    chance = random.Random(seed)
+    """The fuzzer's own mutation, or half the time a changed value in a part that is JSON."""
+    rng = random.Random(seed)
     parts = data.split(b"\0")
-    if len(parts) > 4 and chance.random() < 0.2:
+    if len(parts) > 4 and rng.random() < 0.2:
         parts[2:4] = HEAD, CLAIMS
-    number = chance.randrange(len(parts))
-    if chance.random() < 0.5:
+    number = rng.randrange(len(parts))
+    if rng.random() < 0.5:
         try:
-            parts[number] = json.dumps(changed(json.loads(parts[number]), chance), separators=(",", ":")).encode()
+            parts[number] = json.dumps(changed(json.loads(parts[number]), rng), separators=(",", ":")).encode()
             if len(mutated := b"\0".join(parts)) <= longest:
                 return mutated
         except (ValueError, RecursionError):
@@ -284,53 +255,53 @@ def mutate(data: bytes, longest: int, seed: int) -> bytes:
     return bytes(atheris.Mutate(b"\0".join(parts)[:longest], longest))
 
 
-def changed(document: Any, chance: random.Random) -> Any:
-    """A document with one value in it replaced, left out or added."""
-    if not isinstance(document, dict | list) or not document or chance.random() < 0.1:
-        return chance.choice(ODD)
+def changed(document: Any, rng: random.Random) -> Any:
+    """A document with one value replaced, removed or added."""
+    if not isinstance(document, dict | list) or not document or rng.random() < 0.1:
+        return rng.choice(ODD)
     copy = document.copy()
-    key = chance.choice(list(document)) if isinstance(document, dict) else chance.randrange(len(document))
-    if chance.random() < 0.1:
+    key = rng.choice(list(document)) if isinstance(document, dict) else rng.randrange(len(document))
+    if rng.random() < 0.1:
         del copy[key]
-    elif chance.random() < 0.1 and isinstance(copy, dict):
-        copy[chance.choice(WORDS)] = chance.choice(ODD)
+    elif rng.random() < 0.1 and isinstance(copy, dict):
+        copy[rng.choice(WORDS)] = rng.choice(ODD)
     else:
-        copy[key] = changed(copy[key], chance)
+        copy[key] = changed(copy[key], rng)
     return copy
 
 
 class Run:
-    """Inputs until a time, and what they showed."""
+    """Inputs until a time, their outcomes, and the assertions that failed."""
 
     def __init__(self, seconds: float, folder: str) -> None:
         self.folder = folder
         self.started = time.monotonic()
         self.end = self.started + seconds
         self.inputs = 0
-        self.fates: dict[str, int] = {}
+        self.outcomes: dict[str, int] = {}
         self.findings: dict[str, str] = {}
 
     def try_one(self, data: bytes) -> None:
-        """Judge one input. The fuzzer calls this again and again; the process ends here when the time is over."""
+        """Judge one input. The fuzzer calls this repeatedly; it ends the process when the time is over."""
         self.inputs += 1
         try:
-            fate = judge(Push(data, time.time()))
-            self.fates[fate] = self.fates.get(fate, 0) + 1
+            outcome = judge(Push(data, time.time()))
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         except BaseException as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
             self.findings.setdefault(place, f"{traceback.format_exc()}with the input {data!r}")
-        if time.monotonic() > self.end or len(self.findings) >= FINDINGS_AT_MOST:
+        if time.monotonic() > self.end or len(self.findings) >= MAX_FINDINGS:
             self.finish()
 
     def finish(self) -> None:
         for finding in self.findings.values():
             print(f"\n{finding}")
-        print("\nWhat became of the inputs:")
-        for fate, count in sorted(self.fates.items(), key=lambda item: -item[1]):
-            print(f"{count:>12}  {fate}")
-        spent = (time.monotonic() - self.started) / 60
-        print(f"{self.inputs} inputs in {spent:.1f} minutes, {len(self.findings)} findings")
+        print("\nOutcomes:")
+        for outcome, count in sorted(self.outcomes.items(), key=lambda item: -item[1]):
+            print(f"{count:>12}  {outcome}")
+        minutes = (time.monotonic() - self.started) / 60
+        print(f"{self.inputs} inputs in {minutes:.1f} minutes, {len(self.findings)} findings")
         sys.stdout.flush()
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(1 if self.findings else 0)
@@ -346,7 +317,7 @@ def main() -> None:
         (corpus / f"{number:03}").write_bytes(seed)
     words.write_text("".join(f'"{word}"\n' for word in WORDS), encoding="ascii")
     run = Run(float(sys.argv[1]) * 60, folder)
-    options = [f"-max_len={LONGEST_INPUT}", f"-timeout={SLOWEST_INPUT_SECONDS}", "-rss_limit_mb=2048"]
+    options = [f"-max_len={MAX_INPUT_BYTES}", f"-timeout={MAX_INPUT_SECONDS}", "-rss_limit_mb=2048"]
     options += [f"-dict={words}", f"-artifact_prefix={folder}/", "-verbosity=0"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], run.try_one, custom_mutator=mutate)
     atheris.Fuzz()

@@ -20,14 +20,14 @@ class Stdout:
 
     An event that is delivered again is printed again.
 
-    format: "json" prints an object a line, "text" a line for people.
+    format: "json": an object per line; "text": a line for people.
     """
 
     format: Literal["json", "text"] = "json"
 
     @hookimpl
     def deliver_batch(self, events: Sequence[Event]) -> None:
-        """Each line is one write, so that lines of several writers do not mix; a closed pipe raises OSError."""
+        """Print each line in one write, so that lines of several writers do not mix; raises OSError if it fails."""
         line = LINES[self.format]
         for event in events:
             OUTPUT.write(f"{line(event)}\n".encode())
@@ -54,7 +54,7 @@ def json_line(event: Event) -> str:
 
 
 def text_line(event: Event) -> str:
-    """Time, type, name or id of the device, and its newest readings."""
+    """Time, type, name or id of the device, and its newest readings; without control characters."""
     newest = {reading.quantity: reading for reading in reversed(event.readings())}
     values = [f"{reading.quantity}={reading.text or reading.value}{reading.unit}" for reading in newest.values()]
     name = event.labels.get("name") or event.device_id or "-"
@@ -66,19 +66,19 @@ LINES: dict[str, Callable[[Event], str]] = {"json": json_line, "text": text_line
 
 
 class Output:
-    """Standard output, which all sinks of this type share: whole lines, one write each."""
+    """Standard output, which all sinks of this type share."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._torn = False
+        self._cut_short = False
 
     def write(self, line: bytes) -> None:
-        """Write a line; after one that broke off in the middle, it begins on a line of its own all the same."""
+        """Write a line, on a new line even if a failed write has left the one before incomplete."""
         with self._lock:
-            left = b"\n" + line if self._torn else line
-            while left:
-                left = left[os.write(STDOUT, left) :]
-                self._torn = bool(left)
+            rest = b"\n" + line if self._cut_short else line
+            while rest:
+                rest = rest[os.write(STDOUT, rest) :]
+                self._cut_short = bool(rest)
 
 
 OUTPUT = Output()

@@ -1,6 +1,6 @@
-"""The receiver: signed events from Disruptive Technologies sensors in, every enabled sink fed.
+"""The receiver: accepts signed events from Disruptive Technologies sensors and delivers each to every enabled sink.
 
-What plugins need is here; everything else is found in the module that does it.
+Plugins import what they need from here; everything else is internal.
 """
 
 from receiver.errors import GiveUp, Pause, Retry

@@ -1,5 +1,5 @@
 """`python -m receiver`."""
 
-from receiver.cli import main
+from receiver.commands.main import main
 
 main(prog_name="python -m receiver")

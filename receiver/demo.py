@@ -1,4 +1,4 @@
-"""The demo: the real server on a temporary journal, simulated sensors pushing to it, and a live count."""
+"""`demo`: the real server on a temporary journal, simulated sensors that push to it, and live counts."""
 
 from __future__ import annotations
 
@@ -33,59 +33,61 @@ path = "events.csv"
 """
 START_SECONDS = 20.0
 LAST_LINES = 5
+"""How many lines of the output of each sink are shown."""
 
 Say = Callable[[str], object]
 
 
 def run(seconds: float, rate: float, say: Say) -> None:
-    """Push `rate` events a second for `seconds` and show what becomes of them. Ctrl-C ends it early."""
+    """Push `rate` events per second for `seconds`, and show what becomes of them. Ctrl-C stops it early."""
     folder = Path(tempfile.mkdtemp(prefix="receiver-demo-"))
     (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
     secret = secrets.token_hex(32)
     with server(folder, secret) as url:
-        say(f"A receiver runs at {url}, with its journal in {folder}.")
-        say(f"Simulated sensors push {rate:g} signed events a second, for {seconds:g} s. Ctrl-C ends it.\n")
+        say(f"A receiver is running at {url}, with its journal in {folder}.")
+        say(f"Simulated sensors push {rate:g} signed events per second for {seconds:g} s. Ctrl-C stops it.\n")
         pushed = push(url, secret, seconds, rate, say)
         wait_until_delivered(url)
         say(counts(url, pushed))
-    show(folder, say)
+    show_output(folder, say)
 
 
 def push(url: str, secret: str, seconds: float, rate: float, say: Say) -> int:
-    """Push events at a steady rate until Ctrl-C, and say once a second where they are; how many were taken."""
+    """Push events at a steady rate, and show counts once per second. Returns how many were accepted."""
     pusher, bodies = Pusher(url, secret), Simulator().bodies()
-    start = said_at = time.monotonic()
-    taken = 0
+    start = shown_at = time.monotonic()
+    accepted = 0
     with contextlib.suppress(KeyboardInterrupt):
         while (now := time.monotonic()) < start + seconds:
-            answer = pusher.push(next(bodies))
-            if answer.status != 200:
-                raise ReceiverError(f"the receiver answered {answer.status} {answer.text}")
-            taken += 1
-            if now - said_at >= 1:
-                say(counts(url, taken))
-                said_at = now
-            time.sleep(max(0.0, start + min(taken / rate, seconds) - time.monotonic()))
-    return taken
+            response = pusher.push(next(bodies))
+            if response.status != 200:
+                raise ReceiverError(f"the receiver responded {response.status} {response.text}")
+            accepted += 1
+            if now - shown_at >= 1:
+                say(counts(url, accepted))
+                shown_at = now
+            time.sleep(max(0.0, start + min(accepted / rate, seconds) - time.monotonic()))
+    return accepted
 
 
 @contextlib.contextmanager
 def server(folder: Path, secret: str) -> Iterator[str]:
-    """The receiver in a process of its own; its URL."""
-    port = free_port()
+    """Run a receiver in a process of its own; gives its URL."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(SECRET)},
         SECRET: secret,
-        "PORT": str(port),
         "WEB_CONCURRENCY": "2",
         "RECEIVER_CONFIG": str(folder / "config.toml"),
     }
     environment.pop("DATABASE_URL", None)
-    ours, theirs = socket.socketpair()  # the server stops when our end is gone, however the demo ends
-    with theirs, (folder / "stdout.txt").open("w") as out, (folder / "log.txt").open("w") as errors:
+    lifeline, server_end = socket.socketpair()  # the server stops when our end is closed, however the demo ends
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    descriptors = [str(each.fileno()) for each in (server_end, listener)]
+    with server_end, listener, (folder / "stdout.txt").open("w") as out, (folder / "log.txt").open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "receiver", "serve", "--lifeline", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-m", "receiver", "serve", "--lifeline", descriptors[0], "--listener", descriptors[1]],
+            pass_fds=[server_end.fileno(), listener.fileno()],
             cwd=Path(__file__).parent.parent,
             env=environment,
             stdout=out,
@@ -93,13 +95,12 @@ def server(folder: Path, secret: str) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        url = f"http://127.0.0.1:{port}"
         wait_until_up(url, process, folder / "log.txt")
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
-        ours.close()
+        lifeline.close()
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -109,20 +110,20 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None
             if urllib3.request("GET", f"{url}/readyz", retries=False, timeout=2).status == 200:
                 return
         time.sleep(0.05)
-    raise ReceiverError(f"the receiver did not start; it said: {log.read_text(encoding='utf-8').strip()}")
+    raise ReceiverError(f"the receiver did not start; its log: {log.read_text(encoding='utf-8').strip()}")
 
 
 def wait_until_delivered(url: str) -> None:
     end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and any(pending for _, _, pending in of_sinks(metrics(url))):
+    while time.monotonic() < end and any(pending for _, _, pending in sink_counts(metrics(url))):
         time.sleep(0.1)
 
 
 def counts(url: str, pushed: int) -> str:
-    """One line: what was received, and what each sink has and is owed."""
+    """One line: events pushed and received, and deliveries of each sink."""
     page = metrics(url)
-    received = value(page, 'receiver_pushes_total{answer="accepted",status="200"}')
-    sinks = [f"{name}: {delivered} delivered, {pending} pending" for name, delivered, pending in of_sinks(page)]
+    received = metric_value(page, 'receiver_pushes_total{code="200",result="accepted"}')
+    sinks = [f"{name}: {delivered} delivered, {pending} pending" for name, delivered, pending in sink_counts(page)]
     return "   ".join([f"pushed {pushed}, received {received}", *sinks])
 
 
@@ -130,35 +131,28 @@ def metrics(url: str) -> str:
     return urllib3.request("GET", f"{url}/metrics", retries=False, timeout=5).data.decode()
 
 
-def value(page: str, name: str) -> int:
+def metric_value(page: str, name: str) -> int:
     match = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
     return int(float(match[1])) if match else 0
 
 
-def of_sinks(page: str) -> list[tuple[str, int, int]]:
-    """Name, delivered and pending (not yet matched events included) of each sink."""
-    unmatched = value(page, "receiver_unmatched")
-    names = re.findall(r'^receiver_pending\{sink="([^"]+)"\}', page, re.MULTILINE)
+def sink_counts(page: str) -> list[tuple[str, int, int]]:
+    """Name, delivered and pending of each sink. Events that are not routed yet count as pending."""
+    unrouted = metric_value(page, "receiver_unrouted_events")
+    names = re.findall(r'^receiver_pending_deliveries\{sink="([^"]+)"\}', page, re.MULTILINE)
     return [
         (
             name,
-            value(page, f'receiver_delivered_total{{sink="{name}"}}'),
-            value(page, f'receiver_pending{{sink="{name}"}}') + unmatched,
+            metric_value(page, f'receiver_deliveries_total{{sink="{name}"}}'),
+            metric_value(page, f'receiver_pending_deliveries{{sink="{name}"}}') + unrouted,
         )
         for name in names
     ]
 
 
-def show(folder: Path, say: Say) -> None:
-    """What the sinks left behind."""
+def show_output(folder: Path, say: Say) -> None:
+    """Show the end of what the sinks have written."""
     for name in ("stdout.txt", "events.csv"):
         say(f"\nThe last lines of {folder / name}:")
         for line in (folder / name).read_text(encoding="utf-8").splitlines()[-LAST_LINES:]:
             say(f"  {line}")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port

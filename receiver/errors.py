@@ -1,22 +1,22 @@
-"""Every error the receiver raises on purpose, and any error as text; the docstring of each is what it means.
+"""Every error that the receiver raises on purpose; the docstring of each says what it means.
 
 ReceiverError
-├── ConfigError         config.toml or the environment is not usable
-├── Refused             a push is not proven genuine
-├── NotAnEvent          a genuine push has no event we can name
+├── ConfigError         config.toml or the environment is invalid
+├── Rejected            a push cannot be verified
+├── NotAnEvent          a verified push is not a valid event
 ├── JournalError        the journal cannot be used
-│   └── JournalUnavailable  it cannot take or give anything right now
-├── PluginError         a plugin or a sink cannot be built
+│   └── JournalUnavailable  the journal cannot be read or written right now
+├── PluginError         a plugin cannot be loaded, or a sink cannot be built
 └── SinkSignal          a sink asks for something other than "delivered"
-    ├── Retry           this event again, later
-    ├── Pause           no events for this sink for a while
-    └── GiveUp          this event never again
+    ├── Retry           deliver this event again later
+    ├── Pause           do not call this sink for a while
+    └── GiveUp          never deliver this event again
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -25,15 +25,15 @@ class ReceiverError(Exception):
 
 
 class ConfigError(ReceiverError):
-    """config.toml or the environment is not usable; `problems` holds one line for each reason."""
+    """config.toml or the environment is invalid; `problems` has one line for each reason."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(" ".join(problem.splitlines()) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 
-class Refusal(StrEnum):
-    """Why a push is not proven genuine. The order is how far a token got before it failed."""
+class Rejection(StrEnum):
+    """Why a push cannot be verified. The order is how far a token got before it failed."""
 
     MISSING_HEADER = "missing header X-Dt-Signature"
     WRONG_ALGORITHM = "token not signed with HS256"
@@ -46,16 +46,16 @@ class Refusal(StrEnum):
     CHECKSUM_MISMATCH = "checksum mismatch"
 
 
-class Refused(ReceiverError):
-    """The push is not proven genuine; `refusal` says why, and is safe to show to anyone."""
+class Rejected(ReceiverError):
+    """The push cannot be verified; `rejection` says why, and is safe to show to anyone."""
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.value)
-        self.refusal = refusal
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.value)
+        self.rejection = rejection
 
 
 class NotAnEvent(ReceiverError):
-    """The body is not a JSON object with an `event.eventId` and `event.eventType` that can be used."""
+    """The body is not a JSON object with a valid `event.eventId` and `event.eventType`."""
 
 
 class JournalError(ReceiverError):
@@ -63,14 +63,15 @@ class JournalError(ReceiverError):
 
 
 class JournalUnavailable(JournalError):
-    """The journal cannot take or give anything right now: disk full, over its size, locked or away."""
+    """The journal cannot be read or written right now: disk full, over its size limit, locked, or database away."""
 
 
 class PluginError(ReceiverError):
     """A plugin cannot be loaded, or a sink cannot be built from its options."""
 
 
-LONGEST_WAIT_SECONDS = 365 * 86400.0
+MAX_WAIT_SECONDS = 365 * 86400.0
+"""The longest wait that a sink can ask for."""
 
 
 class SinkSignal(ReceiverError):
@@ -80,16 +81,16 @@ class SinkSignal(ReceiverError):
 
 
 def _wait(after: float | None) -> float | None:
-    """A wait that can be kept, a year at most. Raises TypeError inside the sink that asks for any other."""
+    """A valid wait, limited to a year. Raises TypeError, inside the sink that asks for an invalid one."""
     if after is None:
         return None
     if not isinstance(after, int | float) or not math.isfinite(after):
         raise TypeError(f"after must be a finite number of seconds, not {type(after).__name__}")
-    return min(max(0.0, after), LONGEST_WAIT_SECONDS)
+    return min(max(0.0, after), MAX_WAIT_SECONDS)
 
 
 class Retry(SinkSignal):
-    """Deliver this event again: `after` that many seconds, or after the sink's own back-off.
+    """Deliver this event again: after `after` seconds, or with the backoff of `[sinks.NAME.retry]`.
 
     Counts as an attempt toward `retry.max_attempts`.
     """
@@ -100,9 +101,9 @@ class Retry(SinkSignal):
 
 
 class Pause(SinkSignal):
-    """Call this sink no more for `after` seconds (or its own back-off), then probe it with one event.
+    """Do not call this sink for `after` seconds (or with its own backoff), then probe it with one event.
 
-    Nothing is lost and no attempt is counted.
+    No event is lost, and no attempt is counted.
     """
 
     def __init__(self, why: str, after: float | None = None) -> None:
@@ -111,25 +112,7 @@ class Pause(SinkSignal):
 
 
 class GiveUp(SinkSignal):
-    """This event can never be delivered: it becomes a dead letter, kept until a person decides."""
+    """This event can never be delivered: it becomes a dead letter, until a person retries or deletes it."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
-
-
-MOST_SHOWN = 500
-"""Characters of what an exception says."""
-
-
-def text_of(error: BaseException, redact: Callable[[str], str]) -> str:
-    """Any exception in one bounded line without secrets: its type and what it says. A signal of ours has no type here.
-
-    Never raises, whatever the exception of a plugin does when it is asked.
-    """
-    try:
-        said = str.__str__(str(error))
-    except BaseException:
-        said = "it cannot be shown"
-    said = redact(said.encode("utf-8", "replace").decode().replace("\0", "?"))
-    said = " ".join(said.split())[:MOST_SHOWN]
-    return said if isinstance(error, SinkSignal) else f"{type(error).__name__}: {said}"

@@ -1,7 +1,7 @@
-"""Event and Reading: what a push says, derived from its raw body and never the other way round.
+"""Event and Reading: the content of a push, decoded from its raw body. The raw body is never derived from them.
 
-Decoding is tolerant: only an id and a type are needed, everything else may be missing, null or of an unknown
-shape and is then None or empty. https://developer.disruptive-technologies.com/docs/concepts/events
+Decoding is tolerant: only an id and a type are required. Anything else can be missing, null or of an unknown shape,
+and is then None or empty. https://developer.disruptive-technologies.com/docs/concepts/events
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ TYPES = (
     "ethernetStatus",
     "cellularStatus",
 )
-"""Every event type that DT documents. Others are events all the same."""
+"""Every event type that DT documents. An event can have any other type, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One value at one time inside an event.
 
-    `value` is in `unit`; on/off states are 1 and 0 with the state's name as `text`; counts and states have no unit.
+    `value` is in `unit`; counts and states have none. On/off states are 1 and 0, with the name of the state as `text`.
     """
 
     event_id: str
@@ -64,9 +64,8 @@ class Reading:
 class Event:
     """One signed push from a Data Connector.
 
-    `body` is the raw body as DT sent it, byte for byte; everything else is read out of it. Times are aware UTC, and
-    all text can be written as UTF-8.
-    Two events are equal when their id and body are.
+    `body` is the raw body as DT sent it, byte for byte; everything else is decoded from it. Times are aware UTC, and
+    all text can be encoded as UTF-8. Two events are equal if their id and body are.
     """
 
     id: str
@@ -84,9 +83,9 @@ class Event:
 
     @classmethod
     def from_body(cls, body: bytes, received_at: datetime) -> Event:
-        """Decode a raw body received at `received_at` (aware UTC).
+        """Decode a raw body that was received at `received_at` (aware UTC).
 
-        Raises NotAnEvent when it holds no event id or type; anything else missing is None or empty.
+        Raises NotAnEvent if it has no valid event id or no event type.
         """
         payload = _parse(body)
         event_id, event_type = identify(payload)
@@ -114,16 +113,16 @@ class Event:
 
     @cached_property
     def typed(self) -> Any:
-        """The event as `disruptive.events.Event`, or None where the client library cannot build it."""
+        """The event as `disruptive.events.Event`; None if DT's client library cannot decode it."""
         try:
-            import disruptive  # slow to import, and only some sinks want it
+            import disruptive  # slow to import, and only some sinks use it
 
             return disruptive.events.Event(_parse(self.body)["event"])
         except Exception:
             return None
 
     def readings(self) -> list[Reading]:
-        """One reading a sample and quantity, newest first as DT sends them; none for types without a value."""
+        """One reading for each sample and quantity, newest first as DT sends them; none for types without a value."""
         return [
             Reading(self.id, self.device_id, time, quantity, value, unit, text)
             for time, quantity, value, unit, text in _values(self)
@@ -131,7 +130,7 @@ class Event:
 
 
 def identify(payload: object) -> tuple[str, str]:
-    """The id and type of a decoded push, or NotAnEvent with the reason."""
+    """The id and the type of a decoded body. Raises NotAnEvent with the reason."""
     if not isinstance(payload, dict):
         raise NotAnEvent("the body is not a JSON object")
     event = payload.get("event")
@@ -146,7 +145,7 @@ def identify(payload: object) -> tuple[str, str]:
 
 
 def event_id(body: bytes) -> str:
-    """The event id in a raw body, without reading the rest of it. Raises NotAnEvent."""
+    """The event id in a raw body. Raises NotAnEvent."""
     return identify(_parse(body))[0]
 
 
@@ -154,7 +153,7 @@ def _parse(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
         payload = DECODER.decode(text)
-        return _whole_characters(payload) if ESCAPED_SURROGATE.search(text) else payload
+        return _without_lone_surrogates(payload) if ESCAPED_SURROGATE.search(text) else payload
     except UnicodeDecodeError:
         raise NotAnEvent("the body is not UTF-8") from None
     except RecursionError:
@@ -163,26 +162,26 @@ def _parse(body: bytes) -> Any:
         raise NotAnEvent("the body is not JSON") from None
 
 
-def _whole_characters(payload: object) -> object:
-    """The same, with "?" for each half of a surrogate pair that stands alone: UTF-8 and most destinations have none."""
+def _without_lone_surrogates(payload: object) -> object:
+    """The payload with "?" for each lone surrogate, which UTF-8 and most destinations cannot represent."""
     return json.loads(json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _whole(digits: str) -> int | None:
-    """A whole number, or None where it has more digits than Python reads."""
+def _int(digits: str) -> int | None:
+    """A whole number; None if it has more digits than Python converts."""
     try:
         return int(digits)
     except ValueError:
         return None
 
 
-def _finite(digits: str) -> float | None:
-    """A number, or None where it is too large for a float, which JSON could not write again."""
+def _float(digits: str) -> float | None:
+    """A number; None if it is too large for a float, since JSON has no infinity."""
     number = float(digits)
     return number if math.isfinite(number) else None
 
 
-DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constant=lambda _: None)
+DECODER = json.JSONDecoder(parse_int=_int, parse_float=_float, parse_constant=lambda _: None)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -199,13 +198,13 @@ def _labels(value: object) -> dict[str, str]:
 
 
 def _target(name: object) -> dict[str, str]:
-    """`projects/P/devices/D` as {"projects": P, "devices": D}; either part may be missing."""
+    """`projects/P/devices/D` as {"projects": P, "devices": D}; either part can be missing."""
     parts = name.split("/") if isinstance(name, str) else []
     return {kind: value for kind, value in zip(parts[::2], parts[1::2], strict=False) if value}
 
 
 def _time(value: object) -> datetime | None:
-    """An RFC 3339 time with 0 to 9 fractional digits (microseconds are kept), or None."""
+    """An RFC 3339 time with 0 to 9 fractional digits, truncated to microseconds; None for anything else."""
     if not isinstance(value, str):
         return None
     try:
@@ -216,7 +215,7 @@ def _time(value: object) -> datetime | None:
 
 
 def rfc3339(time: datetime, timespec: str = "microseconds") -> str:
-    """A time as DT writes it: UTC, with a Z at the end."""
+    """A time as DT writes it: in UTC, with a Z at the end."""
     return time.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
@@ -242,7 +241,7 @@ _NUMBERS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "batteryStatus": (("percentage", "battery", "%"),),
     "cellularStatus": (("signalStrength", "signal_strength", "%"),),
 }
-"""Event type → (field, quantity, unit) of each number it carries."""
+"""Event type → (field, quantity, unit) of each of its numbers."""
 
 _STATES: dict[str, tuple[str, str, dict[str, int]]] = {
     "objectPresent": ("state", "object_present", {"PRESENT": 1, "NOT_PRESENT": 0}),
@@ -273,10 +272,10 @@ def _values(event: Event) -> Iterator[Value]:
 
 
 def _samples(data: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The samples that hold a number, or the data as the only one: `samples` repeats `value` as its first element."""
+    """The samples that have a number, of which the first repeats the value of the data; without any, the data."""
     samples = data.get("samples")
-    given = [sample for sample in samples if isinstance(sample, dict)] if isinstance(samples, list) else []
+    tables = [sample for sample in samples if isinstance(sample, dict)] if isinstance(samples, list) else []
     usable: list[Mapping[str, Any]] = [
-        sample for sample in given if any(_number(sample.get(name)) is not None for name in names)
+        sample for sample in tables if any(_number(sample.get(name)) is not None for name in names)
     ]
     return usable or [data]

@@ -1,146 +1,152 @@
-"""Whether a sink may be called: back-off, pauses and trials.
+"""What operators should know: errors that keep the receiver from working, and warnings.
 
-Back-off and pauses are data in the journal, never sleep, so that a restart neither hurries nor delays anything.
+`check`, the log at the start and `/readyz` show them. Secrets are not hidden yet in these sentences, except by
+Readiness.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
-from receiver.errors import JournalUnavailable
-from receiver.journal import Journal, SinkState
-from receiver.settings import RetryPolicy
+from receiver.errors import JournalError, JournalUnavailable
+from receiver.journal import Counts, Journal, SinkState, open_records
+from receiver.redaction import Redactor
+from receiver.settings import Settings
 
-log = logging.getLogger(__name__)
+WEAK_SECRET_BYTES = 32
+"""The output of SHA-256: a shorter HMAC key is the weakest part of the signature (RFC 2104, section 3)."""
 
-FAILURES_UNTIL_PAUSE = 5
-SHORTEST_PAUSE_SECONDS = 1.0
+DISPATCHER_SILENT_SECONDS = 30
+"""A dispatcher that reports nothing for so long is blocked by a plugin; its supervisor kills it."""
 
-Random = Callable[[], float]
-"""A number from 0 to 1."""
-
-
-def back_off(policy: RetryPolicy, failures: int, random: Random) -> float:
-    """Seconds until the next try after that many failures: full jitter below a doubling, bounded ceiling."""
-    return random() * min(policy.longest_pause, policy.first_pause * 2.0 ** min(failures - 1, 32))
+READINESS_SECONDS = 1.0
+"""How long a result is reused: a check takes a commit, and anyone may ask for one."""
 
 
-def pause_length(policy: RetryPolicy, pauses: int) -> float:
-    """Seconds of the n-th pause in a row."""
-    return min(policy.longest_pause, policy.first_pause * 2.0 ** min(pauses, 32))
+class Readiness:
+    """Errors and warnings for `/readyz`, checked at most once a second."""
 
-
-class Health:
-    """Whether a sink may be called: its pause, its failures in a row, its trial. Shared by the threads of a sink."""
-
-    def __init__(
-        self,
-        state: SinkState,
-        policy: RetryPolicy,
-        journal: Journal,
-        on_pause: Callable[[str, str], None] = lambda sink, reason: None,
-    ) -> None:
-        """`on_pause` is told the sink and the reason when the first of several pauses in a row begins."""
-        self.state = state
-        self.suspect = False
-        self.failures = 0
-        self.opened = False
-        self.in_hand: set[int] = set()
-        """The events that a thread of the sink calls it with now."""
-        self._unsaved = False
-        self._policy = policy
+    def __init__(self, settings: Settings, journal: Journal, redactor: Redactor) -> None:
+        self._settings = settings
         self._journal = journal
-        self._on_pause = on_pause
-        self._lock = threading.RLock()
+        self._redactor = redactor
+        self._lock = threading.Lock()
+        self._result: tuple[list[str], list[str]] = ([], [])
+        self._checked_at = float("-inf")
 
-    @property
-    def probing(self) -> bool:
-        """The sink was paused and has not delivered since: it gets one delivery at a time."""
-        return self.state.pauses > 0
-
-    def paused_for(self) -> float:
-        """Seconds until the sink may be called again; 0 when it may now."""
-        return max(0.0, self.state.paused_until - self._journal.now()) if self.probing else 0.0
-
-    def succeeded(self) -> None:
+    def get(self) -> tuple[list[str], list[str]]:
+        """Errors, for which the receiver is not ready, and warnings; without secrets."""
         with self._lock:
-            self.failures = 0
-            if self.probing and not self.paused_for():
-                log.info("sink %s works again", self.state.name)
-                self._change(SinkState(self.state.name))
-            self.save()
+            if time.monotonic() - self._checked_at > READINESS_SECONDS:
+                self._result = self._check()
+                self._checked_at = time.monotonic()
+            return self._result
 
-    def failed(self, why: str) -> None:
-        """One more failure; with too many in a row, or with one while probing, the sink is paused."""
-        with self._lock:
-            self.failures += 1
-            if self.probing or self.failures >= FAILURES_UNTIL_PAUSE:
-                self.pause(f"it keeps failing: {why}")
+    def _check(self) -> tuple[list[str], list[str]]:
+        errors, warnings = check_readiness(self._settings, self._journal)
+        redact = self._redactor.redact
+        return [redact(error) for error in errors], [redact(warning) for warning in warnings]
 
-    def pause(self, why: str, after: float | None = None) -> None:
-        """Call the sink no more for `after` seconds, or for longer each time in a row.
 
-        Calls that were under way when a pause began do not lengthen it, unless they ask for more.
-        """
-        with self._lock:
-            left = self.paused_for()
-            if left and (after is None or after <= left):
-                return
-            pauses = self.state.pauses if left else self.state.pauses + 1
-            length = pause_length(self._policy, pauses) if after is None else max(SHORTEST_PAUSE_SECONDS, after)
-            log.warning("sink %s is paused for %.0f s: %s", self.state.name, length, why)
-            if not self.probing:
-                self._on_pause(self.state.name, why)
-            self._change(SinkState(self.state.name, pauses, self._journal.now() + length, why))
-            self.save()
+def check_readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str]]:
+    """Why pushes cannot be stored or delivered now, and what else an operator should know."""
+    errors, warnings = [], journal_on_dyno(settings)
+    try:
+        journal.check_writable()
+        dispatcher = journal.liveness()
+        if dispatcher is None or time.time() - dispatcher.at > DISPATCHER_SILENT_SECONDS:
+            errors.append("no dispatcher is alive")
+        else:
+            warnings += dispatcher.warnings
+        warnings += paused_sinks(settings, journal.sink_states())
+        warnings += removed_sinks(settings, journal.counts())
+    except JournalUnavailable as error:
+        errors.append(f"the journal is unavailable: {error}")
+    return errors, warnings
 
-    @contextmanager
-    def trial(self) -> Iterator[None]:
-        """Remember that a doubtful sink is being called: if the process dies of it, the next one knows which it was."""
-        if self.probing or self.suspect:
-            self._journal.remember(replace(self.state, on_trial=True))
-            self._change(replace(self.state, on_trial=True))
-        try:
-            yield
-            self.suspect = False
-        finally:
-            self.acquit()
 
-    @property
-    def saved(self) -> SinkState | None:
-        """The state as the journal has it; None while something is still to be saved."""
-        with self._lock:
-            return None if self._unsaved else self.state
+def configuration_warnings(settings: Settings) -> list[str]:
+    """What works but is probably a mistake, as far as the settings and a replaced journal show it."""
+    return [
+        *weak_secrets(settings),
+        *no_sinks(settings),
+        *journal_on_dyno(settings),
+        *replaced_journal(settings),
+    ]
 
-    def take_over(self, state: SinkState, instead_of: SinkState | None) -> None:
-        """What another dispatcher has written of this sink, unless what was `saved` before it was read has changed."""
-        with self._lock:
-            if instead_of is self.state and not self._unsaved and not self.state.on_trial:
-                self.state = state
 
-    def acquit(self) -> None:
-        """A call that has not come back by the end of a stop is no crime."""
-        if self.state.on_trial:
-            self._change(replace(self.state, on_trial=False))
-            self.save()
+def weak_secrets(settings: Settings) -> list[str]:
+    return [
+        f"{name} is shorter than {WEAK_SECRET_BYTES} bytes; a longer one is harder to guess"
+        for name, secret in settings.secrets.items()
+        if len(secret.encode()) < WEAK_SECRET_BYTES
+    ]
 
-    def save(self) -> bool:
-        """Let the journal know what changed, as soon as it can take it; whether it knows all."""
-        with self._lock:
-            if self._unsaved:
-                try:
-                    self._journal.remember(self.state)
-                except JournalUnavailable as error:
-                    log.error("sink %s: its state cannot be kept yet: %s", self.state.name, error)
-                    return False
-                self._unsaved = False
-            return True
 
-    def _change(self, state: SinkState) -> None:
-        with self._lock:
-            self.state = state
-            self._unsaved = True
+def no_sinks(settings: Settings) -> list[str]:
+    if settings.enabled_sinks:
+        return []
+    return [f"no sink is enabled in {settings.path.name}: events are stored but delivered nowhere"]
+
+
+def journal_on_dyno(settings: Settings) -> list[str]:
+    """A Heroku dyno loses its disk at each restart."""
+    if not settings.on_dyno or settings.database_url is not None:
+        return []
+    return [
+        "the journal is on the dyno's disk, which is lost at each restart together with all pending events; "
+        "run `heroku addons:create heroku-postgresql:essential-0`"
+    ]
+
+
+def local_files(settings: Settings, paths: Mapping[str, Path | None]) -> list[str]:
+    """A warning for each sink that stores its events on a dyno's disk; `paths` are their files by sink name."""
+    if not settings.on_dyno:
+        return []
+    return [
+        f"sink {name} writes to the dyno's disk, and its file is lost at each restart; "
+        f'replace [sinks.{name}] with one of type = "sql" and url = {{ env = "DATABASE_URL" }}'
+        for name, path in paths.items()
+        if path is not None
+    ]
+
+
+def replaced_journal(settings: Settings) -> list[str]:
+    """A warning for an SQLite journal that DATABASE_URL has replaced and that has undelivered events."""
+    if settings.database_url is None or not settings.journal_path.exists():
+        return []
+    with suppress(JournalError), closing(open_records(replace(settings, database_url=None))) as records:
+        if left := undelivered(records.counts()):
+            return [
+                f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and has {left} pending "
+                "deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+            ]
+    return []
+
+
+def undelivered(counts: Counts) -> int:
+    return counts.unrouted + sum(count.pending for count in counts.sinks.values())
+
+
+def paused_sinks(settings: Settings, states: Mapping[str, SinkState]) -> list[str]:
+    enabled = {sink.name for sink in settings.enabled_sinks}
+    return [
+        f"sink {state.name} is paused: {state.pause_reason}"
+        for state in states.values()
+        if state.pauses and state.name in enabled
+    ]
+
+
+def removed_sinks(settings: Settings, counts: Counts) -> list[str]:
+    enabled = {sink.name for sink in settings.enabled_sinks}
+    return [
+        f"sink {name} is no longer enabled and has {count.pending} pending deliveries; enable it, or delete them "
+        f"with `python -m receiver sinks remove {name}`"
+        for name, count in counts.sinks.items()
+        if count.pending and name not in enabled
+    ]

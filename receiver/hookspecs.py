@@ -1,14 +1,15 @@
-"""The hooks: what a plugin can implement, and what it may rely on.
+"""The hooks: what a plugin can implement, and what it can rely on.
 
 A plugin is a module with `register_sinks`. A sink is an object, built by the receiver from the options in
-`[sinks.NAME]`, that implements exactly one of `deliver` and `deliver_batch`, and `open` and `close` if it needs
-them. An implementation names the arguments it wants and may leave out the others.
+`[sinks.NAME]`, that implements exactly one of `deliver` and `deliver_batch`, and the other hooks if it needs them. An
+implementation declares the arguments it wants and can omit the others.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pluggy
 
@@ -21,27 +22,29 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class AlertHooks:
-    """Hooks of plugin modules and of sinks alike, for alerts. All that implement one are called.
+    """Hooks of plugin modules and of sinks alike, for alerts. All implementations are called.
 
-    Each implementation is called in a thread of its own, one alert after another, beside deliveries under way; a sink's
-    not before it is open, and then with what it has missed. Alerts are told at most once and are lost in a crash: what
-    they tell of is in `sinks --status` and `dead list` as well.
+    Each implementation is called in a thread of its own, one alert after another, while deliveries go on; that of a
+    sink only once the sink is open, and then first with the alerts it has missed. An alert is sent at most once and is
+    lost in a crash; `status` and `dead-letters list` show the same facts.
     """
 
     @hookspec
     def sink_paused(self, sink: str, reason: str) -> None:
-        """A sink that worked is called no more for a while: it failed too often, asked for it, or cannot be built.
+        """A working sink was paused: it failed too often, asked for a pause, or cannot be built.
 
-        Called once when the first of several pauses in a row begins, with the sink's name and the reason in one line,
-        without secrets. The sink may be the one that is told. What it returns is ignored. If it raises, that is logged.
+        Called once, when the first of several consecutive pauses begins, with the sink's name and the reason in one
+        line without secrets. The sink can be the one that is called. The return value is ignored; an exception is
+        logged.
         """
 
     @hookspec
     def delivery_died(self, event: Event, sink: str, reason: str) -> None:
-        """A delivery was given up on: it is a dead letter now, until a person retries or drops it.
+        """A delivery was given up: it is now a dead letter, until a person retries or deletes it.
 
-        Called once for each, with the event, the sink's name and the reason in one line, without secrets; a sink that
-        refuses everything causes one for each event. What it returns is ignored. If it raises, that is logged.
+        Called once for each dead letter, with the event, the sink's name and the reason in one line without secrets; a
+        sink that rejects everything causes one call for each event. The return value is ignored; an exception is
+        logged.
         """
 
 
@@ -50,11 +53,11 @@ class PluginHooks(AlertHooks):
 
     @hookspec
     def register_sinks(self, register: Callable[[str, type], None]) -> None:
-        """Offer sink types.
+        """Register sink types.
 
-        Called once at start, in the process that delivers and never in those that receive, with `register(type, cls)`:
-        `type` is what users write in config.toml, and the constructor of `cls` is the schema of the options.
-        What it returns is ignored. If it raises, the plugin is reported and left out; the others work on.
+        Called once at the start of the dispatcher, never in intake, with `register(type, cls)`: `type` is what users
+        write in config.toml, and the constructor of `cls` is the schema of the options. The return value is ignored. If
+        it raises, the plugin is reported and left out; other plugins keep working.
         """
 
 
@@ -63,35 +66,44 @@ class SinkHooks(AlertHooks):
 
     @hookspec
     def open(self, name: str, logger: logging.Logger) -> None:
-        """Get ready: files, connections, threads.
+        """Acquire files, connections and threads.
 
-        Called once before the first delivery, with the sink's name from config.toml and a logger of its own.
-        What it returns is ignored. If it raises, the sink is paused, and opened again at the pause's end without having
-        been closed.
+        Called once before the first delivery, with the sink's name from config.toml and a logger for this sink. The
+        return value is ignored. If it raises, the sink is paused, and `open` is called again at the end of the pause,
+        without a call of `close` in between.
         """
 
     @hookspec
     def deliver(self, event: Event, attempt: int) -> None:
-        """Hand one event to the destination; come back only when it is safe there.
+        """Deliver one event. Return only when it is safe at the destination: returning normally means *delivered*.
 
-        Called for each event the sink is owed, from one thread at a time unless `concurrency` says otherwise.
-        Delivery is at least once: the same event can come again, with a higher `attempt` (they count from 1), or with
-        the same after a failed batch or a replay; only its id tells. Events come in no promised order. Returning, with
-        whatever value, is "delivered". Raise Retry, Pause or GiveUp to ask for something else; any other exception is a
-        fault: logged, and retried with growing pauses.
+        Called for each pending event of the sink, by one thread at a time unless `concurrency` says otherwise. Events
+        come in no promised order. Delivery is at least once: the same event can come again, with a higher `attempt`
+        (counted from 1), or with the same one after a failed batch or a replay, so make `deliver` idempotent by
+        `event.id`. The return value is ignored. Raise Retry, Pause or GiveUp to ask for something else; any other
+        exception is a failure, which is logged and retried with backoff.
         """
 
     @hookspec
     def deliver_batch(self, events: Sequence[Event], attempts: Sequence[int]) -> None:
-        """Hand several events to the destination at once; come back only when all of them are safe there.
+        """Deliver several events at once. Return only when all of them are safe at the destination.
 
-        Like `deliver`, with 1 to `batch_size` events and the number of the attempt of each, in the same order. If
-        it raises anything but Pause, the events are tried again one by one; GiveUp counts only then.
+        Like `deliver`, with 1 to `batch_size` events, and the attempt number of each in the same order. If it raises
+        anything but Pause, the events are delivered again one by one; GiveUp is honoured only then.
         """
 
     @hookspec
     def close(self) -> None:
-        """Let go of what `open` took.
+        """Release what `open` acquired.
 
-        Called once after the last delivery, if the sink has been opened. If it raises, that is logged.
+        Called once after the last delivery, if the sink is open. The return value is ignored; an exception is logged.
+        """
+
+    @hookspec(firstresult=True)
+    def local_path(self) -> Path | None:
+        """The file or folder on this machine in which the sink stores events; None if it stores them elsewhere.
+
+        Called once after the sink was built, before `open`, also by `check`; without side effects. On a Heroku dyno,
+        whose disk is lost at each restart, operators are warned of such a sink. If it raises, the sink is not built and
+        the exception is its problem.
         """

@@ -1,4 +1,4 @@
-"""Log lines: to standard error, as text or JSON, and never with a secret in them."""
+"""Log lines: to standard error, as text or JSON, without secrets."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from receiver.event import rfc3339
-from receiver.settings import Settings
+from receiver.redaction import Redactor
 
 log = logging.getLogger(__name__)
 
-LINES_A_MINUTE = 10
+LINES_PER_MINUTE = 10
 
 
-def set_up(settings: Settings) -> None:
-    """Send every logger of this process to standard error in the format of `[receiver] log_format`."""
+def set_up(log_format: str, redactor: Redactor) -> None:
+    """Send every logger of this process to standard error in the format "text" or "json"."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(settings) if settings.receiver.log_format == "json" else TextLines(settings))
+    handler.setFormatter(JsonLines(redactor) if log_format == "json" else TextLines(redactor))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.captureWarnings(True)
-    sys.excepthook = lambda kind, error, trace: log.critical("nobody caught an exception", exc_info=error)
-    sys.unraisablehook = lambda told: log.error("nobody could catch an exception", exc_info=told.exc_value)
-    threading.excepthook = lambda told: log.error("nobody caught an exception of a thread", exc_info=told.exc_value)
+    sys.excepthook = lambda kind, error, trace: log.critical("uncaught exception", exc_info=error)
+    sys.unraisablehook = lambda hook: log.error("unraisable exception", exc_info=hook.exc_value)
+    threading.excepthook = lambda hook: log.error("uncaught exception in a thread", exc_info=hook.exc_value)
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z WARNING receiver.dispatcher message`; the lines of a traceback follow, indented.
+    """`2026-01-31T12:00:00.000Z WARNING receiver.server message`; the lines of a traceback follow, indented.
 
-    What is not printable is escaped, so that no message can look like a further record.
+    Characters that are not printable are escaped, so that no message can look like another record.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, redactor: Redactor) -> None:
         super().__init__()
-        self._redact = settings.redact
+        self._redact = redactor.redact
 
     def format(self, record: logging.LogRecord) -> str:
         message, traceback = self._message(record), self._traceback(record)
@@ -50,7 +50,7 @@ class TextLines(logging.Formatter):
             return self._redact(record.getMessage())
         except Exception as error:
             template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
-            return self._redact(f"{template} (its values cannot be shown: {type(error).__name__})")
+            return self._redact(f"{template} (its arguments cannot be shown: {type(error).__name__})")
 
     def _traceback(self, record: logging.LogRecord) -> str:
         return self._redact(self.formatException(record.exc_info)) if record.exc_info else ""
@@ -71,8 +71,8 @@ class JsonLines(TextLines):
         )
 
 
-class Seldom:
-    """A logger that a flood does not get past: so many lines a minute for each kind, then how many were left out."""
+class RateLimitedLog:
+    """A logger with a limit on lines a minute for each kind of message, which also logs how many were dropped."""
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = logger
@@ -81,22 +81,22 @@ class Seldom:
         self._minutes: dict[str, tuple[float, int]] = {}
 
     def warning(self, kind: str, message: str, *values: object) -> None:
-        self._say(logging.WARNING, kind, message, values)
+        self._log(logging.WARNING, kind, message, values)
 
     def error(self, kind: str, message: str, *values: object) -> None:
-        self._say(logging.ERROR, kind, message, values)
+        self._log(logging.ERROR, kind, message, values)
 
-    def _say(self, level: int, kind: str, message: str, values: tuple[object, ...]) -> None:
+    def _log(self, level: int, kind: str, message: str, values: tuple[object, ...]) -> None:
         with self._lock:
             now = self._clock()
-            began, said = self._minutes.get(kind, (now, 0))
+            began, count = self._minutes.get(kind, (now, 0))
             over = now - began >= 60
-            left_out = max(0, said - LINES_A_MINUTE) if over else 0
-            said = 1 if over else said + 1
-            self._minutes[kind] = (now if over else began, said)
-        if left_out:
-            self._logger.log(level, "%d more lines like the following were left out", left_out)
-        if said <= LINES_A_MINUTE:
+            dropped = max(0, count - LINES_PER_MINUTE) if over else 0
+            count = 1 if over else count + 1
+            self._minutes[kind] = (now if over else began, count)
+        if dropped:
+            self._logger.log(level, "%d more lines like the next one were dropped", dropped)
+        if count <= LINES_PER_MINUTE:
             self._logger.log(level, message, *values)
 
 
@@ -105,7 +105,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` as one line that a terminal shows as it is."""
+    """`text` as one line of printable characters; others are escaped."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )

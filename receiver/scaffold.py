@@ -1,4 +1,4 @@
-"""The beginning of a sink: a plugin file and its test, which pass as they stand and teach by their comments."""
+"""`new-sink`: the first version of a plugin and its test. Both work as written, and explain themselves in comments."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 from string import Template
 
+from receiver.delivery.plugins import INSTALLED
 from receiver.errors import ReceiverError
 
 PLUGIN = Template('''\
-"""The `$name` sink: writes each event to a file of its own. Say here what yours does."""
+"""The `$name` sink: writes each event to a file of its own. Describe your sink here."""
 
 from __future__ import annotations
 
@@ -27,32 +28,31 @@ from receiver import Event, hookimpl
 
 @dataclass
 class $cls:
-    """Writes the raw body of each event to a file that is named after its id.
+    """Writes the raw body of each event to a file that is named after the event's id.
 
-    folder: where to; made when it is missing.
+    folder: where to; created if it is missing.
     """
 
-    # The fields are the options of [sinks.NAME] in config.toml. Their types are checked, one without a default is
-    # required, and `python -m receiver sinks` shows what the docstring says of each. Relative paths count from
-    # config.toml. Give a password or a token the type Secret (from receiver) and read it with get_secret_value().
+    # The fields are the options of [sinks.NAME] in config.toml. Their types are checked, those without a default are
+    # required, and `python -m receiver sinks` shows what the docstring says about each. Relative paths count from the
+    # folder of config.toml. For a password or a token use the type Secret (from receiver), and get_secret_value().
     folder: Path
 
     @hookimpl
     def open(self, name: str, logger: logging.Logger) -> None:
-        # Called once, before the first event. What touches the disk or the network belongs here and not into the
-        # constructor: if it raises, the sink is paused and opened again later.
+        # Called once, before the first delivery. Connect and open files here, not in the constructor: if this raises,
+        # the sink is paused, and open is called again at the end of the pause.
         self.folder.mkdir(parents=True, exist_ok=True)
         logger.info("sink %s writes to %s", name, self.folder)
 
     @hookimpl
     def deliver(self, event: Event, attempt: int) -> None:
-        # Coming back means delivered, so come back only when the event is safe, and let every error out: the event is
-        # then tried again, with longer and longer pauses. `raise Retry(after=60)` says when, `Pause("why", after=600)`
-        # that no event should come for a while, `GiveUp("why")` that this one can never be delivered.
-        # Use time-outs: nobody can end a call from outside.
+        # Returning normally means delivered: return only when the event is safe at the destination, and let every error
+        # out. The event is then retried with backoff. `raise Retry(after=60)` sets when, `Pause("why", after=600)`
+        # pauses the whole sink, and `GiveUp("why")` never delivers this event. Set timeouts: calls cannot be cancelled.
         #
-        # An event that was delivered can come again, with a higher `attempt`: after a crash, the receiver does not know
-        # that it was. Make that harmless. Here, the same file is written with the same content.
+        # Delivery is at least once: after a crash, an event that was delivered can come again, with a higher `attempt`.
+        # Make this method idempotent by event.id. Here, the same file is written again with the same content.
         unfinished = self.folder / f"{event.id}.part"
         with unfinished.open("wb") as file:
             file.write(event.body)
@@ -62,8 +62,13 @@ class $cls:
 
     @hookimpl
     def close(self) -> None:
-        # Called once, after the last event. Remove it if there is nothing to close.
+        # Called once, after the last delivery. Remove this method if there is nothing to close.
         pass
+
+    @hookimpl
+    def local_path(self) -> Path:
+        # The file or folder on this machine that holds the events. Remove this method if they are stored elsewhere.
+        return self.folder
 
 
 @hookimpl
@@ -72,7 +77,7 @@ def register_sinks(register: Callable[[str, type], None]) -> None:
 ''')
 
 TEST = Template('''\
-"""The `$name` sink. To run these tests: make test TESTS=tests/test_$name.py"""
+"""The `$name` sink. Run these tests with: make test TESTS=tests/test_$name.py"""
 
 from __future__ import annotations
 
@@ -87,16 +92,16 @@ from receiver.testing import SinkSuite, event
 
 
 class Test$cls(SinkSuite, plugin="plugins/$name.py", options={"folder": "events"}):
-    """What every sink should stand: each test of the suite is a rule. `options` are those of [sinks.NAME]."""
+    """The tests that every sink should pass. `options` are those of [sinks.NAME]."""
 
     @pytest.fixture
-    def arrived(self, tmp_path: Path) -> Callable[[], list[str]]:
-        # The ids of all events at the destination, read back. With it the suite sees that none is missing.
+    def delivered_ids(self, tmp_path: Path) -> Callable[[], list[str]]:
+        # Returns the ids of all events at the destination, so that the suite can check that none is missing.
         return lambda: [path.stem for path in (tmp_path / "events").glob("*.json")]
 
 
-def test_an_event_is_written_byte_for_byte(tmp_path: Path) -> None:
-    # What your own sink does with an event. `event` makes one of any type, with the fields and labels you want.
+def test_writes_the_body_unchanged(tmp_path: Path) -> None:
+    # What your sink does with an event. `event` makes one of any type, with the fields and labels that you want.
     wet = event("waterPresent", state="PRESENT", labels={"name": "Cellar"})
     sink = $cls(folder=tmp_path / "out")
     sink.open("$name", logging.getLogger("test"))
@@ -106,47 +111,50 @@ def test_an_event_is_written_byte_for_byte(tmp_path: Path) -> None:
 ''')
 
 ROOT = Path(__file__).parent.parent
-TAKEN = ("Callable", "Event", "Path")
-"""What the two files import, and a class cannot be called."""
+IMPORTED_NAMES = ("Callable", "Event", "Path", "SinkSuite")
+"""The classes that the two files import."""
 
 
-def new_sink(name: str, types: Collection[str]) -> tuple[Path, Path]:
-    """Write the plugin and the test of a new sink type; their paths. `types` are the names that are taken.
+def new_sink(name: str, types: Collection[str], root: Path = ROOT) -> tuple[Path, Path]:
+    """Write the plugin and the test of a new sink type; their paths. `types` are the names of existing sink types.
 
-    Raises ReceiverError when the name cannot be used, and then writes nothing. Nothing is ever overwritten.
+    Raises ReceiverError if the name cannot be used, and then writes nothing. Never overwrites a file.
     """
+    if INSTALLED:
+        raise ReceiverError("new-sink needs a checkout of the receiver, and this is an installed package")
     check_name(name)
-    plugin, test = ROOT / "plugins" / f"{name}.py", ROOT / "tests" / f"test_{name}.py"
+    plugin, test = root / "plugins" / f"{name}.py", root / "tests" / f"test_{name}.py"
     if name in types:
-        raise ReceiverError(f"there is a sink type '{name}' already; choose another name")
+        raise ReceiverError(f"sink type '{name}' already exists; choose another name")
     for path in (plugin, plugin.with_suffix(""), test):
         if path.exists():
-            raise ReceiverError(f"{path.relative_to(ROOT)} is there already; choose another name")
-    written: list[Path] = []
+            raise ReceiverError(f"{path.relative_to(root)} already exists; choose another name")
+    created: list[Path] = []
     names = {"name": name, "cls": class_name(name)}
     try:
         for path, text in ((plugin, PLUGIN), (test, TEST)):
             path.parent.mkdir(exist_ok=True)
             with path.open("x", encoding="utf-8") as file:
-                written.append(path)
+                created.append(path)
                 file.write(text.substitute(names))
     except OSError as error:
-        for half_done in written:
-            half_done.unlink()
-        raise ReceiverError(f"{path.relative_to(ROOT)} cannot be written: {error.strerror}") from None
+        for incomplete in created:
+            incomplete.unlink()
+        raise ReceiverError(f"{path.relative_to(root)} cannot be written: {error.strerror}") from None
     return plugin, test
 
 
 def check_name(name: str) -> None:
-    """Raise ReceiverError when a module, a class and a sink type cannot have this name."""
+    """Raise ReceiverError if a module, a class and a sink type cannot have this name."""
     if keyword.iskeyword(name):
-        raise ReceiverError(f"'{name}' is a word of Python's own; choose another name")
+        raise ReceiverError(f"'{name}' is a keyword of Python; choose another name")
     if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name):
         near = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
         hint = f" (did you mean '{near}'?)" if near != name and near.isidentifier() else ""
-        raise ReceiverError(f"'{name}' cannot be the name of a module: use a-z, 0-9 and _, a letter first{hint}")
-    if class_name(name) in TAKEN or keyword.iskeyword(class_name(name)):
-        raise ReceiverError(f"'{name}' would make a class {class_name(name)}, which is taken; try '{name}_sink'")
+        raise ReceiverError(f"'{name}' is not a valid module name: use a-z, 0-9 and _, beginning with a letter{hint}")
+    cls = class_name(name)
+    if cls in IMPORTED_NAMES or keyword.iskeyword(cls):
+        raise ReceiverError(f"the class of '{name}' would be called {cls}, which is in use; try '{name}_sink'")
     if name in sys.stdlib_module_names:
         raise ReceiverError(f"'{name}' is a module of Python's standard library; try '{name}_sink'")
 

@@ -1,6 +1,6 @@
-"""Sensors that exist only here: events of every type, signed and pushed as DT does it.
+"""Simulated sensors: events of every type, signed and pushed as DT does it.
 
-For `send`, `demo`, tests and benchmarks. Device ids are those of emulated devices: 23 characters beginning with emu.
+Used by `send`, `demo`, tests and benchmarks. The devices are emulated: their ids have 23 characters and begin with emu.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from receiver.signature import sign
 
 PROJECT = "emuproject0000000000"
 ALPHABET = "0123456789abcdefghijklmnopqrstuv"
-ANSWER_SECONDS = 10.0
+RESPONSE_SECONDS = 10.0
 SAMPLE_INTERVAL = timedelta(minutes=1)
 
 Data = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a receiver said to a push; `status` is 0 when there was no answer, and `text` says why."""
+class PushResponse:
+    """The response to a push. `status` is 0 if there was none; `text` is then the reason."""
 
     event_id: str
     event_type: str
@@ -39,14 +39,14 @@ class Answer:
 
 
 class Simulator:
-    """A source of events. The same `seed` gives the same events, ids included, for the same times."""
+    """Generates events. The same `seed` gives the same events, including their ids, for the same times."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
         self._devices: dict[str, str] = {}
 
     def body(self, event_type: str, at: datetime | None = None, samples: int = 1) -> bytes:
-        """The raw body of a new event of a type, as DT would send it at `at` (aware UTC; default now)."""
+        """The raw body of a new event of this type, as DT would send it at `at` (aware UTC; default now)."""
         if event_type not in TYPES:
             raise ReceiverError(f"no event type {event_type!r}; there are: {', '.join(TYPES)}")
         time = at or datetime.now(UTC)
@@ -73,13 +73,13 @@ class Simulator:
         return json.dumps(payload, separators=(",", ":")).encode()
 
     def bodies(self, types: Sequence[str] = TYPES) -> Iterator[bytes]:
-        """Events of these types in turn, for ever."""
+        """Bodies of events of these types in turn, without end."""
         while True:
             for event_type in types:
                 yield self.body(event_type)
 
     def _event_id(self, at: datetime) -> str:
-        """Like DT's: the second it was made in and what makes it unique, so that new ids come last in an index."""
+        """Like DT's: it begins with the second of the event, so that new ids are at the end of an index."""
         second = int(at.timestamp()) % 2**32
         return base64.b32hexencode(second.to_bytes(4, "big") + self._random.randbytes(8))[:20].decode().lower()
 
@@ -88,42 +88,42 @@ class Simulator:
 
 
 class Pusher:
-    """Pushes bodies to a receiver, over connections that are kept."""
+    """Pushes bodies to a receiver over persistent connections."""
 
     def __init__(self, url: str, secret: str, connections: int = 1) -> None:
         self._url = url
         self._secret = secret
-        self._pool = urllib3.PoolManager(maxsize=connections, retries=False, timeout=ANSWER_SECONDS)
+        self._pool = urllib3.PoolManager(maxsize=connections, retries=False, timeout=RESPONSE_SECONDS)
 
-    def push(self, body: bytes) -> Answer:
-        """Sign and push one event. Never raises for what the receiver does or does not answer."""
+    def push(self, body: bytes) -> PushResponse:
+        """Sign and push one event. Never raises, whatever the receiver responds, nor if there is no response."""
         event = json.loads(body)["event"]
-        return Answer(event["eventId"], event["eventType"], *self.post(body))
+        return PushResponse(event["eventId"], event["eventType"], *self.post(body))
 
     def post(self, body: bytes) -> tuple[int, str]:
-        """Sign and push a body, whatever is in it: status and text of the answer, as in Answer."""
+        """Sign and push any body. Returns status and text as in PushResponse."""
         try:
             response = self._pool.request(
                 "POST", self._url, body=body, headers=sign(body, self._secret, time.time()), redirect=False
             )
         except urllib3.exceptions.HTTPError as error:
-            return 0, f"no answer: {type(error).__name__}"
+            return 0, f"no response: {type(error).__name__}"
         return response.status, response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()
 
 
 def _temperature(random: random.Random, time: datetime, samples: int) -> Data:
-    taken = [
+    sampled = [
         {
             "value": round(random.uniform(-25, 30), 2),
             "sampleTime": rfc3339(time - n * SAMPLE_INTERVAL),
         }
         for n in range(samples)
     ]
-    return {"value": taken[0]["value"], "samples": taken, "isBackfilled": False}
+    return {"value": sampled[0]["value"], "samples": sampled, "isBackfilled": False}
 
 
 def _humidity(random: random.Random, time: datetime, samples: int) -> Data:
-    taken = [
+    sampled = [
         {
             "temperature": round(random.uniform(15, 25), 2),
             "relativeHumidity": round(random.uniform(20, 80), 1),
@@ -131,8 +131,8 @@ def _humidity(random: random.Random, time: datetime, samples: int) -> Data:
         }
         for n in range(samples)
     ]
-    newest = {name: value for name, value in taken[0].items() if name != "sampleTime"}
-    return {**newest, "samples": taken, "isBackfilled": False}
+    newest = {name: value for name, value in sampled[0].items() if name != "sampleTime"}
+    return {**newest, "samples": sampled, "isBackfilled": False}
 
 
 def _network(random: random.Random, time: datetime, samples: int) -> Data:

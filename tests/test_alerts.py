@@ -1,48 +1,48 @@
-"""Alerts: who is told of pauses and dead letters, and that nothing waits for whoever is told."""
+"""Alerts: who is notified of pauses and dead letters, and that nothing waits for a listener."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import StartReceiver, wait_until
+from support.delivery import RunningDispatcher
 
 from receiver import Event, hookimpl
-from receiver.alerts import WAITING_AT_MOST, Alerts
+from receiver.delivery import alerts as alerts_module
+from receiver.delivery.alerts import Alerts
+from receiver.delivery.hooks import hooks_of
 from receiver.hookspecs import PluginHooks, SinkHooks
-from receiver.journal import Kept
-from receiver.plugins import _hooks
+from receiver.journal import SinkState, StoredEvent
 from receiver.simulator import Simulator
 
-KEPT = Kept(1, "an-event", Simulator(1).body("touch"), 1000.0)
+STORED_EVENT = StoredEvent(1, "an-event", Simulator(1).body("touch"), 1000.0)
+UNDECODABLE_EVENT = StoredEvent(2, "no-event", b"no event", 1000.0)
 
 
-class Told:
-    """A plugin that remembers what it was told, after doing whatever it is given to do."""
+class Recorder:
+    """A listener that records its alerts, after it has done what the test gives it to do."""
 
-    def __init__(self, react: Callable[[], object] = lambda: None) -> None:
-        self.told: list[tuple[str, ...]] = []
-        self.react = react
+    def __init__(self, behave: Callable[[], object] = lambda: None) -> None:
+        self.alerts: list[tuple[str, ...]] = []
+        self.behave = behave
 
     @hookimpl
     def sink_paused(self, sink: str, reason: str) -> None:
-        self.react()
-        self.told.append(("paused", sink, reason))
+        self.behave()
+        self.alerts.append(("paused", sink, reason))
 
     @hookimpl
     def delivery_died(self, event: Event, sink: str, reason: str) -> None:
-        self.react()
-        self.told.append(("died", event.type, sink, reason))
+        self.behave()
+        self.alerts.append(("died", event.type, sink, reason))
 
 
 class OnlyReasons:
-    """A plugin that wants one alert, and one fact of it."""
+    """A listener for one alert that declares one of its arguments."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
@@ -52,82 +52,141 @@ class OnlyReasons:
         self.reasons.append(reason)
 
 
-def alerts(*plugins: object) -> Alerts:
-    return Alerts([_hooks(PluginHooks, plugin, f"plugin {n}") for n, plugin in enumerate(plugins)], [], str)
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """Blocks the listeners that wait for it until the test sets it, or ends."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
-def has_heard(plugin: Told, many: int) -> bool:
-    return len(plugin.told) == many
+def alerts_for(*plugins: object) -> Alerts:
+    return Alerts([hooks_of(plugin, PluginHooks, f"plugin {n}") for n, plugin in enumerate(plugins)], [], str)
 
 
-def tell(told: Alerts) -> None:
-    told.sink_paused("erp", "it keeps failing")
-    told.delivery_died(KEPT, "erp", "the record is locked")
+def notify(alerts: Alerts) -> None:
+    alerts.sink_paused("erp", "it keeps failing")
+    alerts.delivery_died(STORED_EVENT, "erp", "the record is locked")
 
 
-def test_everyone_who_asks_is_told_of_everything_in_order() -> None:
-    first, second, third = Told(), Told(), OnlyReasons()
-    told = alerts(first, second, object(), third)
-    tell(told)
-    told.close(10)
-    assert first.told == [("paused", "erp", "it keeps failing"), ("died", "touch", "erp", "the record is locked")]
-    assert (second.told, third.reasons) == (first.told, ["it keeps failing"])
+def test_every_listener_gets_the_alerts_it_implements_in_order() -> None:
+    first, second, third = Recorder(), Recorder(), OnlyReasons()
+    alerts = alerts_for(first, second, object(), third)
+    notify(alerts)
+    alerts.close(20)
+    assert first.alerts == [("paused", "erp", "it keeps failing"), ("died", "touch", "erp", "the record is locked")]
+    assert (second.alerts, third.reasons) == (first.alerts, ["it keeps failing"])
 
 
-def test_one_who_raises_is_logged_and_told_again_and_the_others_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_raises_is_logged_and_gets_the_next_alert_and_the_others_get_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def fail() -> None:
         raise SystemExit("no\nmail")
 
-    good = Told()
-    told = alerts(Told(fail), good)
-    tell(told)
-    told.close(10)
-    assert len(good.told) == 2
+    good = Recorder()
+    alerts = alerts_for(Recorder(fail), good)
+    notify(alerts)
+    alerts.close(20)
+    assert len(good.alerts) == 2
     assert caplog.record_tuples == [
-        ("receiver.alerts", logging.WARNING, "plugin 0 failed in sink_paused: SystemExit: no mail"),
-        ("receiver.alerts", logging.WARNING, "plugin 0 failed in delivery_died: SystemExit: no mail"),
+        ("receiver.delivery.alerts", logging.WARNING, "plugin 0 failed in sink_paused: SystemExit: no mail"),
+        ("receiver.delivery.alerts", logging.WARNING, "plugin 0 failed in delivery_died: SystemExit: no mail"),
     ]
 
 
-def test_one_who_hangs_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    never = threading.Event()
-    good = Told()
-    told = alerts(Told(never.wait), good)
-    for number in range(1, WAITING_AT_MOST + 3):
-        tell(told)
-        wait_until(partial(has_heard, good, 2 * number))
-    began = time.monotonic()
-    told.close(0.2)
-    assert time.monotonic() - began < 5
-    assert len(good.told) == 2 * (WAITING_AT_MOST + 2)
-    assert "alert sink_paused of sink erp is left out: its listener is too far behind" in caplog.text
-    never.set()
+def test_a_listener_that_blocks_delays_no_other_and_alerts_beyond_its_queue_are_dropped(
+    released: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts_module, "MAX_QUEUED", 3)
+    called = threading.Event()
+
+    def block() -> None:
+        called.set()
+        released.wait(60)
+
+    blocked, good = Recorder(block), Recorder()
+    alerts = alerts_for(blocked, good)
+    reasons = [f"reason {number}" for number in range(6)]
+    for number, reason in enumerate(reasons):
+        alerts.sink_paused("erp", reason)
+        assert called.wait(20)
+        wait_until(lambda number=number: len(good.alerts) == number + 1)  # type: ignore[misc]
+    assert caplog.messages == ["alert sink_paused of sink erp dropped: its listener is too far behind"] * 2
+    assert good.alerts == [("paused", "erp", reason) for reason in reasons]
+
+    released.set()
+    wait_until(lambda: len(blocked.alerts) == 4)
+    alerts.sink_paused("erp", "the last")
+    alerts.close(20)
+    assert [alert[2] for alert in blocked.alerts] == [*reasons[:4], "the last"]
 
 
-def test_a_sink_is_told_once_it_is_ready_of_what_it_has_missed_too() -> None:
-    sink, never = Told(), Told()
-    hooks = [_hooks(SinkHooks, each, "sink") for each in (sink, never)]
-    told = Alerts([], hooks, str)
-    told.sink_paused("erp", "early")
-    told.ready(hooks[0])
-    told.sink_paused("erp", "late")
-    told.close(10)
-    assert (sink.told, never.told) == ([("paused", "erp", "early"), ("paused", "erp", "late")], [])
+@pytest.mark.parametrize("queued", [0, 3], ids=["empty queue", "full queue"])
+def test_close_waits_for_a_limited_time(
+    queued: int, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts_module, "MAX_QUEUED", 3)
+    called = threading.Event()
+
+    def block() -> None:
+        called.set()
+        released.wait(60)
+
+    blocked, good = Recorder(block), Recorder()
+    alerts = alerts_for(blocked, good)
+    alerts.sink_paused("erp", "reason")
+    assert called.wait(20)
+    wait_until(lambda: len(good.alerts) == 1)
+    for _ in range(queued):
+        alerts.sink_paused("erp", "reason")
+    closing = threading.Thread(target=alerts.close, args=(0.2,), daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert blocked.alerts == []
+    wait_until(lambda: len(good.alerts) == 1 + queued)
 
 
-def test_nobody_is_told_of_what_cannot_be_decoded_any_more() -> None:
-    listener = Told()
-    told = alerts(listener)
-    told.delivery_died(Kept(1, "x", b"no event", 1000.0), "erp", "it cannot be decoded any more")
-    told.close(10)
-    assert listener.told == []
+def test_a_sink_gets_the_alerts_from_before_its_start_when_it_is_started() -> None:
+    started, not_started = Recorder(), Recorder()
+    hooks = [hooks_of(sink, SinkHooks, "sink") for sink in (started, not_started)]
+    alerts = Alerts([], hooks, str)
+    alerts.sink_paused("erp", "early")
+    alerts.start(hooks[0])
+    alerts.start(hooks[0])
+    alerts.sink_paused("erp", "late")
+    alerts.close(20)
+    assert started.alerts == [("paused", "erp", "early"), ("paused", "erp", "late")]
+    assert not_started.alerts == []
+
+
+def test_there_is_no_alert_for_an_event_that_cannot_be_decoded_any_more() -> None:
+    listener = Recorder()
+    alerts = alerts_for(listener)
+    alerts.delivery_died(UNDECODABLE_EVENT, "erp", "it cannot be decoded any more")
+    alerts.close(20)
+    assert listener.alerts == []
+
+
+@pytest.mark.parametrize("paused_before", [False, True])
+def test_a_broken_sink_is_an_alert_at_the_first_start_only(paused_before: bool, dispatcher: RunningDispatcher) -> None:
+    reason = "no sink type 'kafka'"
+    if paused_before:
+        dispatcher.journal.save_sink_state(SinkState("broken", 1, 0.0, reason))
+    listener = Recorder()
+    dispatcher.lifeline.stop_requested = True
+    dispatcher.start(broken={"broken": reason}, plugins=[hooks_of(listener, PluginHooks, "listener")])
+    dispatcher.join()
+    expected = [] if paused_before else [("paused", "broken", reason)]
+    wait_until(lambda: listener.alerts == expected)
 
 
 PLUGIN = """
 import os
 from receiver import GiveUp, Pause, hookimpl
 
-class Fussy:
+class Selective:
     @hookimpl
     def deliver(self, event):
         if event.type == "touch":
@@ -136,41 +195,40 @@ class Fussy:
 
     @hookimpl
     def sink_paused(self, sink, reason):
-        os.write(1, f'["told", "{sink}", "{reason}"]\\n'.encode())
+        os.write(1, f'["sink", "{sink}", "{reason}"]\\n'.encode())
 
 @hookimpl
 def register_sinks(register):
-    register("fussy", Fussy)
+    register("selective", Selective)
 
 @hookimpl
 def sink_paused(sink, reason):
-    os.write(1, f'["heard", "{sink}", "{reason}"]\\n'.encode())
+    os.write(1, f'["plugin", "{sink}", "{reason}"]\\n'.encode())
 
 @hookimpl
 def delivery_died(event, sink, reason):
-    os.write(1, f'["died", "{sink}", "{event.type}", "{reason}"]\\n'.encode())
+    os.write(1, f'["plugin", "{sink}", "{event.type}", "{reason}"]\\n'.encode())
 """
 
 
-def test_plugins_and_sinks_are_told_by_the_running_receiver(start_receiver: StartReceiver, tmp_path: Path) -> None:
-    (tmp_path / "fussy.py").write_text(PLUGIN)
-    plugins = f'[receiver]\nplugins = ["{tmp_path / "fussy.py"}"]\n'
-    receiver = start_receiver(f'{plugins}[sinks.a]\ntype = "fussy"\n[sinks.typo]\ntype = "fusy"\n')
-    no_such: Any = "config.toml [sinks.typo]: no sink type 'fusy' (did you mean 'fussy'?); there are: "
+def test_the_running_receiver_notifies_plugins_and_sinks_once_of_each_pause_and_dead_letter(
+    start_receiver: StartReceiver, tmp_path: Path
+) -> None:
+    (tmp_path / "selective.py").write_text(PLUGIN)
+    plugins = f'[receiver]\nplugins = ["{tmp_path / "selective.py"}"]\n'
+    receiver = start_receiver(f'{plugins}[sinks.a]\ntype = "selective"\n[sinks.typo]\ntype = "selectiv"\n')
+    unknown = "config.toml [sinks.typo]: no sink type 'selectiv' (did you mean 'selective'?); there are: "
     wait_until(lambda: len(receiver.stdout) == 2)
-    assert [(line[0], line[1], line[2].startswith(no_such)) for line in sorted(receiver.stdout)] == [
-        ("heard", "typo", True),
-        ("told", "typo", True),
+    assert [(line[0], line[1], line[2].startswith(unknown)) for line in sorted(receiver.stdout)] == [
+        ("plugin", "typo", True),
+        ("sink", "typo", True),
     ]
 
     simulator = Simulator(1)
     receiver.push(simulator.body("touch"))
-    wait_until(lambda: ["died", "a", "touch", "no touch please"] in receiver.stdout)
+    wait_until(lambda: ["plugin", "a", "touch", "no touch please"] in receiver.stdout)
     receiver.push(simulator.body("co2"))
     receiver.push(simulator.body("co2"))
     wait_until(lambda: len(receiver.stdout) == 5)
 
-    assert sorted(receiver.stdout[3:]) == [["heard", "a", "closed for today"], ["told", "a", "closed for today"]]
-    receiver.stop()
-    receiver.start()
-    assert len(receiver.stdout) == 5
+    assert sorted(receiver.stdout[3:]) == [["plugin", "a", "closed for today"], ["sink", "a", "closed for today"]]

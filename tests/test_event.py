@@ -1,4 +1,4 @@
-"""Event and Reading: what is read out of a raw body, for every type and for whatever else may stand in one."""
+"""Event and Reading: what is decoded from a raw body, of every type and of any other content."""
 
 from __future__ import annotations
 
@@ -147,12 +147,12 @@ def test_there_are_the_nineteen_documented_types() -> None:
 
 
 @pytest.mark.parametrize("event_type", TYPES)
-def test_each_type_gives_exactly_its_readings(event_type: str) -> None:
+def test_each_type_has_exactly_its_readings(event_type: str) -> None:
     assert readings(event_type) == EXPECTED[event_type]
 
 
 @pytest.mark.parametrize("event_type", TYPES)
-def test_every_field_of_an_event_is_read(event_type: str) -> None:
+def test_every_field_of_an_event_is_decoded(event_type: str) -> None:
     payload = payload_of(event_type)
     body = json.dumps(payload).encode()
     data = payload["event"]["data"]
@@ -173,7 +173,7 @@ def test_every_field_of_an_event_is_read(event_type: str) -> None:
 
 
 @pytest.mark.parametrize("event_type", TYPES)
-def test_each_type_has_the_object_of_the_client_library(event_type: str) -> None:
+def test_each_type_is_decoded_by_the_client_library(event_type: str) -> None:
     event = event_of(payload_of(event_type))
     fields = copy.deepcopy(event.data)
 
@@ -192,21 +192,21 @@ def test_each_type_has_the_object_of_the_client_library(event_type: str) -> None
 
 
 @pytest.mark.parametrize("push", PUSHES, ids=lambda push: push["name"])
-def test_a_captured_push_is_read_as_it_is(push: dict[str, Any]) -> None:
+def test_a_captured_push_is_decoded(push: dict[str, Any]) -> None:
     body = push["body"].encode()
     event = Event.from_body(body, RECEIVED)
-    told = json.loads(body)
-    time = datetime.fromisoformat(told["event"]["timestamp"])
+    payload = json.loads(body)
+    time = datetime.fromisoformat(payload["event"]["timestamp"])
     value = {"touch": ("touch", 1, ""), "temperature": ("temperature", 27, "°C")}[push["name"]]
     assert event.body is body
     assert (event.id, event.type, event.labels, event.occurred_at, event.product_number) == (
-        told["event"]["eventId"],
+        payload["event"]["eventId"],
         push["name"],
-        told["labels"],
+        payload["labels"],
         time,
         "",
     )
-    assert event.readings() == [Reading(event.id, told["metadata"]["deviceId"], time, *value)]
+    assert event.readings() == [Reading(event.id, payload["metadata"]["deviceId"], time, *value)]
     assert event.typed.event_id == event.id
 
 
@@ -231,11 +231,11 @@ def test_each_state_is_one_or_zero_with_its_name_as_text(event_type: str, name: 
 
 @pytest.mark.parametrize("state", ["UNHEARD_OF", "present", "", None, 1, True, [], {}, ["PRESENT"]], ids=repr)
 @pytest.mark.parametrize(("event_type", "name"), STATES)
-def test_a_state_nobody_knows_gives_no_reading(event_type: str, name: str, state: object) -> None:
+def test_an_unknown_state_has_no_reading(event_type: str, name: str, state: object) -> None:
     assert readings(event_type, {name: state}) == []
 
 
-def thirty(*quantities: str) -> list[dict[str, Any]]:
+def thirty_samples(*quantities: str) -> list[dict[str, Any]]:
     """Thirty samples, newest first, a minute apart; all values differ."""
     return [
         {
@@ -247,7 +247,7 @@ def thirty(*quantities: str) -> list[dict[str, Any]]:
 
 
 def test_thirty_temperature_samples_are_counted_once_each() -> None:
-    samples = thirty("value")
+    samples = thirty_samples("value")
     fields = {"value": samples[0]["value"], "samples": samples, "isBackfilled": True}
     assert readings("temperature", fields) == [
         ("temperature", n / 100, "°C", "", UPDATED - n * timedelta(minutes=1)) for n in range(30)
@@ -255,7 +255,7 @@ def test_thirty_temperature_samples_are_counted_once_each() -> None:
 
 
 def test_thirty_humidity_samples_are_counted_once_each_and_quantity() -> None:
-    samples = thirty("temperature", "relativeHumidity")
+    samples = thirty_samples("temperature", "relativeHumidity")
     fields = {**samples[0], "samples": samples, "isBackfilled": False}
     expected = []
     for n in range(30):
@@ -283,22 +283,22 @@ ONE_TEMPERATURE = [("temperature", 21.5, "°C", "", UPDATED)]
     ],
     ids=repr,
 )
-def test_the_value_itself_is_the_reading_where_no_sample_has_one(samples: object) -> None:
+def test_the_value_itself_is_the_reading_if_no_sample_has_one(samples: object) -> None:
     assert readings("temperature", {"value": 21.5, "samples": samples}) == ONE_TEMPERATURE
 
 
-def test_a_new_field_called_samples_takes_no_reading_away() -> None:
+def test_a_new_field_named_samples_removes_no_reading() -> None:
     assert readings("co2", {"ppm": 568, "samples": [{"concentration": 568, "sampleTime": STAMP}]}) == EXPECTED["co2"]
 
 
-def test_a_sample_without_time_has_the_time_of_the_event_and_one_without_value_is_left_out() -> None:
+def test_a_sample_without_time_has_the_time_of_the_event_and_one_without_value_is_ignored() -> None:
     samples = [{"value": 1}, {"value": None}, "x", {"value": 2, "sampleTime": "x"}, {"value": 3, "sampleTime": 3}]
     assert readings("temperature", {"value": 1, "samples": samples}) == [
         ("temperature", value, "°C", "", UPDATED) for value in (1, 2, 3)
     ]
 
 
-def test_a_humidity_sample_may_lack_one_of_its_quantities() -> None:
+def test_a_humidity_sample_can_lack_one_of_its_quantities() -> None:
     samples = [{"temperature": 22.5}, {"relativeHumidity": 18}]
     assert readings("humidity", {"samples": samples}) == [
         ("temperature", 22.5, "°C", "", UPDATED),
@@ -325,11 +325,11 @@ def test_a_humidity_sample_may_lack_one_of_its_quantities() -> None:
     ],
     ids=repr,
 )
-def test_a_missing_field_takes_away_only_what_it_held(event_type: str, missing: list[str]) -> None:
+def test_a_missing_field_removes_only_its_own_readings(event_type: str, missing: list[str]) -> None:
     fields = {name: value for name, value in FIELDS[event_type].items() if name not in missing}
     event = event_of(payload_of(event_type, fields))
-    whole = [reading for reading in EXPECTED[event_type] if "samples" not in missing or reading[-1] == UPDATED]
-    assert readings(event_type, fields) == whole
+    expected = [reading for reading in EXPECTED[event_type] if "samples" not in missing or reading[-1] == UPDATED]
+    assert readings(event_type, fields) == expected
     assert event.data == {**fields, "updateTime": STAMP}
     assert event.backfilled is False
     assert event.typed is None or event.typed.event_id == event.id
@@ -338,7 +338,7 @@ def test_a_missing_field_takes_away_only_what_it_held(event_type: str, missing: 
 @pytest.mark.parametrize(
     ("text", "backfilled"), [("true", True), ("false", False), ("null", False), ('"true"', False), ("1", False)]
 )
-def test_only_true_says_that_an_event_is_backfilled(text: str, backfilled: bool) -> None:
+def test_an_event_is_backfilled_only_if_the_field_is_true(text: str, backfilled: bool) -> None:
     assert event_of(payload_of("temperature", {"isBackfilled": json.loads(text)})).backfilled is backfilled
 
 
@@ -346,7 +346,7 @@ ABSENT = object()
 
 
 @pytest.mark.parametrize(
-    ("labels", "read"),
+    ("labels", "decoded"),
     [
         (ABSENT, {}),
         (None, {}),
@@ -363,19 +363,19 @@ ABSENT = object()
     ],
     ids=lambda value: "absent" if value is ABSENT else ascii(value),
 )
-def test_labels_are_text_by_name_or_none_at_all(labels: object, read: dict[str, str]) -> None:
+def test_labels_are_text_by_name_or_empty(labels: object, decoded: dict[str, str]) -> None:
     payload = payload_of("co2")
     if labels is ABSENT:
         del payload["labels"]
     else:
         payload["labels"] = labels
     event = event_of(payload)
-    assert event.labels == read
+    assert event.labels == decoded
     assert event.readings()[0].value == 568
 
 
 @pytest.mark.parametrize(
-    ("metadata", "read"),
+    ("metadata", "decoded"),
     [
         (ABSENT, (DEVICE, PROJECT, None, None)),
         (None, (DEVICE, PROJECT, None, None)),
@@ -388,8 +388,8 @@ def test_labels_are_text_by_name_or_none_at_all(labels: object, read: dict[str, 
     ],
     ids=lambda value: "absent" if value is ABSENT else ascii(value),
 )
-def test_metadata_may_be_missing_and_the_target_then_names_device_and_project(
-    metadata: object, read: tuple[str | None, ...]
+def test_without_metadata_the_target_names_device_and_project(
+    metadata: object, decoded: tuple[str | None, ...]
 ) -> None:
     payload = payload_of("co2")
     if metadata is ABSENT:
@@ -397,7 +397,7 @@ def test_metadata_may_be_missing_and_the_target_then_names_device_and_project(
     else:
         payload["metadata"] = metadata
     event = event_of(payload)
-    assert (event.device_id, event.project_id, event.device_type, event.product_number) == read
+    assert (event.device_id, event.project_id, event.device_type, event.product_number) == decoded
     assert [reading.device_id for reading in event.readings()] == [DEVICE]
 
 
@@ -423,7 +423,7 @@ def test_metadata_may_be_missing_and_the_target_then_names_device_and_project(
     ],
     ids=repr,
 )
-def test_a_target_may_lack_the_device_or_the_project(target: object, device: str | None, project: str | None) -> None:
+def test_a_target_can_lack_the_device_or_the_project(target: object, device: str | None, project: str | None) -> None:
     payload = payload_of("co2")
     del payload["metadata"]
     payload["event"]["targetName"] = target
@@ -432,7 +432,7 @@ def test_a_target_may_lack_the_device_or_the_project(target: object, device: str
     assert event.readings() == [Reading(event.id, device, UPDATED, "co2", 568, "ppm")]
 
 
-def test_an_event_of_a_type_nobody_knows_yet_is_an_event() -> None:
+def test_an_event_of_an_unknown_type_is_an_event() -> None:
     event = event_of(payload_of("radiation", {"sievert": 0.1, "nested": [{"a": None}]}))
     assert event.type == "radiation"
     assert event.data == {"sievert": 0.1, "nested": [{"a": None}], "updateTime": STAMP}
@@ -450,7 +450,7 @@ def test_any_text_is_a_type(event_type: str) -> None:
 
 
 @pytest.mark.parametrize("event_type", TYPES)
-def test_new_fields_change_no_reading(event_type: str) -> None:
+def test_unknown_fields_change_no_reading(event_type: str) -> None:
     payload = payload_of(event_type)
     payload["version"] = [1]
     payload["event"]["cause"] = {"a": None}
@@ -473,7 +473,7 @@ def test_an_event_without_its_data_is_an_event_without_readings(event_type: str,
     assert (event.data, event.readings(), event.occurred_at, event.typed) == ({}, [], HAPPENED, None)
 
 
-def test_a_touch_without_data_was_a_touch_all_the_same() -> None:
+def test_a_touch_without_data_has_its_reading() -> None:
     payload = payload_of("touch")
     del payload["event"]["data"]
     assert event_of(payload).readings() == [Reading("cpbg96qngr7ai7ldarrg", DEVICE, HAPPENED, "touch", 1)]
@@ -493,7 +493,7 @@ def test_a_touch_without_data_was_a_touch_all_the_same() -> None:
         ("2022-02-10T12:42:13", datetime(2022, 2, 10, 12, 42, 13, tzinfo=UTC)),
     ],
 )
-def test_times_with_up_to_nine_fractional_digits_are_kept_to_the_microsecond(text: str, time: datetime) -> None:
+def test_times_with_up_to_nine_fractional_digits_are_truncated_to_microseconds(text: str, time: datetime) -> None:
     payload = payload_of("temperature", {"samples": [{"value": 1, "sampleTime": text}], "value": 1})
     payload["event"]["timestamp"] = text
     payload["event"]["data"]["temperature"]["updateTime"] = text
@@ -525,7 +525,7 @@ def test_times_with_up_to_nine_fractional_digits_are_kept_to_the_microsecond(tex
     ],
     ids=lambda odd: ascii(odd)[:40],
 )
-def test_an_event_whose_times_cannot_be_read_has_the_next_best_time(odd: object) -> None:
+def test_an_event_whose_time_is_invalid_has_the_next_best_time(odd: object) -> None:
     payload = payload_of("co2")
     payload["event"]["timestamp"] = odd
     assert event_of(payload).occurred_at == UPDATED
@@ -554,13 +554,13 @@ NUMBERS = {
 }
 
 
-def written(payload: dict[str, Any], number: str) -> Event:
-    """An event in whose body "NUMBER" is written exactly so."""
+def event_with_literal(payload: dict[str, Any], number: str) -> Event:
+    """An event in whose body this text replaces "NUMBER"."""
     return Event.from_body(json.dumps(payload).replace('"NUMBER"', number).encode(), RECEIVED)
 
 
 def with_number(event_type: str, name: str, number: str) -> Event:
-    return written(payload_of(event_type, {name: "NUMBER"}), number)
+    return event_with_literal(payload_of(event_type, {name: "NUMBER"}), number)
 
 
 @pytest.mark.parametrize(
@@ -568,7 +568,7 @@ def with_number(event_type: str, name: str, number: str) -> Event:
     [("27", 27), ("27.0", 27.0), ("-18.5", -18.5), ("0", 0), ("-0.0", -0.0), ("2.5e1", 25.0), ("1e-999", 0.0)],
 )
 @pytest.mark.parametrize(("event_type", "name"), NUMBERS)
-def test_whole_and_fractional_numbers_are_values(event_type: str, name: str, number: str, value: float) -> None:
+def test_integers_and_fractions_are_values(event_type: str, name: str, number: str, value: float) -> None:
     (reading,) = with_number(event_type, name, number).readings()
     assert (reading.quantity, repr(reading.value)) == (NUMBERS[event_type, name], repr(value))
 
@@ -582,14 +582,16 @@ HUGE = "9" * 5000
     ids=lambda number: number[:9] + ("…" if len(number) > 9 else ""),
 )
 @pytest.mark.parametrize(("event_type", "name"), NUMBERS)
-def test_what_is_no_finite_number_is_no_value(event_type: str, name: str, number: str) -> None:
+def test_anything_but_a_finite_number_is_no_value(event_type: str, name: str, number: str) -> None:
     event = with_number(event_type, name, number)
     assert (event.id, event.type, event.readings()) == ("cpbg96qngr7ai7ldarrg", event_type, [])
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "-1e999", "9" * 400, HUGE], ids=lambda text: text[:9])
-def test_what_is_read_out_of_any_event_can_be_written_as_json_again(number: str) -> None:
-    event = written(payload_of("co2", {"ppm": "NUMBER", "new": ["NUMBER"]}) | {"labels": {"floor": ["NUMBER"]}}, number)
+def test_decoded_data_can_be_encoded_as_json_again(number: str) -> None:
+    event = event_with_literal(
+        payload_of("co2", {"ppm": "NUMBER", "new": ["NUMBER"]}) | {"labels": {"floor": ["NUMBER"]}}, number
+    )
     json.dumps(event.data, allow_nan=False)
     assert "Infinity" not in event.labels["floor"]
 
@@ -656,7 +658,7 @@ def test_what_is_read_out_of_any_event_can_be_written_as_json_again(number: str)
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_what_is_no_event_says_why(body: bytes, reason: str | None) -> None:
+def test_a_body_that_is_no_event_is_rejected_with_the_reason(body: bytes, reason: str | None) -> None:
     reason = reason or "event.eventId is not 1 to 64 letters, digits, '_' or '-'"
     with pytest.raises(NotAnEvent) as of_event:
         Event.from_body(body, RECEIVED)
@@ -666,7 +668,7 @@ def test_what_is_no_event_says_why(body: bytes, reason: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "-", "_", "A-z_09", "a" * 64, "None"])
-def test_an_id_and_a_type_are_enough(name: str) -> None:
+def test_an_id_and_a_type_are_sufficient(name: str) -> None:
     body = f' {{"event":{{"eventId":"{name}","eventType":"temperature"}}}}\n'.encode()
     event = Event.from_body(body, RECEIVED)
     assert event_id(body) == name
@@ -687,14 +689,14 @@ def test_an_id_and_a_type_are_enough(name: str) -> None:
     assert (event.readings(), event.typed) == ([], None)
 
 
-def test_the_raw_body_is_kept_byte_for_byte() -> None:
+def test_the_raw_body_is_unchanged() -> None:
     body = b'\n{ "event" : {"eventType":"co2",\t"eventId":"\\u0061", "data":{"co2":{"ppm":4e2}}}, "x":"\xc3\xa6"}\r\n'
     event = Event.from_body(body, RECEIVED)
     assert (event.id, event.readings()[0].value, event.typed) == ("a", 400, None)
     assert event.body is body
 
 
-def test_events_with_the_same_id_and_body_are_equal_whenever_they_came() -> None:
+def test_events_with_the_same_id_and_body_are_equal_whenever_they_were_received() -> None:
     body = json.dumps(payload_of("co2")).encode()
     event, again = Event.from_body(body, RECEIVED), Event.from_body(body, RECEIVED + timedelta(days=1))
     assert event == again
@@ -705,7 +707,7 @@ def test_events_with_the_same_id_and_body_are_equal_whenever_they_came() -> None
     assert {event, again, replace(event, id="other")} == {event, replace(event, id="other")}
 
 
-def test_events_and_readings_do_not_change() -> None:
+def test_events_and_readings_are_immutable() -> None:
     event = event_of(payload_of("co2"))
     reading = event.readings()[0]
     for value, name in ((event, "id"), (event, "body"), (reading, "value")):
@@ -714,13 +716,13 @@ def test_events_and_readings_do_not_change() -> None:
     assert event.readings() == [reading]
 
 
-def test_an_event_shows_neither_body_nor_labels_nor_data() -> None:
+def test_the_repr_of_an_event_shows_neither_body_nor_labels_nor_data() -> None:
     shown = repr(event_of(payload_of("temperature")))
     assert "cpbg96qngr7ai7ldarrg" in shown
     assert not re.search(r"test temp|21\.5|body|labels|data", shown)
 
 
-def test_typed_is_none_where_the_client_library_does_not_import() -> None:
+def test_typed_is_none_if_the_client_library_cannot_be_imported() -> None:
     program = (
         "from datetime import UTC, datetime\n"
         "from receiver import Event\n"
@@ -746,8 +748,8 @@ def is_event(payload: object) -> bool:
     return isinstance(name, str) and re.fullmatch("[A-Za-z0-9_-]{1,64}", name) is not None
 
 
-def assert_whole(event: Event) -> None:
-    """Everything that is read out of an event has the type it is said to have."""
+def assert_well_typed(event: Event) -> None:
+    """Everything decoded from an event has the type that it is documented to have."""
     assert event_id(event.body) == event.id
     assert all(value is None or isinstance(value, str) for value in (event.device_id, event.project_id))
     assert all(value is None or isinstance(value, str) for value in (event.device_type, event.product_number))
@@ -777,28 +779,28 @@ NAMES = st.sampled_from(["event", "data", "samples", "value", "updateTime", "lab
 ANY_JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
 
 
-def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path to everything inside a JSON value."""
+def paths(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path to every value inside a JSON value."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, inner in pairs for place in places(inner, (*path, key)))]
+    return [path, *(found for key, inner in pairs for found in paths(inner, (*path, key)))]
 
 
 @st.composite
 def mutated_payloads(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Any:
-    """A real shape in which a few things are replaced by others, removed, or wrapped in a list."""
+    """A real payload in which a few values are replaced, removed, or wrapped in a list."""
     root = [payload_of(draw(st.sampled_from(TYPES)))]
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.sampled_from([place for place in places(root) if place]))
+        path = draw(st.sampled_from([path for path in paths(root) if path]))
         parent: Any = root
-        for key in place[:-1]:
+        for key in path[:-1]:
             parent = parent[key]
         action = draw(st.sampled_from(["replace", "remove", "wrap"]))
-        if action == "remove" and len(place) > 1:
-            del parent[place[-1]]
+        if action == "remove" and len(path) > 1:
+            del parent[path[-1]]
         elif action == "wrap":
-            parent[place[-1]] = [parent[place[-1]]]
+            parent[path[-1]] = [parent[path[-1]]]
         else:
-            parent[place[-1]] = draw(ANY_JSON)
+            parent[path[-1]] = draw(ANY_JSON)
     return root[0]
 
 
@@ -807,12 +809,12 @@ MANY = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCh
 
 @MANY
 @given(payload=mutated_payloads())
-def test_a_mutated_event_is_an_event_as_long_as_it_has_an_id_and_a_type(payload: Any) -> None:
+def test_a_mutated_event_is_an_event_if_it_has_an_id_and_a_type(payload: Any) -> None:
     body = json.dumps(payload).encode()
     if is_event(payload):
         event = Event.from_body(body, RECEIVED)
         assert (event.id, event.type) == (payload["event"]["eventId"], payload["event"]["eventType"])
-        assert_whole(event)
+        assert_well_typed(event)
     else:
         with pytest.raises(NotAnEvent):
             Event.from_body(body, RECEIVED)
@@ -823,15 +825,13 @@ def test_a_mutated_event_is_an_event_as_long_as_it_has_an_id_and_a_type(payload:
 @MANY
 @given(
     event_type=st.sampled_from(TYPES),
-    cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), st.binary(max_size=4)), min_size=1, max_size=4),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), st.binary(max_size=4)), min_size=1, max_size=4),
 )
-def test_bytes_changed_anywhere_raise_nothing_but_not_an_event(
-    event_type: str, cuts: list[tuple[float, int, bytes]]
-) -> None:
+def test_changed_bytes_raise_nothing_but_not_an_event(event_type: str, changes: list[tuple[float, int, bytes]]) -> None:
     body = json.dumps(payload_of(event_type), ensure_ascii=False).encode()
-    for where, length, put in cuts:
-        start = int(where * len(body))
-        body = body[:start] + put + body[start + length :]
+    for position, length, inserted in changes:
+        start = int(position * len(body))
+        body = body[:start] + inserted + body[start + length :]
     try:
         event = Event.from_body(body, RECEIVED)
     except NotAnEvent as error:
@@ -839,14 +839,14 @@ def test_bytes_changed_anywhere_raise_nothing_but_not_an_event(
             event_id(body)
     else:
         assert event.body is body
-        assert_whole(event)
+        assert_well_typed(event)
 
 
 @MANY
 @given(body=st.binary(max_size=200) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_raise_nothing_but_not_an_event(body: bytes) -> None:
     try:
-        assert_whole(Event.from_body(body, RECEIVED))
+        assert_well_typed(Event.from_body(body, RECEIVED))
     except NotAnEvent as error:
         with pytest.raises(NotAnEvent, match=re.escape(str(error))):
             event_id(body)
@@ -854,9 +854,9 @@ def test_any_bytes_raise_nothing_but_not_an_event(body: bytes) -> None:
 
 @MANY
 @given(number=st.from_regex(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,4})?", fullmatch=True))
-def test_any_number_that_json_can_write_gives_its_value_or_none(number: str) -> None:
+def test_any_json_number_is_a_value_if_it_is_finite(number: str) -> None:
     event = with_number("pressure", "pascal", number)
-    assert_whole(event)
+    assert_well_typed(event)
     try:
         expected = [float(number)] if math.isfinite(float(number)) else []
     except OverflowError:

@@ -1,234 +1,240 @@
-"""Back-off, pauses and trials of a sink."""
+"""What operators should know: what causes each warning and error, and its exact sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
-from test_journal import SqliteStore
 
+from receiver import health
 from receiver.errors import JournalUnavailable
-from receiver.health import FAILURES_UNTIL_PAUSE, Health, back_off, pause_length
-from receiver.journal import SinkState
-from receiver.settings import RetryPolicy
+from receiver.health import Readiness, check_readiness, configuration_warnings
+from receiver.journal import Arrival, Counts, Journal, Liveness, SinkCounts, SinkState, open_journal
+from receiver.redaction import Redactor
+from receiver.settings import SECRET, Settings, load
 
-POLICY = RetryPolicy(first_pause=5.0, longest_pause=3600.0)
+STRONG_SECRET = "s" * health.WEAK_SECRET_BYTES
+SINKS = "[sinks.erp]\ntype = 'webhook'\n[sinks.off]\ntype = 'stdout'\nenabled = false\n"
+JOURNAL_ON_DYNO = (
+    "the journal is on the dyno's disk, which is lost at each restart together with all pending events; "
+    "run `heroku addons:create heroku-postgresql:essential-0`"
+)
+DATABASE_URL = "postgresql://user:pass-word@db.example/journal"
+
+LoadSettings = Callable[..., Settings]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(tmp_path)
-    yield store
-    store.close_all()
+def load_settings(tmp_path: Path) -> LoadSettings:
+    """Settings from the text of a config.toml and the environment."""
+
+    def load_settings(config: str = SINKS, **environ: str) -> Settings:
+        (tmp_path / "config.toml").write_text(config)
+        return load({"RECEIVER_CONFIG": str(tmp_path / "config.toml"), SECRET: STRONG_SECRET, **environ})
+
+    return load_settings
 
 
-def health_of(store: SqliteStore, state: SinkState | None = None) -> Health:
-    return Health(state or SinkState("s"), POLICY, store.open())
+@dataclass
+class Clock:
+    """Stands in for the module `time`."""
+
+    now: float = 1_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
 
 
-@pytest.mark.parametrize(
-    ("failures", "ceiling"),
-    [(1, 5), (2, 10), (3, 20), (4, 40), (10, 2560), (11, 3600), (12, 3600), (1_000_000, 3600)],
-)
-def test_back_off_is_anything_below_a_ceiling_that_doubles_up_to_the_longest_pause(
-    failures: int, ceiling: float
-) -> None:
-    assert [back_off(POLICY, failures, lambda share=share: share) for share in (0.0, 0.25, 1.0)] == [  # type: ignore[misc]
-        0.0,
-        ceiling / 4,
-        ceiling,
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of receiver.health, stopped."""
+    clock = Clock()
+    monkeypatch.setattr(health, "time", clock)
+    return clock
+
+
+@dataclass
+class FakeJournal:
+    """A journal as `check_readiness` sees it; counts how often it is asked."""
+
+    alive_at: float | None = 1_000_000.0
+    dispatcher_warnings: tuple[str, ...] = ()
+    states: Mapping[str, SinkState] = field(default_factory=dict)
+    sinks: Mapping[str, SinkCounts] = field(default_factory=dict)
+    unavailable: str = ""
+    checks: int = 0
+
+    def check_writable(self) -> None:
+        self.checks += 1
+        if self.unavailable:
+            raise JournalUnavailable(self.unavailable)
+
+    def liveness(self) -> Liveness | None:
+        return None if self.alive_at is None else Liveness(self.alive_at, self.dispatcher_warnings)
+
+    def sink_states(self) -> Mapping[str, SinkState]:
+        return self.states
+
+    def counts(self) -> Counts:
+        return Counts(unrouted=0, quarantined=0, sinks=self.sinks, secrets={})
+
+
+def readiness_of(settings: Settings, journal: FakeJournal) -> tuple[list[str], list[str]]:
+    """Errors and warnings."""
+    return check_readiness(settings, cast(Journal, journal))
+
+
+def test_a_sound_configuration_has_no_warnings(load_settings: LoadSettings) -> None:
+    assert configuration_warnings(load_settings()) == []
+
+
+def test_each_secret_of_fewer_than_32_bytes_is_a_warning(load_settings: LoadSettings) -> None:
+    secrets = {SECRET: "s" * 31, f"{SECRET}_OLD": "é" * 16, f"{SECRET}_OTHER": "é" * 15}
+    assert configuration_warnings(load_settings(**secrets)) == [
+        "DT_SIGNATURE_SECRET is shorter than 32 bytes; a longer one is harder to guess",
+        "DT_SIGNATURE_SECRET_OTHER is shorter than 32 bytes; a longer one is harder to guess",
     ]
 
 
+@pytest.mark.parametrize("config", ["", "[sinks.off]\ntype = 'stdout'\nenabled = false"], ids=["none", "disabled"])
+def test_a_configuration_without_enabled_sinks_is_a_warning(config: str, load_settings: LoadSettings) -> None:
+    assert configuration_warnings(load_settings(config)) == [
+        "no sink is enabled in config.toml: events are stored but delivered nowhere"
+    ]
+
+
+def test_a_journal_on_the_disk_of_a_dyno_is_a_warning(load_settings: LoadSettings) -> None:
+    assert configuration_warnings(load_settings(DYNO="web.1")) == [JOURNAL_ON_DYNO]
+    assert configuration_warnings(load_settings(DYNO="web.1", DATABASE_URL=DATABASE_URL)) == []
+
+
+def test_a_sink_with_a_file_on_the_disk_of_a_dyno_is_a_warning(load_settings: LoadSettings) -> None:
+    paths = {"archive": Path("events.csv"), "erp": None}
+    assert health.local_files(load_settings(), paths) == []
+    assert health.local_files(load_settings(DYNO="web.1"), paths) == [
+        "sink archive writes to the dyno's disk, and its file is lost at each restart; "
+        'replace [sinks.archive] with one of type = "sql" and url = { env = "DATABASE_URL" }'
+    ]
+
+
+def store_events(settings: Settings, *event_ids: str, routed_to: dict[str, list[str]]) -> None:
+    """Store events in the SQLite journal, and route some of them."""
+    with closing(open_journal(settings)) as journal:
+        journal.accept([Arrival(event_id, b"", 1000.0) for event_id in event_ids])
+        routes = [(event, routed_to[event.id]) for event in journal.unrouted(100) if event.id in routed_to]
+        journal.route(routes)
+
+
+def test_pending_deliveries_and_unrouted_events_in_a_journal_that_a_database_has_replaced_are_a_warning(
+    load_settings: LoadSettings, tmp_path: Path
+) -> None:
+    store_events(load_settings(), "a", "b", routed_to={"a": ["erp", "other"]})
+    assert configuration_warnings(load_settings(DATABASE_URL=DATABASE_URL)) == [
+        f"the journal {tmp_path}/data/journal.sqlite is not used while DATABASE_URL is set, and has 3 pending "
+        "deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+    ]
+    assert configuration_warnings(load_settings()) == []
+
+
+def test_a_replaced_journal_is_no_warning_when_nothing_is_pending_or_it_cannot_be_read(
+    load_settings: LoadSettings,
+) -> None:
+    replaced = load_settings(DATABASE_URL=DATABASE_URL)
+    assert configuration_warnings(replaced) == []
+    assert not replaced.journal_path.exists()
+    store_events(load_settings(), "a", routed_to={"a": []})
+    assert configuration_warnings(replaced) == []
+    replaced.journal_path.write_bytes(b"This is a text file and not a journal. " * 100)
+    assert configuration_warnings(replaced) == []
+
+
+def test_a_paused_sink_that_is_enabled_is_a_warning_with_its_reason(
+    load_settings: LoadSettings, stopped: Clock
+) -> None:
+    states = [
+        SinkState("erp", pauses=1, pause_reason="HTTP 503"),
+        SinkState("off", pauses=1, pause_reason="HTTP 503"),
+        SinkState("removed", pauses=1, pause_reason="HTTP 503"),
+    ]
+    journal = FakeJournal(states={state.name: state for state in states})
+    assert readiness_of(load_settings(), journal) == ([], ["sink erp is paused: HTTP 503"])
+    journal = FakeJournal(states={"erp": SinkState("erp", pauses=0, pause_reason="HTTP 503")})
+    assert readiness_of(load_settings(), journal) == ([], [])
+
+
+def test_a_sink_that_is_no_longer_enabled_and_has_pending_deliveries_is_a_warning(
+    load_settings: LoadSettings, stopped: Clock
+) -> None:
+    sinks = {
+        "erp": SinkCounts(pending=1),
+        "off": SinkCounts(pending=2),
+        "removed": SinkCounts(pending=3),
+        "done": SinkCounts(delivered=4, dead=5),
+    }
+    assert readiness_of(load_settings(), FakeJournal(sinks=sinks)) == (
+        [],
+        [
+            f"sink {name} is no longer enabled and has {pending} pending deliveries; enable it, or delete them with "
+            f"`python -m receiver sinks remove {name}`"
+            for name, pending in (("off", 2), ("removed", 3))
+        ],
+    )
+
+
+def test_a_dispatcher_that_never_ran_is_an_error(load_settings: LoadSettings, stopped: Clock) -> None:
+    assert readiness_of(load_settings(), FakeJournal(alive_at=None)) == (["no dispatcher is alive"], [])
+
+
 @pytest.mark.parametrize(
-    ("pauses", "seconds"), [(1, 10), (2, 20), (3, 40), (9, 2560), (10, 3600), (11, 3600), (1_000_000, 3600)]
+    ("silent_seconds", "errors", "warnings"),
+    [(29, [], ["a warning of the dispatcher"]), (31, ["no dispatcher is alive"], [])],
 )
-def test_each_pause_in_a_row_is_twice_as_long_up_to_the_longest(pauses: int, seconds: float) -> None:
-    assert pause_length(POLICY, pauses) == seconds
+def test_a_dispatcher_is_alive_until_it_is_silent_for_30_s_and_its_warnings_are_shown_as_long(
+    silent_seconds: int, errors: list[str], warnings: list[str], load_settings: LoadSettings, stopped: Clock
+) -> None:
+    journal = FakeJournal(alive_at=stopped.now, dispatcher_warnings=("a warning of the dispatcher",))
+    stopped.now += silent_seconds
+    assert readiness_of(load_settings(), journal) == (errors, warnings)
 
 
-def test_a_first_pause_above_the_longest_is_cut() -> None:
-    policy = RetryPolicy(first_pause=100.0, longest_pause=7.0)
-    assert (back_off(policy, 1, lambda: 1.0), pause_length(policy, 1)) == (7.0, 7.0)
+def test_an_unavailable_journal_is_an_error_and_its_place_on_a_dyno_still_a_warning(
+    load_settings: LoadSettings, stopped: Clock
+) -> None:
+    journal = FakeJournal(unavailable="disk full", states={"erp": SinkState("erp", pauses=1)})
+    assert readiness_of(load_settings(DYNO="web.1"), journal) == (
+        ["the journal is unavailable: disk full"],
+        [JOURNAL_ON_DYNO],
+    )
 
 
-def test_a_healthy_sink_may_be_called(store: SqliteStore) -> None:
-    health = health_of(store)
-    assert (health.paused_for(), health.probing) == (0.0, False)
+def test_readiness_is_checked_at_most_once_a_second(load_settings: LoadSettings, stopped: Clock) -> None:
+    journal = FakeJournal()
+    readiness = Readiness(load_settings(), cast(Journal, journal), Redactor())
+    assert [readiness.get() for _ in range(5)] == [([], [])] * 5
+    assert journal.checks == 1
+    journal.unavailable = "disk full"
+    stopped.now += 1.0
+    assert (readiness.get(), journal.checks) == (([], []), 1)
+    stopped.now += 0.01
+    assert (readiness.get(), journal.checks) == ((["the journal is unavailable: disk full"], []), 2)
 
 
-def test_five_failures_in_a_row_pause_a_sink(store: SqliteStore) -> None:
-    health = health_of(store)
-    assert FAILURES_UNTIL_PAUSE == 5
-    for _ in range(4):
-        health.failed("HTTP 500")
-        assert (health.paused_for(), health.probing) == (0.0, False)
-    health.failed("HTTP 500")
-    assert (health.paused_for(), health.probing) == (10.0, True)
-    state = SinkState("s", 1, store.clock.now + 10, "it keeps failing: HTTP 500")
-    assert store.open().states() == {"s": state}
-
-
-def test_a_success_in_between_starts_the_count_anew(store: SqliteStore) -> None:
-    health = health_of(store)
-    for _ in range(3):
-        for _ in range(4):
-            health.failed("HTTP 500")
-        health.succeeded()
-    assert (health.paused_for(), health.probing) == (0.0, False)
-
-
-def test_at_the_end_of_its_pause_a_sink_is_probed_and_a_success_resumes_it(store: SqliteStore) -> None:
-    health = health_of(store)
-    health.pause("it is tired")
-    store.clock.advance(9.5)
-    assert health.paused_for() == 0.5
-    store.clock.advance(0.5)
-    assert (health.paused_for(), health.probing) == (0.0, True)
-    health.succeeded()
-    assert (health.paused_for(), health.probing) == (0.0, False)
-    assert store.open().states() == {"s": SinkState("s")}
-
-
-def test_a_probe_that_fails_pauses_the_sink_for_twice_as_long(store: SqliteStore) -> None:
-    health = health_of(store)
-    health.pause("it is tired")
-    lengths = []
-    for _ in range(4):
-        lengths.append(health.paused_for())
-        store.clock.advance(lengths[-1])
-        health.failed("still tired")
-    assert lengths == [10.0, 20.0, 40.0, 80.0]
-
-
-def test_after_a_success_pauses_begin_small_again(store: SqliteStore) -> None:
-    health = health_of(store)
-    for _ in range(6):
-        health.pause("it is tired")
-        store.clock.advance(health.paused_for())
-    health.succeeded()
-    health.pause("it is tired")
-    assert health.paused_for() == 10.0
-
-
-@pytest.mark.parametrize(("after", "seconds"), [(1.5, 1.5), (60, 60.0), (86400.0, 86400.0)])
-def test_a_sink_is_paused_for_as_long_as_it_asks(after: float, seconds: float, store: SqliteStore) -> None:
-    health = health_of(store)
-    health.pause("429", after)
-    assert health.paused_for() == seconds
-    assert store.open().states()["s"].paused_until == store.clock.now + seconds
-
-
-@pytest.mark.parametrize("after", [0.0, -5.0])
-def test_a_pause_of_no_length_still_leaves_a_moment_between_two_calls(after: float, store: SqliteStore) -> None:
-    health = health_of(store)
-    health.pause("Retry-After: 0", after)
-    assert 0.0 < health.paused_for() <= 10.0
-
-
-def test_what_the_journal_knows_of_a_pause_holds_after_a_restart(store: SqliteStore) -> None:
-    health_of(store).pause("it is tired", 100.0)
-    store.clock.advance(60)
-    journal = store.open()
-    health = Health(journal.states()["s"], POLICY, journal)
-    assert (health.paused_for(), health.probing, health.state.pause_reason) == (40.0, True, "it is tired")
-
-
-def test_calls_that_were_under_way_when_the_pause_began_do_not_make_it_longer(store: SqliteStore) -> None:
-    health = health_of(store)
-    for _ in range(5 + 7):
-        health.failed("HTTP 500")
-    assert (health.paused_for(), health.state.pauses) == (10.0, 1)
-
-
-def test_many_threads_asking_for_the_same_pause_count_as_one(store: SqliteStore) -> None:
-    health = health_of(store)
-    for _ in range(8):
-        health.pause("HTTP 401")
-    assert (health.paused_for(), health.state.pauses) == (10.0, 1)
-
-
-def test_a_longer_pause_that_is_asked_for_prevails(store: SqliteStore) -> None:
-    health = health_of(store)
-    for after in (30.0, 300.0, 3.0):
-        health.pause("429", after)
-    assert health.paused_for() == 300.0
-
-
-def test_a_success_that_was_under_way_when_the_pause_began_does_not_end_it(store: SqliteStore) -> None:
-    health = health_of(store)
-    health.pause("429: wait an hour", 3600.0)
-    health.succeeded()
-    assert health.paused_for() == 3600.0
-
-
-def test_a_pause_that_begins_while_older_states_are_read_is_not_ended_by_them(store: SqliteStore) -> None:
-    journal, health = store.open(), health_of(store)
-    journal.remember(health.state)
-    saved, older = health.saved, journal.states()["s"]
-    health.pause("429: wait an hour", 3600.0)
-    health.take_over(older, saved)
-    assert health.paused_for() == 3600.0
-
-
-def test_a_pause_that_is_saved_while_older_states_are_read_is_not_ended_by_them(store: SqliteStore) -> None:
-    journal, health = store.open(), health_of(store)
-    journal.remember(health.state)
-    store.full = True
-    health.pause("429: wait an hour", 3600.0)
-    store.full = False
-    saved, older = health.saved, journal.states()["s"]
-    assert health.save()
-    health.take_over(older, saved)
-    assert health.paused_for() == 3600.0
-
-
-def test_a_pause_that_another_dispatcher_has_begun_or_a_person_has_ended_is_taken_over(store: SqliteStore) -> None:
-    journal, ours, other = store.open(), health_of(store), health_of(store)
-    other.pause("429: wait an hour", 3600.0)
-    ours.take_over(journal.states()["s"], ours.saved)
-    assert ours.paused_for() == 3600.0
-    journal.remember(SinkState("s", 1, 0.0, "429: wait an hour"))
-    ours.take_over(journal.states()["s"], ours.saved)
-    assert (ours.paused_for(), ours.probing) == (0.0, True)
-
-
-def test_only_a_doubtful_sink_is_on_trial_while_it_is_called(store: SqliteStore) -> None:
-    journal = store.open()
-    suspect, probed, healthy = health_of(store), health_of(store), health_of(store)
-    suspect.suspect = True
-    probed.pause("it is tired", 1.0)
-    store.clock.advance(1)
-    for health, doubtful in ((suspect, True), (probed, True), (healthy, False)):
-        with health.trial():
-            assert journal.states()["s"].on_trial is doubtful
-        assert journal.states()["s"].on_trial is False
-        assert health.suspect is False
-    assert probed.probing
-
-
-def test_a_trial_that_the_journal_interrupts_convicts_nobody(store: SqliteStore) -> None:
-    journal, health = store.open(), health_of(store)
-    health.suspect = True
-
-    def interrupted() -> None:
-        with health.trial():
-            raise JournalUnavailable("the disk is full")
-
-    with pytest.raises(JournalUnavailable):
-        interrupted()
-    assert journal.states()["s"].on_trial is False
-
-
-def test_what_the_journal_could_not_take_of_a_recovery_it_learns_later(store: SqliteStore) -> None:
-    journal, health = store.open(), health_of(store)
-    health.pause("it is tired", 1.0)
-    store.clock.advance(1)
-    store.full = True
-    with suppress(JournalUnavailable):
-        health.succeeded()
-    store.full = False
-    health.succeeded()
-    assert journal.states()["s"] == SinkState("s")
+def test_readiness_hides_secrets_in_errors_and_warnings(load_settings: LoadSettings, stopped: Clock) -> None:
+    redactor = Redactor([DATABASE_URL, "key-of-erp"])
+    paused = FakeJournal(states={"erp": SinkState("erp", pauses=1, pause_reason="401 for key-of-erp")})
+    assert Readiness(load_settings(), cast(Journal, paused), redactor).get() == (
+        [],
+        ["sink erp is paused: 401 for ***"],
+    )
+    away = FakeJournal(unavailable=f"cannot connect to {DATABASE_URL}")
+    assert Readiness(load_settings(), cast(Journal, away), redactor).get() == (
+        ["the journal is unavailable: cannot connect to ***"],
+        [],
+    )

@@ -1,4 +1,4 @@
-"""As on Heroku: dynos from the Procfile's own lines on one PostgreSQL, started, stopped, killed and replaced."""
+"""As on Heroku: dynos with the commands of the Procfile on one PostgreSQL, started, stopped, killed and replaced."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import ROOT, TEST_SECRET, Running, wait_until
+from conftest import ROOT, TEST_SECRET, RunningReceiver, wait_until
 
+from chaos.cloud import Cloud
+from chaos.recorder import Recorder
+from receiver import health
+from receiver.delivery.plugins import load_plugins
+from receiver.delivery.sinks import find_problems
 from receiver.event import TYPES
+from receiver.redaction import Redactor
 from receiver.settings import load
 from receiver.simulator import Pusher, Simulator
-from receiver.testing.cloud import Cloud
 from receiver.testing.postgresql import Server, own_server
-from receiver.testing.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
-EVENTS = int(os.environ.get("HEROKU_EVENTS", "2000"))
+EVENTS = int(os.environ.get("HEROKU_EVENTS", "700"))
 PUSHERS = 12
-MOST_CONNECTIONS = 20
+MAX_CONNECTIONS = 20
 SILENT_SECONDS = 20
-"""A dispatcher beats every 5 s; one that has not for this long is gone."""
+"""A dispatcher reports every 5 s; one that has not reported for this long is not alive."""
 
 CONFIG = """
 [sinks.target]
@@ -46,25 +50,9 @@ concurrency = 4
 type = "stdout"
 """
 NO_DELIVERY = "[receiver]\ndeliver = false\n"
-
-
-def procfile() -> dict[str, list[str]]:
-    """The command of each kind of dyno, with our own Python."""
-    lines = (line.partition(":") for line in (ROOT / "Procfile").read_text(encoding="utf-8").splitlines() if line)
-    commands = {name: shlex.split(command) for name, _, command in lines}
-    return {name: [sys.executable if word == "python" else word for word in words] for name, words in commands.items()}
-
-
-class Dyno(Running):
-    """One process of the Procfile, in a process group of its own."""
-
-    def __init__(self, folder: Path, kind: str, config: str, number: int, **environment: str) -> None:
-        folder.mkdir()
-        super().__init__(folder, config, None, {"DYNO": f"{kind}.{number}", **environment})
-        self.command = procfile()[kind]
-
-
-EXITS = """
+CONSOLE = '[sinks.console]\ntype = "stdout"\n'
+ODD_SINK = '[sinks.odd]\ntype = "odd"\n'
+EXITING_PLUGIN = """
 import os
 from receiver import hookimpl
 
@@ -79,12 +67,28 @@ def register_sinks(register):
 """
 
 
-class Watch(threading.Thread):
-    """Counts the receiver's connections to a database again and again, as long as it answers."""
+def procfile() -> dict[str, list[str]]:
+    """The command of each kind of dyno, run by this Python."""
+    lines = (line.partition(":") for line in (ROOT / "Procfile").read_text(encoding="utf-8").splitlines() if line)
+    commands = {name: shlex.split(command) for name, _, command in lines}
+    return {name: [sys.executable if word == "python" else word for word in words] for name, words in commands.items()}
+
+
+class Dyno(RunningReceiver):
+    """A dyno: one process of the Procfile and its children."""
+
+    def __init__(self, folder: Path, kind: str, config: str, number: int, **environment: str) -> None:
+        folder.mkdir()
+        super().__init__(folder, config, None, {"DYNO": f"{kind}.{number}", **environment})
+        self.command = procfile()[kind]
+
+
+class ConnectionCounter(threading.Thread):
+    """Counts the receiver's connections to a database repeatedly, also over restarts of the database."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self.most = 0
+        self.max_count = 0
         self._url = url
         self._done = threading.Event()
 
@@ -95,7 +99,7 @@ class Watch(threading.Thread):
                 while not self._done.wait(0.05):
                     row = connection.execute(query).fetchone()
                     assert row is not None
-                    self.most = max(self.most, row[0])
+                    self.max_count = max(self.max_count, row[0])
 
     def stop(self) -> None:
         self._done.set()
@@ -104,37 +108,37 @@ class Watch(threading.Thread):
 
 AUDIT = """
 CREATE TABLE audit (
-    at double precision, event bigint, sink int, holder text, due double precision, next text, attempt int
+    at double precision, event bigint, sink int, holder text, due double precision, next_holder text, attempt int
 );
-CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO audit VALUES (
         extract(epoch FROM clock_timestamp()), old.event, old.sink, old.holder, old.due, new.holder, new.attempts
     );
     RETURN NULL;
 END $$;
-CREATE TRIGGER note AFTER UPDATE ON deliveries FOR EACH ROW
-    WHEN (new.attempts > old.attempts OR old.holder IS DISTINCT FROM new.holder) EXECUTE FUNCTION note();
+CREATE TRIGGER audit AFTER UPDATE ON deliveries FOR EACH ROW
+    WHEN (new.attempts > old.attempts OR old.holder IS DISTINCT FROM new.holder) EXECUTE FUNCTION audit();
 """
-"""Notes each change of holder. The trigger is the test's; the receiver does not know of it."""
+"""Records each change of the holder of a claim, by a trigger that only this test has."""
 
-STOLEN = """
-SELECT count(*) FROM audit WHERE holder IS NOT NULL AND next IS NOT NULL AND due > at + 0.5
+TAKEN_OVER_EARLY = """
+SELECT count(*) FROM audit WHERE holder IS NOT NULL AND next_holder IS NOT NULL AND due > at + 0.5
 """
-"""Claims taken from a holder before they ended, give or take what two clocks may differ."""
+"""Claims taken over before they expired; two clocks may differ by half a second."""
 
-TAKEN_OVER = "SELECT count(*) FROM audit WHERE holder <> next"
-LOST_BY_THE_LIVING = """
+TAKEN_OVER = "SELECT count(*) FROM audit WHERE holder <> next_holder"
+TAKEN_OVER_FROM_LIVE = """
 SELECT count(*) FROM audit JOIN dispatchers ON dispatchers.holder = audit.holder
-WHERE audit.holder <> audit.next AND beat_at > at
+WHERE audit.holder <> audit.next_holder AND alive_at > at
 """
-"""Claims taken from one that still beat afterwards."""
+"""Claims taken over from a dispatcher that was alive afterwards."""
 
-GONE = f"(SELECT holder FROM dispatchers WHERE beat_at < extract(epoch FROM clock_timestamp()) - {SILENT_SECONDS})"
-END_CLAIMS_OF_THE_GONE = f"UPDATE deliveries SET due = 0 WHERE due IS NOT NULL AND holder IN {GONE}"
+DEAD = f"(SELECT holder FROM dispatchers WHERE alive_at < extract(epoch FROM clock_timestamp()) - {SILENT_SECONDS})"
+EXPIRE_CLAIMS_OF_DEAD = f"UPDATE deliveries SET due = 0 WHERE due IS NOT NULL AND holder IN {DEAD}"
 """Claims last a minute, which a test does not wait for."""
 
-OWED = """
-SELECT (SELECT count(*) FROM events WHERE NOT matched), (SELECT count(*) FROM deliveries WHERE state <> 1)
+UNROUTED_AND_UNDELIVERED = """
+SELECT (SELECT count(*) FROM events WHERE NOT routed), (SELECT count(*) FROM deliveries WHERE state <> 1)
 """
 
 
@@ -161,7 +165,7 @@ class App:
         return dyno
 
     def release(self) -> str:
-        """The release phase: it must end by itself, before any other dyno starts."""
+        """The release phase, which ends before any other dyno starts; its output."""
         done = self.dyno("release").launch()
         assert done.process is not None
         assert done.process.wait(30) == 0, done.log
@@ -172,13 +176,20 @@ class App:
         dyno.start(ready=ready)
         return dyno
 
-    def living(self) -> list[Dyno]:
+    def webs(self, *workers: int) -> list[Dyno]:
+        """Several web dynos that are started together."""
+        dynos = [self.dyno("web", WEB_CONCURRENCY=str(number)).launch() for number in workers]
+        for dyno in dynos:
+            wait_until(lambda dyno=dyno: dyno.is_ok("/readyz"), what="a web dyno that is ready")
+        return dynos
+
+    def running(self) -> list[Dyno]:
         return [dyno for dyno in self.dynos if dyno.process is not None and dyno.process.poll() is None]
 
-    def empty(self) -> bool:
-        """Whether nothing is owed any more; what the gone have held is free at once."""
-        self.sql(END_CLAIMS_OF_THE_GONE)
-        return self.sql(OWED) == [(0, 0)]
+    def is_idle(self) -> bool:
+        """Whether everything is delivered. Claims of dispatchers that are not alive expire at once."""
+        self.sql(EXPIRE_CLAIMS_OF_DEAD)
+        return self.sql(UNROUTED_AND_UNDELIVERED) == [(0, 0)]
 
     def close(self) -> None:
         for dyno in self.dynos:
@@ -191,7 +202,7 @@ Start = Callable[[str], App]
 
 @pytest.fixture
 def start_app(tmp_path: Path) -> Iterator[Start]:
-    """Make an app with this config.toml; its dynos are killed at the end of the test."""
+    """A function that creates an app with this config.toml; its dynos are killed at the end of the test."""
     server = own_server()
     apps: list[App] = []
 
@@ -212,155 +223,158 @@ def recorder() -> Iterator[Recorder]:
     recorder.close()
 
 
-def bodies_of(count: int) -> dict[str, bytes]:
-    """That many events of all types, by their ids."""
+def bodies_by_id(count: int) -> dict[str, bytes]:
+    """So many events of all types."""
     simulator = Simulator(seed=5)
-    made = [simulator.body(TYPES[number % len(TYPES)]) for number in range(count)]
-    return {json.loads(body)["event"]["eventId"]: body for body in made}
+    bodies = [simulator.body(TYPES[number % len(TYPES)]) for number in range(count)]
+    return {json.loads(body)["event"]["eventId"]: body for body in bodies}
 
 
-def chunks(bodies: Mapping[str, bytes], count: int) -> Iterator[list[bytes]]:
-    everything = list(bodies.values())
-    for number in range(count):
-        yield everything[number::count]
+def in_parts(bodies: Mapping[str, bytes], count: int) -> list[list[bytes]]:
+    return [list(bodies.values())[number::count] for number in range(count)]
 
 
-def test_dynos_come_and_go_and_the_database_is_killed_and_no_event_is_lost_or_shared_out_twice(
+def terminate_all(dynos: Sequence[Dyno]) -> list[int]:
+    """SIGTERM to all of them at once; their exit codes."""
+    with ThreadPoolExecutor(len(dynos)) as threads:
+        return list(threads.map(Dyno.terminate, dynos))
+
+
+def test_while_dynos_come_and_go_and_the_database_is_killed_no_event_is_lost_or_claimed_twice(
     start_app: Start, recorder: Recorder
 ) -> None:
     app = start_app(CONFIG.format(url=recorder.url))
     assert app.release().startswith("The journal")
     app.sql(AUDIT)
-    watch = Watch(app.database_url)
-    watch.start()
-    cloud = Cloud([app.web(workers=2), app.web(workers=1)])
-    codes: list[int] = []
+    connections = ConnectionCounter(app.database_url)
+    connections.start()
+    cloud = Cloud(app.webs(2, 1))
+    exit_codes: list[int] = []
     recoveries: list[float] = []
 
     def scale_up() -> None:
-        cloud.web.append(app.web(workers=2))
+        cloud.receivers.append(app.web(workers=2))
 
     def replace() -> None:
-        """A deploy: the new dyno is there before the old one is told to stop."""
-        cloud.web.append(app.web(workers=1))
-        codes.append(cloud.web.pop(0).terminate())
+        """A deploy: the new dyno is started before the old one is told to stop."""
+        cloud.receivers.append(app.web(workers=1))
+        exit_codes.append(cloud.receivers.pop(0).terminate())
 
     def kill() -> None:
-        cloud.web[0].kill_all()
-        cloud.web[0].start()
+        cloud.receivers[0].kill_all()
+        cloud.receivers[0].start()
 
     def restart() -> None:
-        codes.append(cloud.web[1].terminate())
-        cloud.web[1].start()
+        exit_codes.append(cloud.receivers[1].terminate())
+        cloud.receivers[1].start()
 
-    def database_dies() -> None:
+    def restart_database() -> None:
         app.server.restart()
-        back, before = time.monotonic(), len(cloud.times)
-        wait_until(lambda: len(cloud.times) > before, what="an event taken after the restart of the database")
-        recoveries.append(time.monotonic() - back)
+        restarted_at, before = time.monotonic(), len(cloud.accepted_at)
+        wait_until(lambda: len(cloud.accepted_at) > before, what="an event that is accepted after the restart")
+        recoveries.append(time.monotonic() - restarted_at)
 
-    bodies = bodies_of(EVENTS)
-    faults = [scale_up, kill, restart, database_dies, kill, replace, database_dies]
+    bodies = bodies_by_id(EVENTS)
+    faults = [scale_up, kill, restart, restart_database, kill, replace, restart_database]
     try:
-        for fault, chunk in zip(faults, chunks(bodies, len(faults)), strict=True):
-            with cloud.pushing(chunk) as taken:
-                wait_until(lambda taken=taken, chunk=chunk: taken() > len(chunk) // 4)
+        for fault, part in zip(faults, in_parts(bodies, len(faults)), strict=True):
+            with cloud.pushing(part) as count_accepted:
+                wait_until(lambda count=count_accepted, part=part: count() > len(part) // 4)
                 fault()
-        wait_until(app.empty, seconds=60, what="the end of all that is owed")
+        wait_until(app.is_idle, seconds=60, what="all deliveries")
     finally:
-        watch.stop()
-    codes += [dyno.terminate() for dyno in app.living()]
+        connections.stop()
+    exit_codes += terminate_all(app.running())
 
-    numbers = {
+    figures = {
         "pushes": cloud.pushes,
-        "answers": dict(cloud.answers),
-        "called again": sum(recorder.times.values()) - len(bodies),
-        "taken over": app.sql(TAKEN_OVER)[0][0],
-        "twice at once": len(recorder.twice_at_once),
-        "connections": watch.most,
-        "longest gap": round(cloud.longest_gap(), 2),
+        "responses": dict(cloud.responses),
+        "repeated calls": sum(recorder.calls.values()) - len(bodies),
+        "claims taken over": app.sql(TAKEN_OVER)[0][0],
+        "connections": connections.max_count,
+        "longest gap": round(cloud.longest_gap_seconds(), 2),
         "recoveries": [round(seconds, 2) for seconds in recoveries],
     }
-    log.info("%s", numbers)
+    log.info("%s", figures)
     assert app.sql("SELECT count(*), count(DISTINCT id) FROM events") == [(EVENTS, EVENTS)]
-    assert recorder.bodies == {name: {body} for name, body in bodies.items()}
-    assert {name for dyno in app.dynos for name in dyno.printed()} == bodies.keys()
+    assert recorder.bodies == {event_id: {body} for event_id, body in bodies.items()}
+    assert {event_id for dyno in app.dynos for event_id in dyno.printed_ids()} == bodies.keys()
     assert app.sql("SELECT name, delivered, failures FROM sinks ORDER BY name") == [
         ("console", EVENTS, 0),
         ("target", EVENTS, 0),
     ]
-    assert app.sql(STOLEN) == app.sql(LOST_BY_THE_LIVING) == [(0,)]
-    assert recorder.twice_at_once == []
-    assert set(codes) == {0}
-    assert watch.most <= MOST_CONNECTIONS
-    assert {status for status, _ in cloud.answers} <= {0, 200, 503}
-    assert TEST_SECRET not in "".join(dyno.log for dyno in app.dynos)
-    assert "Traceback" not in "".join(dyno.log for dyno in app.dynos)
+    assert app.sql(TAKEN_OVER_EARLY) == app.sql(TAKEN_OVER_FROM_LIVE) == [(0,)]
+    assert recorder.concurrent_calls == []
+    assert set(exit_codes) == {0}
+    assert connections.max_count <= MAX_CONNECTIONS
+    assert {status for status, _ in cloud.responses} <= {0, 200, 503}
+    logs = "".join(dyno.log for dyno in app.dynos)
+    assert [text for text in (TEST_SECRET, "Traceback") if text in logs] == []
 
 
-def test_a_sink_that_ends_a_worker_is_found_and_paused_and_the_others_work_on(start_app: Start) -> None:
-    archive = '[sinks.console]\ntype = "stdout"\n[sinks.odd]\ntype = "odd"\n'
-    app = start_app(NO_DELIVERY + 'plugins = ["odd.py"]\n' + archive)
+def test_a_sink_that_exits_a_worker_is_found_and_paused_and_the_others_continue(start_app: Start) -> None:
+    app = start_app(NO_DELIVERY + 'plugins = ["odd.py"]\n' + CONSOLE + ODD_SINK)
     app.release()
     web = app.web(workers=1, ready=False)
-    bodies = bodies_of(20)
+    bodies = bodies_by_id(20)
     worker = app.dyno("worker")
-    (worker.folder / "odd.py").write_text(EXITS)
+    (worker.folder / "odd.py").write_text(EXITING_PLUGIN)
     with Cloud([web]).pushing(list(bodies.values())):
         worker.launch()
-    wait_until(lambda: set(worker.printed()) == bodies.keys(), what="the deliveries of the other sink")
+    wait_until(lambda: set(worker.printed_ids()) == bodies.keys(), what="the deliveries of the other sink")
     wait_until(lambda: app.sql("SELECT pause_reason FROM sinks WHERE name = 'odd' AND pauses > 0"), what="the pause")
     assert app.sql("SELECT pause_reason FROM sinks WHERE pauses > 0") == [
-        ("the dispatcher died when it called this sink alone",)
+        ("the dispatcher died while it called this sink alone",)
     ]
-    assert (worker.terminate(), web.terminate()) == (0, 0)
+    assert terminate_all([worker, web]) == [0, 0]
 
 
-def test_events_flow_through_a_worker_when_the_web_does_not_deliver(start_app: Start, recorder: Recorder) -> None:
+def test_when_web_dynos_do_not_deliver_workers_deliver_and_web_dynos_know_that_they_are_alive(
+    start_app: Start, recorder: Recorder
+) -> None:
     app = start_app(NO_DELIVERY + CONFIG.format(url=recorder.url))
     app.release()
     web = app.web(workers=1, ready=False)
-    bodies = bodies_of(60)
+    bodies = bodies_by_id(60)
     with Cloud([web]).pushing(list(bodies.values())):
-        assert not web.answers("/readyz")
-    assert app.sql(OWED) == [(60, 0)]
+        assert not web.is_ok("/readyz")
+    assert app.sql(UNROUTED_AND_UNDELIVERED) == [(60, 0)]
 
     workers = [app.dyno("worker").launch(), app.dyno("worker").launch()]
 
-    wait_until(app.empty, what="the end of all that is owed")
-    wait_until(lambda: web.answers("/readyz"), what="a web dyno that knows of the workers")
-    assert recorder.bodies == {name: {body} for name, body in bodies.items()}
-    assert sorted(name for worker in workers for name in worker.printed()) == sorted(bodies)
-    assert web.printed() == []
+    wait_until(app.is_idle, what="all deliveries")
+    wait_until(lambda: web.is_ok("/readyz"), what="a web dyno that is ready")
+    assert recorder.bodies == {event_id: {body} for event_id, body in bodies.items()}
+    assert sorted(event_id for worker in workers for event_id in worker.printed_ids()) == sorted(bodies)
+    assert web.printed_ids() == []
     query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'receiver' AND datname = current_database()"
     assert app.sql(query)[0][0] <= 1 + 2 * 2
-    assert [worker.terminate() for worker in workers] == [0, 0]
-    assert web.terminate() == 0
+    assert terminate_all([*workers, web]) == [0, 0, 0]
 
 
-def test_web_and_worker_started_while_the_database_is_away_work_when_it_is_back(
+def test_web_and_worker_dynos_started_while_the_database_is_away_work_when_it_is_back(
     start_app: Start, recorder: Recorder
 ) -> None:
-    """Maintenance of the database restarts the dynos too; one that gives up waits long for its next start."""
+    """Maintenance of the database restarts dynos, too; one that exits waits long for its next start."""
     app = start_app(CONFIG.format(url=recorder.url))
     app.release()
     app.server.kill()
     web, worker = app.dyno("web").launch(), app.dyno("worker").launch()
-    wait_until(lambda: "journal" in web.log and "journal" in worker.log)
+    wait_until(lambda: "journal" in web.log and "journal" in worker.log, what="two dynos that wait for the journal")
     app.server.start()
 
-    wait_until(lambda: web.answers("/readyz"), seconds=30, what="a web dyno that takes pushes")
+    wait_until(lambda: web.is_ok("/readyz"), seconds=30, what="a web dyno that is ready")
 
-    bodies = bodies_of(20)
+    bodies = bodies_by_id(20)
     with Cloud([web]).pushing(list(bodies.values())):
         pass
-    wait_until(app.empty)
-    assert app.living() == [web, worker]
+    wait_until(app.is_idle, what="all deliveries")
+    assert app.running() == [web, worker]
     assert recorder.bodies.keys() == bodies.keys()
 
 
-def test_workers_that_start_while_the_database_is_away_answer_503_until_it_is_back(start_app: Start) -> None:
-    app = start_app(STDOUT)
+def test_web_workers_started_while_the_database_is_away_respond_503_until_it_is_back(start_app: Start) -> None:
+    app = start_app(CONSOLE)
     app.release()
     web = app.web(workers=2)
     app.server.kill()
@@ -368,77 +382,92 @@ def test_workers_that_start_while_the_database_is_away_answer_503_until_it_is_ba
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
 
-    workers = wait_until(lambda: len(new := set(web.pids()["workers"]) - set(killed)) == 2 and new)
+    workers = wait_until(
+        lambda: len(new := set(web.pids()["workers"]) - set(killed)) == 2 and new, what="two new workers"
+    )
 
-    for body in list(bodies_of(10).values()):
+    for body in bodies_by_id(10).values():
         assert web.push(body) == (503, "journal unavailable")
     assert web.pids()["workers"] == sorted(workers)
     app.server.start()
-    wait_until(lambda: web.push(Simulator().body("touch")) == (200, "accepted"), what="a push that is taken")
+    wait_until(lambda: web.push(Simulator().body("touch")) == (200, "accepted"), what="a push that is accepted")
     assert web.pids()["workers"] == sorted(workers)
 
 
-JOURNAL_AT_RISK = (
-    "the journal is on the dyno's disk, and events that are still owed are lost with it at each restart; "
+JOURNAL_ON_DYNO = (
+    "the journal is on the dyno's disk, which is lost at each restart together with all pending events; "
     "run `heroku addons:create heroku-postgresql:essential-0`"
 )
-FILE_AT_RISK = (
+FILE_ON_DYNO = (
     "sink archive writes to the dyno's disk, and its file is lost at each restart; "
-    'have one of type = "sql" with url = { env = "DATABASE_URL" } in place of [sinks.archive]'
+    'replace [sinks.archive] with one of type = "sql" and url = { env = "DATABASE_URL" }'
 )
-STDOUT = '[sinks.console]\ntype = "stdout"\n'
 CSV = '[sinks.archive]\ntype = "csv"\npath = "events.csv"\n'
-SQL = '[sinks.archive]\ntype = "sql"\nurl = "sqlite:///data/readings.sqlite"\n'
-IN_DATABASE = '[sinks.data]\ntype = "sql"\nurl = { env = "DATABASE_URL" }\n'
+SQL_FILE = '[sinks.archive]\ntype = "sql"\nurl = "sqlite:///data/readings.sqlite"\n'
+SQL_SERVER = '[sinks.data]\ntype = "sql"\nurl = { env = "DATABASE_URL" }\n'
+WITH_DATABASE = {"DYNO": "web.1", "DATABASE_URL": "postgres://h/d"}
 
 
 @pytest.mark.parametrize(
     ("config", "environment", "expected"),
     [
-        pytest.param(STDOUT, {"DYNO": "web.1"}, [JOURNAL_AT_RISK], id="no database"),
-        pytest.param(CSV, {"DYNO": "web.1"}, [JOURNAL_AT_RISK, FILE_AT_RISK], id="no database and a file"),
-        pytest.param(CSV + "enabled = false\n", {"DYNO": "web.1"}, [JOURNAL_AT_RISK], id="a file that is not written"),
-        pytest.param(CSV, {"DYNO": "web.1", "DATABASE_URL": "postgres://h/d"}, [FILE_AT_RISK], id="a file"),
-        pytest.param(
-            SQL, {"DYNO": "web.1", "DATABASE_URL": "postgres://h/d"}, [FILE_AT_RISK], id="a file for readings"
-        ),
-        pytest.param(IN_DATABASE, {"DYNO": "web.1", "DATABASE_URL": "postgres://h/d"}, [], id="readings in a server"),
-        pytest.param(STDOUT, {"DYNO": "run.7", "DATABASE_URL": "postgres://h/d"}, [], id="all is safe"),
-        pytest.param(STDOUT, {"DYNO": "web.1", "DATABASE_URL": ""}, [JOURNAL_AT_RISK], id="an empty variable"),
-        pytest.param(STDOUT + CSV, {}, [], id="no dyno"),
+        pytest.param(CONSOLE, {"DYNO": "web.1"}, [JOURNAL_ON_DYNO], id="no database"),
+        pytest.param(CSV, {"DYNO": "web.1"}, [JOURNAL_ON_DYNO, FILE_ON_DYNO], id="no database and a file"),
+        pytest.param(CSV + "enabled = false\n", {"DYNO": "web.1"}, [JOURNAL_ON_DYNO], id="a disabled sink with a file"),
+        pytest.param(CSV, WITH_DATABASE, [FILE_ON_DYNO], id="a file"),
+        pytest.param(SQL_FILE, WITH_DATABASE, [FILE_ON_DYNO], id="readings in a file"),
+        pytest.param(SQL_SERVER, WITH_DATABASE, [], id="readings in a server"),
+        pytest.param(CONSOLE, {**WITH_DATABASE, "DYNO": "run.7"}, [], id="nothing on the disk"),
+        pytest.param(CONSOLE, {"DYNO": "web.1", "DATABASE_URL": ""}, [JOURNAL_ON_DYNO], id="an empty DATABASE_URL"),
+        pytest.param(CONSOLE + CSV, {}, [], id="no dyno"),
     ],
 )
-def test_what_is_at_risk_is_named_with_what_mends_it(
+def test_whatever_is_stored_on_a_dynos_disk_is_a_warning_with_a_remedy(
     config: str, environment: dict[str, str], expected: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "config.toml").write_text(config, encoding="utf-8")
-    where = {"RECEIVER_CONFIG": str(tmp_path / "config.toml"), "DT_SIGNATURE_SECRET": TEST_SECRET}
-    assert load({**where, **environment}).at_risk() == expected
+    variables = {"RECEIVER_CONFIG": str(tmp_path / "config.toml"), "DT_SIGNATURE_SECRET": TEST_SECRET, **environment}
+    settings = load(variables)
+    problems, paths = find_problems(load_plugins(settings, Redactor()), settings, Redactor())
+    assert problems == []
+    assert health.journal_on_dyno(settings) + health.local_files(settings, paths) == expected
 
 
-def test_a_dyno_whose_disk_holds_what_must_last_says_so_everywhere_and_is_drained_after_the_last_push_was_taken(
+def test_a_dyno_that_stores_events_on_its_disk_warns_in_check_log_and_readiness(
     tmp_path: Path, recorder: Recorder
 ) -> None:
-    config = CONFIG.format(url=recorder.url) + CSV
-    dyno = Dyno(tmp_path / "web", "web", config, 1, WEB_CONCURRENCY="2")
-    try:
-        dyno.start()
-        check = [*dyno.command[:-1], "check"]
+    dyno = Dyno(tmp_path / "web", "web", CONFIG.format(url=recorder.url) + CSV, 1)
+    check = [*dyno.command[:-1], "check"]
+    with dyno_running(dyno):
         checked = subprocess.run(check, cwd=ROOT, env=dyno.environment, capture_output=True, text=True, check=True)
-        page = json.loads(dyno.http.request("GET", f"{dyno.url}/readyz").data)
-        for warning in (JOURNAL_AT_RISK, FILE_AT_RISK):
+        for warning in (JOURNAL_ON_DYNO, FILE_ON_DYNO):
             assert f"warning: {warning}" in checked.stderr.splitlines()
             assert warning in dyno.log
-        assert page == {"ready": True, "faults": [], "warnings": [JOURNAL_AT_RISK, FILE_AT_RISK]}
+        assert dyno.http.request("GET", f"{dyno.url}/readyz").json() == {
+            "ready": True,
+            "errors": [],
+            "warnings": [JOURNAL_ON_DYNO, FILE_ON_DYNO],
+        }
 
-        pusher = Pusher(dyno.url, TEST_SECRET, PUSHERS)
-        with ThreadPoolExecutor(PUSHERS) as pool:
-            futures = [pool.submit(pusher.push, body) for body in bodies_of(500).values()]
-            wait_until(lambda: sum(future.done() for future in futures) > 200)
-            code = dyno.terminate()
-        accepted = {future.result().event_id for future in futures if future.result().status == 200}
-        assert code == 0
-        assert 200 < len(accepted) < 500
-        assert set(dyno.printed()) == set(recorder.bodies) == {row["event_id"] for row in dyno.rows()} == accepted
+
+def test_a_dyno_that_is_terminated_delivers_every_event_that_it_has_accepted(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    dyno = Dyno(tmp_path / "web", "web", CONFIG.format(url=recorder.url) + CSV, 1, WEB_CONCURRENCY="2")
+    pusher = Pusher(dyno.url, TEST_SECRET, PUSHERS)
+    with dyno_running(dyno), ThreadPoolExecutor(PUSHERS) as pool:
+        futures = [pool.submit(pusher.push, body) for body in bodies_by_id(400).values()]
+        wait_until(lambda: sum(future.done() for future in futures) > 150, what="150 responses")
+        assert dyno.terminate() == 0
+    accepted = {future.result().event_id for future in futures if future.result().status == 200}
+    assert 150 < len(accepted) < 400
+    assert set(dyno.printed_ids()) == set(recorder.bodies) == {row["event_id"] for row in dyno.rows()} == accepted
+
+
+@contextlib.contextmanager
+def dyno_running(dyno: Dyno) -> Iterator[None]:
+    try:
+        dyno.start()
+        yield
     finally:
         dyno.kill_all()

@@ -1,44 +1,29 @@
-"""The rules of the house, walked: imports point one way, and foreign libraries stay in the room that wraps them."""
+"""The rules of the house: imports point one way, and each third-party library is imported only where it is wrapped."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from support.layers import LAYERS, LIBRARIES, WALLS
 
 import receiver
-from receiver.plugins import SHIPPED
+from receiver.delivery.plugins import FOLDER, is_built_in
 from receiver.settings import SECRET, load
 
-LAYERS = {
-    "doors": ("__main__", "cli", "output", "server", "intake", "app", "demo", "scaffold", "simulator", "testing"),
-    "work": (
-        *("dispatcher", "sink_loop", "alerts", "health", "plugins", "sink_type"),
-        *("desk", "signature", "metrics", "logs", "lifeline"),
-    ),
-    "state": ("journal", "settings", "options"),
-    "words": ("event", "errors", "hookspecs"),
+PLUGIN_CODE = {
+    f"receiver.delivery.{name}" for name in ("dispatcher", "plugins", "sinks", "sink_loop", "sink_type", "hooks")
 }
-"""What may be imported from where: from the same layer or from one below it."""
-
-ROOMS = {
-    "sqlalchemy": ("receiver/journal/", "receiver/testing/postgresql.py"),
-    "sqlite3": "receiver/journal/",
-    "jwt": "receiver/signature.py",
-    "dtintegrations": "receiver/signature.py",
-    "gunicorn": "receiver/intake.py",
-    "prometheus_client": "receiver/metrics.py",
-    "click": ("receiver/cli.py", "receiver/output.py"),
-}
-"""Where each foreign library may be imported."""
+"""Modules that load plugins or call them."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +63,7 @@ def imports(path: Path, root: Path = ROOT) -> Iterator[Import]:
     yield from walk(ast.parse(path.read_text(encoding="utf-8")), "")
 
 
+@functools.cache
 def of_package() -> list[Import]:
     return [each for path in sorted((ROOT / "receiver").rglob("*.py")) for each in imports(path)]
 
@@ -92,6 +78,7 @@ def part_of_file(file: str) -> str:
     return part_of(file.removesuffix(".py").replace("/", "."))
 
 
+@functools.cache
 def modules() -> set[str]:
     """The parts of the package: files and folders."""
     return {part_of_file(path.relative_to(ROOT).as_posix()) for path in (ROOT / "receiver").rglob("*.py")}
@@ -105,9 +92,49 @@ def layer(part: str) -> int:
     return next(number for number, parts in enumerate(LAYERS.values()) if part in parts)
 
 
-def test_every_file_of_the_package_has_its_layer() -> None:
-    in_layers = {part for parts in LAYERS.values() for part in parts}
-    assert in_layers | {"__init__"} == modules()
+def module_of(file: str) -> str:
+    """`receiver/journal/__init__.py` → `receiver.journal`."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def files_of_modules() -> dict[str, str]:
+    """The modules of the package, with their files."""
+    files = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "receiver").rglob("*.py"))]
+    return {module_of(file): file for file in files}
+
+
+def graph_of_parts() -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for each in of_package():
+        own = part_of_file(each.file)
+        graph.setdefault(own, set()).update(parts_imported(each) - {own})
+    return graph
+
+
+def graph_of_modules() -> dict[str, set[str]]:
+    known = files_of_modules()
+    graph: dict[str, set[str]] = {module: set() for module in known}
+    for each in of_package():
+        most_exact = max((target for target in each.targets if target in known), key=len, default=None)
+        if most_exact is not None:
+            graph[module_of(each.file)].add(most_exact)
+    return graph
+
+
+def reachable(graph: Mapping[str, set[str]], start: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    to_visit = list(start)
+    while to_visit:
+        each = to_visit.pop()
+        if each not in found:
+            found.add(each)
+            to_visit += graph.get(each, set())
+    return found
+
+
+def test_every_part_of_the_package_has_one_layer() -> None:
+    in_layers = [part for parts in LAYERS.values() for part in parts]
+    assert sorted([*in_layers, "__init__"]) == sorted(modules())
 
 
 def test_imports_point_one_way() -> None:
@@ -122,54 +149,55 @@ def test_imports_point_one_way() -> None:
 
 
 def test_no_two_parts_import_each_other_not_even_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    for each in of_package():
-        own = part_of_file(each.file)
-        graph.setdefault(own, set()).update(parts_imported(each) - {own})
-    circles = [part for part in graph if part in reachable(graph, graph[part])]
+    graph = graph_of_parts()
+    assert [part for part in graph if part in reachable(graph, graph[part])] == []
+
+
+def test_no_two_modules_import_each_other_not_even_in_a_circle() -> None:
+    graph = graph_of_modules()
+    circles = [module for module in graph if module in reachable(graph, graph[module] - {"receiver"})]
     assert circles == []
 
 
-def reachable(graph: dict[str, set[str]], parts: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    to_visit = list(parts)
-    while to_visit:
-        part = to_visit.pop()
-        if part not in found:
-            found.add(part)
-            to_visit += graph.get(part, set())
-    return found
+@pytest.mark.parametrize(("part", "forbidden"), WALLS, ids=[f"{part}-{forbidden}" for part, forbidden in WALLS])
+def test_no_wall_between_wings_is_crossed_not_even_indirectly_or_lazily(part: str, forbidden: str) -> None:
+    assert forbidden not in reachable(graph_of_parts(), [part, "__init__"])
 
 
-@pytest.mark.parametrize("start", ["app", "intake", "desk", "simulator", "logs", "journal", "metrics", "signature"])
-def test_what_receives_imports_no_plugin_code_not_even_indirectly_or_lazily(start: str) -> None:
-    graph: dict[str, set[str]] = {}
-    for each in of_package():
-        graph.setdefault(part_of_file(each.file), set()).update(parts_imported(each))
-    assert not {"plugins", "dispatcher", "sink_loop"} & reachable(graph, [start, "__init__"])
+@pytest.mark.parametrize(
+    "part", ["intake", "admin", "simulator", "logs", "journal", "signature", "health", "supervisor"]
+)
+def test_what_receives_imports_no_plugin_code_not_even_indirectly_or_lazily(part: str) -> None:
+    graph = graph_of_modules()
+    start = [module for module in graph if module.startswith(f"receiver.{part}")]
+    assert start
+    assert reachable(graph, start) & PLUGIN_CODE == set()
 
 
 def test_the_server_imports_plugin_code_only_in_the_process_that_delivers() -> None:
     where = {
         (each.file, each.within)
         for each in of_package()
-        if parts_imported(each) & {"plugins", "dispatcher", "sink_loop"}
-        and each.file not in ("receiver/dispatcher.py", "receiver/sink_loop.py")
-        and not each.file.startswith("receiver/testing/")
+        if each.targets & PLUGIN_CODE and not each.file.startswith(("receiver/delivery/", "receiver/testing/"))
     }
     assert {function for file, function in where if file == "receiver/server.py"} == {"dispatch"}
-    assert {file for file, _ in where} == {"receiver/server.py", "receiver/cli.py"}
-    assert "" not in {function for _, function in where}
+    assert {file for file, _ in where} == {
+        "receiver/server.py",
+        "receiver/commands/main.py",
+        "receiver/commands/output.py",
+        "receiver/scaffold.py",
+    }
+    assert {file for file, function in where if not function} == {"receiver/commands/output.py", "receiver/scaffold.py"}
 
 
-@pytest.mark.parametrize("library", ROOMS)
-def test_a_foreign_library_is_imported_only_in_the_room_that_wraps_it(library: str) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_imported_only_where_it_is_wrapped(library: str) -> None:
     files = {each.file for each in of_package() if each.module.split(".")[0] == library}
     assert files
-    assert [file for file in sorted(files) if not file.startswith(ROOMS[library])] == []
+    assert [file for file in sorted(files) if not file.startswith(LIBRARIES[library])] == []
 
 
-def test_nothing_outside_the_journal_imports_what_is_inside_of_it() -> None:
+def test_only_the_journal_imports_what_is_inside_of_it() -> None:
     wrong = [
         f"{each.file} imports {each.module}"
         for each in of_package()
@@ -178,15 +206,31 @@ def test_nothing_outside_the_journal_imports_what_is_inside_of_it() -> None:
     assert wrong == []
 
 
-def test_built_in_sinks_use_only_what_every_sink_can_use() -> None:
-    taken = [
-        each
-        for name in SHIPPED
-        for each in imports(ROOT / "plugins" / name)
-        if each.module.split(".")[0] in ("receiver", "plugins", "tests")
+def test_no_code_of_the_core_names_a_sink_type() -> None:
+    """A sink type says by itself what is special about it."""
+    types = {"stdout", "csv", "sql", "webhook"}
+    core = [path for path in (ROOT / "receiver").rglob("*.py") if "testing" not in path.parts]
+    named = [
+        path.relative_to(ROOT).as_posix()
+        for path in core
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in types
     ]
-    assert {each.file for each in taken} == {f"plugins/{name}" for name in SHIPPED}
-    assert [each for each in taken if each.module != "receiver" or each.name not in receiver.__all__] == []
+    assert named == []
+
+
+def test_built_in_sinks_use_only_what_every_sink_can_use() -> None:
+    files = [path for path in sorted(FOLDER.rglob("*.py")) if is_built_in(path)]
+    imported = [
+        each
+        for path in files
+        for each in imports(path)
+        if each.module.split(".")[0] in ("receiver", "tests") or each.module.startswith("plugins")
+    ]
+    own = [each for each in imported if each.module.startswith(f"plugins.{Path(each.file).parts[1]}")]
+    others = [each for each in imported if each not in own]
+    assert others
+    assert [each for each in others if each.module != "receiver" or each.name not in receiver.__all__] == []
 
 
 def test_nothing_imports_the_tests_or_the_plugins() -> None:
@@ -208,27 +252,27 @@ def test_these_rules_see_every_kind_of_import(tmp_path: Path) -> None:
     (tmp_path / "receiver").mkdir()
     file = tmp_path / "receiver" / "x.py"
     file.write_text(
-        "import receiver.plugins as p, jwt.api_jwt\nfrom receiver import plugins\nfrom . import plugins\n"
+        "import receiver.delivery as d, jwt.api_jwt\nfrom receiver import delivery\nfrom . import delivery\n"
         "from .journal.sql import SqlJournal\nif True:\n    import gunicorn\n"
-        "class A:\n    def f(self):\n        def g():\n            from receiver.plugins import build_all\n"
+        "class A:\n    def f(self):\n        def g():\n            from receiver.delivery.sinks import build_sinks\n"
     )
     assert list(imports(file, tmp_path)) == [
-        Import("receiver/x.py", "receiver.plugins"),
+        Import("receiver/x.py", "receiver.delivery"),
         Import("receiver/x.py", "jwt.api_jwt"),
-        Import("receiver/x.py", "receiver", "plugins"),
-        Import("receiver/x.py", "receiver", "plugins"),
+        Import("receiver/x.py", "receiver", "delivery"),
+        Import("receiver/x.py", "receiver", "delivery"),
         Import("receiver/x.py", "receiver.journal.sql", "SqlJournal"),
         Import("receiver/x.py", "gunicorn"),
-        Import("receiver/x.py", "receiver.plugins", "build_all", "f"),
+        Import("receiver/x.py", "receiver.delivery.sinks", "build_sinks", "f"),
     ]
     assert [parts_imported(each) for each in imports(file, tmp_path)] == [
-        {"plugins"},
+        {"delivery"},
         set(),
-        {"plugins"},
-        {"plugins"},
+        {"delivery"},
+        {"delivery"},
         {"journal"},
         set(),
-        {"plugins"},
+        {"delivery"},
     ]
 
 
@@ -289,7 +333,7 @@ def checked(config: Path, **environment: str) -> tuple[int, str, str]:
 def test_config_toml_as_shipped_passes_check() -> None:
     assert checked(ROOT / "config.toml") == (
         0,
-        "config.toml is right. Enabled sinks: console, archive. Signature secrets: 1.\n",
+        "config.toml is valid. Enabled sinks: console, archive. Signature secrets: 1.\n",
         "",
     )
 
@@ -300,7 +344,7 @@ def test_config_toml_passes_check_with_everything_in_it_switched_on(tmp_path: Pa
     (tmp_path / "config.toml").write_text(switched_on, encoding="utf-8")
     assert checked(tmp_path / "config.toml", ERP_SECRET="c2VjcmV0") == (
         0,
-        "config.toml is right. Enabled sinks: console, archive, data, erp. Signature secrets: 1.\n",
+        "config.toml is valid. Enabled sinks: console, archive, data, erp. Signature secrets: 1.\n",
         "",
     )
 

@@ -1,4 +1,4 @@
-"""Simulated sensors: what they push is what DT would push, and what a receiver answers is told as it is."""
+"""Simulated sensors: they push what DT would push, and every response is reported."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 from werkzeug.test import EnvironBuilder
 
-from receiver.demo import free_port
 from receiver.errors import ReceiverError
 from receiver.event import TYPES, Event
 from receiver.signature import HEADER, sign, verify
-from receiver.simulator import PROJECT, Answer, Pusher, Simulator, rfc3339
+from receiver.simulator import PROJECT, Pusher, PushResponse, Simulator, rfc3339
+from receiver.testing.ports import reserve_port
 
 NOW = datetime(2024, 5, 29, 10, 34, 3, 970415, tzinfo=UTC)
 RECEIVED = NOW + timedelta(seconds=7)
@@ -56,8 +56,8 @@ def event_of(body: bytes) -> Event:
     return Event.from_body(body, RECEIVED)
 
 
-def numbers_in(fields: dict[str, Any]) -> list[tuple[float, str]]:
-    """The values that an event's fields hold, with the name of the state where they have one."""
+def values_in(fields: dict[str, Any]) -> list[tuple[float, str]]:
+    """The values in the fields of an event, each with the name of its state, if it is one."""
     state = fields.get("connection") or fields.get("state")
     if state is not None:
         return [(int(state not in OFF), state)]
@@ -69,7 +69,7 @@ def test_each_body_is_an_event_with_the_readings_of_its_type(event_type: str) ->
     simulator = Simulator(1)
     for _ in range(20):
         event = event_of(simulator.body(event_type, NOW))
-        values = [(1, "")] if event_type == "touch" else numbers_in(dict(event.data)) if QUANTITIES[event_type] else []
+        values = [(1, "")] if event_type == "touch" else values_in(dict(event.data)) if QUANTITIES[event_type] else []
         assert (event.type, event.device_type, event.project_id) == (event_type, event_type, PROJECT)
         assert (event.occurred_at, event.backfilled) == (NOW, False)
         assert event.labels == {"name": f"Simulated {event_type}"}
@@ -106,7 +106,7 @@ def test_each_body_has_the_envelope_of_a_captured_push(event_type: str) -> None:
 
 @pytest.mark.parametrize("samples", [1, 30])
 @pytest.mark.parametrize("event_type", TYPES)
-def test_the_client_library_takes_every_body(event_type: str, samples: int) -> None:
+def test_the_client_library_accepts_every_body(event_type: str, samples: int) -> None:
     body = Simulator(1).body(event_type, samples=samples)
     headers = sign(body, TEST_SECRET, datetime.now(UTC).timestamp())
     request = Request(EnvironBuilder(method="POST", data=body, headers=headers).get_environ())
@@ -121,7 +121,7 @@ def test_the_client_library_takes_every_body(event_type: str, samples: int) -> N
     assert type(event.typed) is type(push.event)
 
 
-def test_ids_look_like_those_of_dt_and_name_the_device_as_emulated() -> None:
+def test_ids_look_like_those_of_dt_and_of_emulated_devices() -> None:
     events = [event_of(body) for body in itertools.islice(Simulator().bodies(), 1000)]
     assert all(re.fullmatch("[0-9a-v]{20}", event.id) for event in events)
     assert all(re.fullmatch("emu[0-9a-v]{20}", event.device_id or "") for event in events)
@@ -130,7 +130,7 @@ def test_ids_look_like_those_of_dt_and_name_the_device_as_emulated() -> None:
     assert len({(event.type, event.device_id) for event in events}) == len(TYPES)
 
 
-def test_the_types_come_in_turn() -> None:
+def test_bodies_are_of_all_types_in_turn() -> None:
     chosen = ["co2", "touch", "co2"]
     assert [event_of(body).type for body in itertools.islice(Simulator().bodies(), 38)] == [*TYPES, *TYPES]
     assert [event_of(body).type for body in itertools.islice(Simulator().bodies(chosen), 7)] == [
@@ -140,7 +140,7 @@ def test_the_types_come_in_turn() -> None:
     ]
 
 
-def test_the_same_seed_gives_the_same_bodies_and_another_seed_others() -> None:
+def test_the_same_seed_gives_the_same_bodies_and_another_seed_gives_others() -> None:
     with time_machine.travel(NOW, tick=False):
         first, again, other = (list(itertools.islice(Simulator(seed).bodies(), 57)) for seed in (7, 7, 8))
     assert first == again
@@ -148,17 +148,17 @@ def test_the_same_seed_gives_the_same_bodies_and_another_seed_others() -> None:
     assert Simulator(7).body("humidity", NOW, 30) == Simulator(7).body("humidity", NOW, 30)
 
 
-def test_an_event_id_begins_with_the_second_of_the_event_as_those_of_dt_do() -> None:
-    for at, name in (
+def test_an_event_id_begins_with_the_second_of_the_event_like_those_of_dt() -> None:
+    for at, id_of_dt in (
         (datetime(2022, 2, 10, 12, 42, 13, 313949, tzinfo=UTC), "c82gg9catj3vmh4248og"),
         (datetime(2024, 5, 29, 10, 34, 3, 970415, tzinfo=UTC), "cpbg96qngr7ai7ldarrg"),
     ):
-        ours = event_of(Simulator().body("touch", at)).id
-        assert len(ours) == 20
-        assert second(ours) == second(name) == int(at.timestamp())
+        simulated_id = event_of(Simulator().body("touch", at)).id
+        assert len(simulated_id) == 20
+        assert second_of(simulated_id) == second_of(id_of_dt) == int(at.timestamp())
 
 
-def second(event_id: str) -> int:
+def second_of(event_id: str) -> int:
     return int.from_bytes(base64.b32hexdecode(event_id.upper() + "====")[:4], "big")
 
 
@@ -195,12 +195,12 @@ def test_an_unknown_type_is_a_clear_error(event_type: str) -> None:
     assert (str(alone.value), str(in_turn.value)) == (message, message)
 
 
-def test_bodies_are_pushed_as_they_are_and_signed_with_the_secret(httpserver: HTTPServer) -> None:
+def test_bodies_are_pushed_unchanged_and_signed_with_the_secret(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/", method="POST").respond_with_data("accepted")
     pusher = Pusher(httpserver.url_for("/"), TEST_SECRET)
     for body in itertools.islice(Simulator(1).bodies(), len(TYPES)):
         event = event_of(body)
-        assert pusher.push(body) == Answer(event.id, event.type, 200, "accepted")
+        assert pusher.push(body) == PushResponse(event.id, event.type, 200, "accepted")
         received = httpserver.log[-1][0]
         pushed = Request(
             EnvironBuilder(method="POST", data=received.get_data(), headers=dict(received.headers)).get_environ()
@@ -226,32 +226,36 @@ def test_bodies_are_pushed_as_they_are_and_signed_with_the_secret(httpserver: HT
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_the_first_line_of_any_answer_is_told(httpserver: HTTPServer, status: int, data: bytes, text: str) -> None:
+def test_the_first_line_of_every_response_is_reported(
+    httpserver: HTTPServer, status: int, data: bytes, text: str
+) -> None:
     httpserver.expect_request("/").respond_with_data(data, status)
     body = Simulator(1).body("touch", NOW)
-    assert Pusher(httpserver.url_for("/"), TEST_SECRET).push(body) == Answer(event_of(body).id, "touch", status, text)
+    assert Pusher(httpserver.url_for("/"), TEST_SECRET).push(body) == PushResponse(
+        event_of(body).id, "touch", status, text
+    )
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_told_and_not_followed(httpserver: HTTPServer, status: int) -> None:
+def test_a_redirect_is_reported_and_not_followed(httpserver: HTTPServer, status: int) -> None:
     moved = Response("moved", status, {"Location": httpserver.url_for("/elsewhere")})
     httpserver.expect_request("/").respond_with_response(moved)
-    answer = Pusher(httpserver.url_for("/"), TEST_SECRET).push(Simulator(1).body("touch"))
-    assert (answer.status, answer.text) == (status, "moved")
+    response = Pusher(httpserver.url_for("/"), TEST_SECRET).push(Simulator(1).body("touch"))
+    assert (response.status, response.text) == (status, "moved")
     assert [request.path for request, _ in httpserver.log] == ["/"]
 
 
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("http://127.0.0.1:{port}/", "no answer: NewConnectionError"),
-        ("http://127.0.0.1:99999/", "no answer: LocationParseError"),
-        ("http://[::1/", "no answer: LocationParseError"),
-        ("http://", "no answer: LocationValueError"),
-        ("ftp://127.0.0.1/", "no answer: URLSchemeUnknown"),
+        ("http://127.0.0.1:{port}/", "no response: NewConnectionError"),
+        ("http://127.0.0.1:99999/", "no response: LocationParseError"),
+        ("http://[::1/", "no response: LocationParseError"),
+        ("http://", "no response: LocationValueError"),
+        ("ftp://127.0.0.1/", "no response: URLSchemeUnknown"),
     ],
 )
-def test_no_answer_is_told_with_its_reason(url: str, text: str) -> None:
+def test_the_lack_of_a_response_is_reported_with_its_reason(url: str, text: str) -> None:
     body = Simulator(1).body("touch", NOW)
-    pusher = Pusher(url.format(port=free_port()), TEST_SECRET)
-    assert pusher.push(body) == Answer(event_of(body).id, "touch", 0, text)
+    pusher = Pusher(url.format(port=reserve_port()), TEST_SECRET)
+    assert pusher.push(body) == PushResponse(event_of(body).id, "touch", 0, text)

@@ -1,9 +1,10 @@
-"""Our own sinks stand what any sink should stand: the same suite that authors of others use."""
+"""The built-in sinks pass the suite that authors of other sinks use."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -13,20 +14,21 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
-from conftest import new_database
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from receiver import Event
+from receiver.event import Event
 from receiver.testing import SinkSuite
+from receiver.testing.harness import Harness
+from receiver.testing.postgresql import new_database
 
-Arrived = Callable[[], list[str]]
-Broken = Callable[[], AbstractContextManager[object]]
+DeliveredIds = Callable[[], list[str]]
+Outage = Callable[[], AbstractContextManager[object]]
 
 
-class TestStdout(SinkSuite, plugin="plugins/stdout.py", concurrency=8, repeatable=False):
+class TestStdout(SinkSuite, plugin="plugins/stdout.py", concurrency=8, idempotent=False):
     @pytest.fixture
-    def arrived(self, capfd: pytest.CaptureFixture[str]) -> Arrived:
+    def delivered_ids(self, capfd: pytest.CaptureFixture[str]) -> DeliveredIds:
         lines: list[str] = []
 
         def ids() -> list[str]:
@@ -36,9 +38,9 @@ class TestStdout(SinkSuite, plugin="plugins/stdout.py", concurrency=8, repeatabl
         return ids
 
 
-class TestCsv(SinkSuite, plugin="plugins/csv_file.py", options={"path": "events.csv"}, concurrency=8):
+class TestCsv(SinkSuite, plugin="plugins/csv_file/__init__.py", options={"path": "events.csv"}, concurrency=8):
     @pytest.fixture
-    def arrived(self, tmp_path: Path) -> Arrived:
+    def delivered_ids(self, tmp_path: Path) -> DeliveredIds:
         def ids() -> list[str]:
             with (tmp_path / "events.csv").open(newline="", encoding="utf-8") as file:
                 return [row["event_id"] for row in csv.DictReader(file)]
@@ -46,30 +48,32 @@ class TestCsv(SinkSuite, plugin="plugins/csv_file.py", options={"path": "events.
         return ids
 
     @pytest.fixture
-    def broken(self, tmp_path: Path) -> Broken:
+    def outage(self, tmp_path: Path) -> Outage:
         @contextlib.contextmanager
-        def no_folder() -> Iterator[None]:
-            """A file where the folder of the file should be."""
-            away = tmp_path / "away"
-            (tmp_path / "events.csv").replace(away) if (tmp_path / "events.csv").exists() else None
-            (tmp_path / "events.csv").mkdir()
+        def folder_instead_of_file() -> Iterator[None]:
+            path, moved = tmp_path / "events.csv", tmp_path / "moved.csv"
+            if path.exists():
+                path.replace(moved)
+            path.mkdir()
             yield
-            (tmp_path / "events.csv").rmdir()
-            away.replace(tmp_path / "events.csv") if away.exists() else None
+            path.rmdir()
+            if moved.exists():
+                moved.replace(path)
 
-        return no_folder
+        return folder_instead_of_file
 
 
-class InDatabase:
-    """What the two kinds of database have in common: a table of all readings can be read back."""
+class SqlSuite:
+    """What the suites of both databases share: the table `readings` can be read back."""
 
-    def traces(self, event: Event) -> list[str]:
+    def expected_ids(self, event: Event) -> list[str]:
         return [event.id] if event.readings() else []
 
     @pytest.fixture
-    def arrived(self, url: str) -> Arrived:
-        address = url.replace("postgresql:", "postgresql+psycopg:")
-        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    def delivered_ids(self, url: str) -> DeliveredIds:
+        engine = sqlalchemy.create_engine(
+            url.replace("postgresql:", "postgresql+psycopg:"), poolclass=sqlalchemy.NullPool
+        )
 
         def ids() -> list[str]:
             with engine.connect() as connection:
@@ -82,21 +86,21 @@ class InDatabase:
         return {"url": url}
 
 
-class TestSqlOnSqlite(InDatabase, SinkSuite, plugin="plugins/sql.py", concurrency=8):
+class TestSqlOnSqlite(SqlSuite, SinkSuite, plugin="plugins/sql/__init__.py", concurrency=8):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'readings.sqlite'}"
 
 
-class TestSqlOnPostgresql(InDatabase, SinkSuite, plugin="plugins/sql.py", concurrency=8):
+class TestSqlOnPostgresql(SqlSuite, SinkSuite, plugin="plugins/sql/__init__.py", concurrency=8):
     @pytest.fixture
     def url(self) -> str:
         return new_database()
 
     @pytest.fixture
-    def broken(self, url: str) -> Broken:
+    def outage(self, url: str) -> Outage:
         @contextlib.contextmanager
-        def read_only() -> Iterator[None]:
+        def read_only_database() -> Iterator[None]:
             name = url.rpartition("/")[2].partition("?")[0]
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -105,48 +109,54 @@ class TestSqlOnPostgresql(InDatabase, SinkSuite, plugin="plugins/sql.py", concur
                 connection.execute("SET default_transaction_read_only = off")
                 connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
-        return read_only
+        return read_only_database
 
 
-class Target:
-    """An endpoint that remembers which events it took."""
+class RecordingEndpoint:
+    """Records the idempotency keys of the requests that it accepts."""
 
     def __init__(self) -> None:
-        self.taken: list[str] = []
+        self.keys: list[str] = []
         self.status = 200
         self._lock = threading.Lock()
 
-    def take(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Response:
         with self._lock:
             if self.status == 200:
-                self.taken.append(request.headers["Idempotency-Key"])
+                self.keys.append(request.headers["Idempotency-Key"])
         return Response(status=self.status)
 
 
-class TestWebhook(SinkSuite, plugin="plugins/webhook.py", concurrency=8):
-    @pytest.fixture
-    def target(self, httpserver: HTTPServer) -> Target:
-        target = Target()
-        httpserver.expect_request("/hook").respond_with_handler(target.take)
-        return target
+class TestWebhook(SinkSuite, plugin="plugins/webhook/__init__.py", concurrency=8):
+    @pytest.fixture(autouse=True)
+    def short_read_timeout(self, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two seconds instead of ten, which is how long the test with a hanging endpoint takes."""
+        cls: Any = harness.type.cls
+        monkeypatch.setattr(cls, "limits", dataclasses.replace(cls.limits, read_seconds=2.0))
 
     @pytest.fixture
-    def options(self, httpserver: HTTPServer, target: Target) -> Mapping[str, Any]:
+    def endpoint(self, httpserver: HTTPServer) -> RecordingEndpoint:
+        endpoint = RecordingEndpoint()
+        httpserver.expect_request("/hook").respond_with_handler(endpoint.respond)
+        return endpoint
+
+    @pytest.fixture
+    def options(self, httpserver: HTTPServer, endpoint: RecordingEndpoint) -> Mapping[str, Any]:
         headers = {"Authorization": "Bearer not-to-be-seen"}
         url = httpserver.url_for("/hook")
         return {"url": url, "allow_private": True, "secret": "bm90LXRvLWJlLXNlZW4=", "headers": headers}
 
     @pytest.fixture
-    def arrived(self, target: Target) -> Arrived:
-        """A key that comes again is no second event: that is what it is for."""
-        return lambda: list(dict.fromkeys(target.taken))
+    def delivered_ids(self, endpoint: RecordingEndpoint) -> DeliveredIds:
+        """Each key once: that a repeated key is no second event is what keys are for."""
+        return lambda: list(dict.fromkeys(endpoint.keys))
 
     @pytest.fixture
-    def broken(self, target: Target) -> Broken:
+    def outage(self, endpoint: RecordingEndpoint) -> Outage:
         @contextlib.contextmanager
-        def failing() -> Iterator[None]:
-            target.status = 500
+        def status_500() -> Iterator[None]:
+            endpoint.status = 500
             yield
-            target.status = 200
+            endpoint.status = 200
 
-        return failing
+        return status_500

@@ -1,286 +1,254 @@
-"""The stdout sink: one event, one line, whatever is in it and whoever writes beside it."""
+"""The stdout sink: one event, one line, whatever the event contains and whoever else writes to standard output."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from conftest import ROOT
+from support.built_in_sinks import build, deliver_batch, module_of
+from support.events import NOW, event
+from support.processes import run_python
 
-from receiver import Event
+from plugins.stdout import json_line, text_line
+from receiver.delivery.sinks import Sink
 from receiver.errors import PluginError
-from receiver.plugins import BUILT_IN, Plugins, Sink, _load_file, _offered, build_sink
-from receiver.settings import CommonOptions, JournalTable, ReceiverTable, Settings, SinkSettings
-
-RECEIVED = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
-SOURCE = BUILT_IN / "stdout.py"
+from receiver.event import Event
 
 
-@pytest.fixture(scope="module")
-def plugin() -> ModuleType:
-    return _load_file(SOURCE)
+def stdout_sink(**options: Any) -> Sink:
+    return build("stdout", Path.cwd(), options)
 
 
-def build(plugin: ModuleType, **options: Any) -> Sink:
-    """The sink that `[sinks.console]` with these options describes."""
-    config = Settings(Path("config.toml"), ReceiverTable(), JournalTable(), (), 8000, 2, {}, set())
-    table = SinkSettings("console", CommonOptions(type="stdout"), options)
-    return build_sink(Plugins(_offered(str(SOURCE), plugin)[0]), config, table)
+class Pipe:
+    """A pipe; a thread reads everything that is written to it."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe()
+        self._received = bytearray()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def lines(self) -> list[bytes]:
+        """Close it; what was written."""
+        self.close()
+        return bytes(self._received).splitlines()
+
+    def close(self) -> None:
+        if self._reader.is_alive():
+            os.close(self.write_end)
+            self._reader.join(20)
+            os.close(self._read_end)
+
+    def _read(self) -> None:
+        while data := os.read(self._read_end, 65536):
+            self._received += data
 
 
-def body(name: str, data: str = '{"value":21.5}', labels: Any = None, type: str = "temperature") -> bytes:
-    event = (
-        f'{{"eventId":"{name}","eventType":{json.dumps(type)},"targetName":"projects/p1/devices/d1",'
-        f'"timestamp":"2026-03-14T11:59:00.5Z","data":{{{json.dumps(type)}:{data}}}}}'
-    )
-    return f'{{"event":{event},"labels":{json.dumps(labels)}}}'.encode()
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    """A pipe in place of standard output."""
+    pipe = Pipe()
+    monkeypatch.setattr(module_of("stdout"), "STDOUT", pipe.write_end)
+    yield pipe
+    pipe.close()
 
 
-def event(name: str, data: str = '{"value":21.5}', labels: Any = None, type: str = "temperature") -> Event:
-    return Event.from_body(body(name, data, labels, type), RECEIVED)
+def event_with_data(data: str) -> Event:
+    """An event of type temperature with this text as its data."""
+    fields = f'"eventId":"e1","eventType":"temperature","data":{{"temperature":{data}}}'
+    return Event.from_body(f'{{"event":{{{fields}}}}}'.encode(), NOW)
 
 
-DELIVER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_stdout_sink import RECEIVED, SOURCE, Event, _load_file, build
-sink = build(_load_file(SOURCE), **({"format": sys.argv[2]} if len(sys.argv) > 2 else {}))
-bodies = [bytes.fromhex(line) for line in sys.stdin]
-events = [Event.from_body(body, RECEIVED) for body in bodies]
-try:
-    sink.hook.deliver_batch(events=events, attempts=[1] * len(events))
-except OSError as error:
-    sys.exit(f"fault: {type(error).__name__}")
+PRINT_TWO_EVENTS = """
+from pathlib import Path
+from support.built_in_sinks import build, deliver_batch
+from support.events import event
+
+events = [event("e1", labels={"name": "Fridge"}), event("e2", "temperature", {"value": 21.5})]
+deliver_batch(build("stdout", Path.cwd(), {}), *events)
 """
 
 
-def printed(*bodies: bytes, format: str | None = None) -> bytes:
-    """What a process whose standard output is a pipe prints for these events."""
-    run = subprocess.run(
-        [sys.executable, "-c", DELIVER, str(ROOT / "tests"), *([format] if format else [])],
-        input="\n".join(one.hex() for one in bodies).encode(),
-        capture_output=True,
-        cwd=ROOT,
-        timeout=60,
-    )
+def test_by_default_each_event_is_a_json_object_on_a_line_of_standard_output() -> None:
+    run = run_python(PRINT_TWO_EVENTS)
     assert (run.returncode, run.stderr) == (0, b"")
-    return run.stdout
-
-
-def test_json_is_the_default_and_an_object_a_line() -> None:
-    lines = printed(body("e1", labels={"name": "Fridge"}), body("e2", data="null")).decode().splitlines(keepends=True)
-    assert lines == [
-        '{"event_id":"e1","event_type":"temperature","time":"2026-03-14T11:59:00.500000Z","device_id":"d1",'
-        '"project_id":"p1","labels":{"name":"Fridge"},"data":{"value":21.5}}\n',
+    assert run.stdout.decode() == (
+        '{"event_id":"e1","event_type":"touch","time":"2026-03-14T11:59:00.500000Z","device_id":"d1",'
+        '"project_id":"oslo","labels":{"name":"Fridge"},"data":{}}\n'
         '{"event_id":"e2","event_type":"temperature","time":"2026-03-14T11:59:00.500000Z","device_id":"d1",'
-        '"project_id":"p1","labels":{},"data":{}}\n',
-    ]
-
-
-def test_text_is_a_line_for_people() -> None:
-    humidity = '{"temperature":-18.5,"relativeHumidity":0}'
-    lines = printed(
-        body("e1", labels={"name": "Fridge"}),
-        body("e2", type="motion", data='{"state":"NO_MOTION_DETECTED"}'),
-        body("e3", type="humidity", data=humidity),
-        body("e4", type="unheardOf"),
-        format="text",
+        '"project_id":"oslo","labels":{},"data":{"value":21.5}}\n'
     )
-    assert lines.decode().splitlines() == [
+
+
+def test_text_is_a_line_for_people(pipe: Pipe) -> None:
+    deliver_batch(
+        stdout_sink(format="text"),
+        event("e1", "temperature", {"value": 21.5}, labels={"name": "Fridge"}),
+        event("e2", "motion", {"state": "NO_MOTION_DETECTED"}),
+        event("e3", "humidity", {"temperature": -18.5, "relativeHumidity": 0}),
+        event("e4", "unknownType"),
+        event("e5", "unknownType", device=None),
+    )
+    assert [line.decode() for line in pipe.lines()] == [
         "2026-03-14T11:59:00+00:00 temperature Fridge temperature=21.5°C",
         "2026-03-14T11:59:00+00:00 motion d1 motion=NO_MOTION_DETECTED",
         "2026-03-14T11:59:00+00:00 humidity d1 relative_humidity=0% temperature=-18.5°C",
-        "2026-03-14T11:59:00+00:00 unheardOf d1",
+        "2026-03-14T11:59:00+00:00 unknownType d1",
+        "2026-03-14T11:59:00+00:00 unknownType -",
     ]
 
 
-def test_text_shows_the_newest_of_several_samples(plugin: ModuleType) -> None:
-    samples = '{"samples":[{"value":3},{"value":2},{"value":1}]}'
-    assert plugin.text_line(event("e1", samples)).endswith("temperature=3°C")
+def test_text_shows_the_newest_of_several_samples() -> None:
+    samples = [{"value": 3}, {"value": 2}, {"value": 1}]
+    assert text_line(event("e1", "temperature", {"samples": samples})).endswith(" temperature=3°C")
 
 
-def test_long_lines_come_whole_through_a_pipe() -> None:
-    long = {"name": "x" * 200_000}
-    lines = printed(*[body(f"e{n}", labels=long) for n in range(5)]).splitlines()
-    assert [(json.loads(line)["event_id"], json.loads(line)["labels"]) for line in lines] == [
-        (f"e{n}", long) for n in range(5)
-    ]
+def test_long_lines_are_written_completely(pipe: Pipe) -> None:
+    labels = {"name": "x" * 200_000}
+    deliver_batch(stdout_sink(), *[event(f"e{number}", labels=labels) for number in range(5)])
+    lines = [json.loads(line) for line in pipe.lines()]
+    assert [(line["event_id"], line["labels"]) for line in lines] == [(f"e{number}", labels) for number in range(5)]
 
 
-def test_a_closed_pipe_is_a_fault_and_no_crash() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    run = subprocess.run(
-        [sys.executable, "-c", DELIVER, str(ROOT / "tests")],
-        input=body("e1").hex().encode(),
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        timeout=60,
-    )
-    os.close(writing)
-    assert (run.returncode, run.stderr) == (1, b"fault: BrokenPipeError\n")
+def test_a_closed_pipe_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    monkeypatch.setattr(module_of("stdout"), "STDOUT", write_end)
+    with pytest.raises(BrokenPipeError):
+        deliver_batch(stdout_sink(), event("e1"))
+    os.close(write_end)
 
 
-FORGERY = "x\n2026-03-14T11:59:00+00:00 temperature forged temperature=99°C"
+FORGED_LINE = "x\n2026-03-14T11:59:00+00:00 temperature forged temperature=99°C"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        FORGERY,
-        FORGERY.replace("\n", "\r\n"),
+        FORGED_LINE,
+        FORGED_LINE.replace("\n", "\r\n"),
         "\x1b[2J\x1b]0;title\x07",
         "\x00\x85\u2028\u2029\x0b\x0c\x1c",
         "\u202eabc",
     ],
     ids=["line feed", "carriage return", "terminal escapes", "other line ends", "right to left"],
 )
-@pytest.mark.parametrize("place", ["name", "type"])
-def test_text_from_outside_forges_no_line_and_moves_no_cursor(place: str, text: str, plugin: ModuleType) -> None:
-    evil = event("e1", labels={"name": text}) if place == "name" else event("e1", type=text)
-    for line in (plugin.text_line(evil), plugin.json_line(evil)):
+@pytest.mark.parametrize("field", ["name", "type"])
+def test_text_in_an_event_can_neither_forge_a_line_nor_control_the_terminal(field: str, text: str) -> None:
+    malicious = event("e1", labels={"name": text}) if field == "name" else event("e1", text)
+    for line in (text_line(malicious), json_line(malicious)):
         assert all(character.isprintable() for character in line)
         assert len(line.splitlines()) == 1
-    assert plugin.text_line(evil).startswith("2026-03-14T11:59:00+00:00 ")
+    assert text_line(malicious).startswith("2026-03-14T11:59:00+00:00 ")
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
-def test_a_lone_surrogate_is_printed_as_something_that_is_utf8(format: str) -> None:
-    lines = printed(body("e1", labels={"name": "a\ud800b"}), body("e2"), format=format)
-    assert len(lines.decode("utf-8").splitlines()) == 2
+def test_a_lone_surrogate_is_printed_as_valid_utf8(format: str, pipe: Pipe) -> None:
+    deliver_batch(stdout_sink(format=format), event("e1", labels={"name": "a\ud800b"}), event("e2"))
+    assert len([line.decode("utf-8") for line in pipe.lines()]) == 2
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
-def test_a_number_that_json_does_not_know_makes_no_invalid_line(number: str, plugin: ModuleType) -> None:
-    def refuse(constant: str) -> None:
+def test_a_number_that_json_does_not_have_makes_no_invalid_line(number: str) -> None:
+    def fail(constant: str) -> NoReturn:
         raise AssertionError(f"{constant} is not JSON")
 
-    line = plugin.json_line(event("e1", f'{{"value":{number},"deep":[{{"x":{number}}}]}}'))
-    assert json.loads(line, parse_constant=refuse)["event_id"] == "e1"
+    line = json_line(event_with_data(f'{{"value":{number},"deep":[{{"x":{number}}}]}}'))
+    assert json.loads(line, parse_constant=fail)["event_id"] == "e1"
 
 
-class Descriptor:
-    """Standard output as a pipe; everything that is written to it is read by a thread of its own."""
-
-    def __init__(self) -> None:
-        self._reading, self.writing = os.pipe()
-        self._read = bytearray()
-        self._reader = threading.Thread(target=self._drain, daemon=True)
-        self._reader.start()
-
-    def _drain(self) -> None:
-        while data := os.read(self._reading, 65536):
-            self._read += data
-
-    def lines(self) -> list[bytes]:
-        """Close it, and give everything that was written."""
-        os.close(self.writing)
-        self._reader.join(20)
-        os.close(self._reading)
-        return bytes(self._read).splitlines()
+def test_missing_data_is_an_empty_object() -> None:
+    assert json.loads(json_line(event_with_data("null")))["data"] == {}
 
 
-def test_each_line_is_one_write(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[int, bytes]] = []
 
     def write(descriptor: int, data: bytes) -> int:
         written.append((descriptor, bytes(data)))
         return len(data)
 
-    sink = build(plugin)
+    sink = stdout_sink()
     events = [event("e1"), event("e2", labels={"name": "y" * 10_000})]
-    with monkeypatch.context() as watched:
-        watched.setattr(os, "write", write)
-        sink.hook.deliver_batch(events=events, attempts=[1, 1])
-    assert written == [(1, f"{plugin.json_line(one)}\n".encode()) for one in events]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        deliver_batch(sink, *events)
+    assert written == [(1, f"{json_line(each)}\n".encode()) for each in events]
 
 
-def test_short_writes_still_make_whole_lines(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = Descriptor()
+def test_short_writes_still_make_complete_lines(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
-    sink = build(plugin)
-    with monkeypatch.context() as slow:
-        slow.setattr(plugin, "STDOUT", out.writing)
-        slow.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:9]))
-        sink.hook.deliver_batch(events=[event("e1"), event("e2")], attempts=[1, 1])
-    assert [json.loads(line)["event_id"] for line in out.lines()] == ["e1", "e2"]
+    sink = stdout_sink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:9]))
+        deliver_batch(sink, event("e1"), event("e2"))
+    assert [json.loads(line)["event_id"] for line in pipe.lines()] == ["e1", "e2"]
 
 
-@pytest.mark.parametrize("sinks", [1, 8], ids=["threads of one sink", "several sinks"])
-def test_lines_of_writers_at_the_same_time_do_not_mix(
-    sinks: int, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = Descriptor()
-    monkeypatch.setattr(plugin, "STDOUT", out.writing)
-    built = [build(plugin) for _ in range(sinks)]
-    together = threading.Barrier(8)
+@pytest.mark.parametrize("sinks", [1, 8], ids=["one sink", "several sinks"])
+def test_lines_of_concurrent_writers_do_not_mix(sinks: int, pipe: Pipe) -> None:
+    built = [stdout_sink() for _ in range(sinks)]
+    start_together = threading.Barrier(8)
     events = [
-        [event(f"w{writer}n{n}", labels={"name": str(writer) * 100_000}) for n in range(10)] for writer in range(8)
+        [event(f"w{writer}n{number}", labels={"name": str(writer) * 100_000}) for number in range(10)]
+        for writer in range(8)
     ]
-    expected = {plugin.json_line(one).encode() for own in events for one in own}
 
     def deliver(writer: int) -> None:
-        together.wait(10)
-        for one in events[writer]:
-            built[writer % sinks].hook.deliver_batch(events=[one], attempts=[1])
+        start_together.wait(20)
+        for each in events[writer]:
+            deliver_batch(built[writer % sinks], each)
 
     with ThreadPoolExecutor(8) as threads:
         for future in [threads.submit(deliver, writer) for writer in range(8)]:
             future.result(30)
-    lines = out.lines()
-    assert (len(lines), len(expected.intersection(lines))) == (80, 80)
+    assert sorted(pipe.lines()) == sorted(json_line(each).encode() for own in events for each in own)
 
 
-def breaks_off(write: Callable[[int, bytes], int]) -> Callable[[int, bytes], int]:
-    """A write that takes some bytes, then finds the disk full."""
+def write_some_then_fail(write: Callable[[int, bytes], int]) -> Callable[[int, bytes], int]:
+    """A write of 20 bytes, after which the disk is full."""
     calls: list[int] = []
 
-    def half(descriptor: int, data: bytes) -> int:
+    def failing_write(descriptor: int, data: bytes) -> int:
         calls.append(descriptor)
         if len(calls) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(descriptor, data[:20])
 
-    return half
+    return failing_write
 
 
-def test_an_event_after_a_write_that_broke_off_has_a_line_of_its_own(
-    plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
+def test_the_event_after_a_line_that_was_cut_short_begins_on_a_new_line(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = Descriptor()
-    monkeypatch.setattr(plugin, "STDOUT", out.writing)
-    sink = build(plugin)
-    with monkeypatch.context() as full:
-        full.setattr(os, "write", breaks_off(os.write))
+    sink = stdout_sink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_some_then_fail(os.write))
         with pytest.raises(OSError, match="No space left"):
-            sink.hook.deliver_batch(events=[event("e1")], attempts=[1])
-    sink.hook.deliver_batch(events=[event("e1")], attempts=[2])
-    sink.hook.deliver_batch(events=[event("e2")], attempts=[1])
-    _, *lines = out.lines()
+            deliver_batch(sink, event("e1"))
+    deliver_batch(sink, event("e1"), attempt=2)
+    deliver_batch(sink, event("e2"))
+    cut_short, *lines = pipe.lines()
+    assert cut_short == json_line(event("e1")).encode()[:20]
     assert [json.loads(line)["event_id"] for line in lines] == ["e1", "e2"]
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "problem"),
     [
         ({"format": "xml"}, "format: Input should be 'json' or 'text'"),
         ({"formt": "text"}, "no option 'formt' (did you mean 'format'?)"),
     ],
     ids=["value", "option"],
 )
-def test_a_wrong_option_is_a_clear_error(options: dict[str, str], says: str, plugin: ModuleType) -> None:
+def test_a_wrong_option_is_reported(options: dict[str, str], problem: str) -> None:
     with pytest.raises(PluginError) as error:
-        build(plugin, **options)
-    assert str(error.value) == f"config.toml [sinks.console]: {says}"
+        stdout_sink(**options)
+    assert str(error.value) == f"config.toml [sinks.tested]: {problem}"

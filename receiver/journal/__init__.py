@@ -1,95 +1,79 @@
-"""Where events are kept: the contract, and the one place that knows which implementation keeps it."""
+"""The durable store of events and their delivery state: its contract, and how to open the configured implementation."""
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from receiver.errors import JournalError
 from receiver.journal.contract import (
-    Acceptance,
     Arrival,
     Counts,
     DeadLetter,
     Delivery,
-    History,
+    DeliveryState,
+    EventHistory,
     Journal,
-    Kept,
-    LastAttempt,
-    Quarantined,
+    Liveness,
+    Outcome,
+    QuarantinedPush,
     Records,
     Result,
     Settlement,
-    SinkCount,
+    SinkCounts,
     SinkState,
+    StoredEvent,
 )
 from receiver.settings import Settings
 
 if TYPE_CHECKING:
-    from receiver.journal.database import Database
+    from receiver.journal.sql.database import Database
 
 __all__ = [
-    "Acceptance",
     "Arrival",
     "Counts",
     "DeadLetter",
     "Delivery",
-    "History",
+    "DeliveryState",
+    "EventHistory",
     "Journal",
-    "Kept",
-    "LastAttempt",
-    "Quarantined",
+    "Liveness",
+    "Outcome",
+    "QuarantinedPush",
     "Records",
     "Result",
     "Settlement",
-    "SinkCount",
+    "SinkCounts",
     "SinkState",
-    "left_behind",
+    "StoredEvent",
     "open_journal",
     "open_records",
 ]
 
 
-def open_journal(settings: Settings, holder: str | None = None, *, made: bool = False) -> Journal:
-    """The journal that the settings ask for, its tables made if need be. Raises JournalError.
+def open_journal(settings: Settings, holder: str | None = None, *, create_tables: bool = True) -> Journal:
+    """The journal that the settings name; its tables are created or upgraded. Raises JournalError.
 
-    Open it after a fork, never before: locks and connections do not survive one. `holder` names who claims deliveries;
-    a dispatcher that takes the place of another one gives the same name. With `made` the tables are known to be there,
+    Open it after a fork, never before: locks and connections do not survive one. `holder` names the dispatcher that
+    claims deliveries; the successor of a dispatcher gives the same name. Without `create_tables` the tables must exist,
     and a journal can be opened that is unavailable now.
     """
-    from receiver.journal.sql import SqlJournal
+    from receiver.journal.sql.journal import SqlJournal
 
-    return SqlJournal(_database(settings), holder, made=made)
+    return SqlJournal(_database(settings), holder, create_tables=create_tables)
 
 
 def open_records(settings: Settings) -> Records:
-    """The journal as people look at it and mend it. Raises JournalError."""
-    from receiver.journal.sql_records import SqlRecords
+    """The journal as operators inspect and change it; its tables are created or upgraded. Raises JournalError."""
+    from receiver.journal.sql.records import SqlRecords
 
     return SqlRecords(_database(settings))
-
-
-def left_behind(settings: Settings) -> list[str]:
-    """A line for an SQLite journal that is not used since there is a DATABASE_URL, and still owes something."""
-    if settings.database_url is None or not settings.journal_path.exists():
-        return []
-    with suppress(JournalError), closing(open_records(replace(settings, database_url=None))) as records:
-        counts = records.counts()
-        if owed := counts.unmatched + sum(count.pending for count in counts.sinks.values()):
-            return [
-                f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and still owes {owed} "
-                "deliveries; to make them, run `python -m receiver deliver` without DATABASE_URL until none is left"
-            ]
-    return []
 
 
 def _database(settings: Settings) -> Database:
     table = settings.journal
     if settings.database_url is not None:
-        from receiver.journal.postgres import PostgresDatabase
+        from receiver.journal.sql.postgresql import PostgresqlDatabase
 
-        return PostgresDatabase(settings.database_url, table.max_size_mb)
-    from receiver.journal.sqlite import SqliteDatabase
+        return PostgresqlDatabase(settings.database_url, table.max_size_mb)
+    from receiver.journal.sql.sqlite import SqliteDatabase
 
     return SqliteDatabase(settings.journal_path, table.min_free_mb, table.max_size_mb)

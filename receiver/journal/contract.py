@@ -1,16 +1,16 @@
-"""The journal: the durable store of events and of what each sink is still owed.
+"""The journal: the durable store of events and of the delivery state of each event at each sink.
 
-It is the only state that intake and dispatchers share, and the only queue. This file is its contract; each file
-beside it is one way to keep it. What the contract asks, an append-only log with consumers could do as well, so it has
-no queries by content: filters are the dispatcher's work.
+It is the only state that intake and dispatchers share, and the only queue. This file is its contract; `sql/` implements
+it. An append-only log with consumers could implement it as well, so it has no queries by content: filtering is the
+dispatcher's work.
 
 The guarantees:
 
-* When `accept` returns, the arrival survives a power cut. An event id is kept once.
-* An owed delivery is *pending* until it is settled as *delivered* or *dead*; no other way leads out of the journal.
-* A claimed delivery is given to nobody else until its claim ends. *Delivered* is believed from anyone; every other
-  result only from the holder of the claim.
-* Every call may raise JournalUnavailable, and then has done nothing or what it was asked to do, never a part of it.
+* When `accept` returns, its arrivals survive a power cut. An event id is stored once.
+* A delivery is *pending* until it is settled as *delivered* or *dead*; no other way leads out of the journal.
+* A claimed delivery is given to no other dispatcher until its claim ends. *Delivered* is accepted from anyone; every
+  other result only from the holder of the claim.
+* Any call may raise JournalUnavailable. It has then done all of its work or none of it, never a part.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Protocol
 from receiver.event import Event
 
 
-class Acceptance(StrEnum):
-    """What became of an arrival; the value is the answer that DT gets."""
+class Outcome(StrEnum):
+    """What became of an arrival; the value is the text of the response to DT."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -34,22 +34,22 @@ class Acceptance(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A genuine push at the door.
+    """A verified push that is to be stored.
 
-    `id` is the event's, or the SHA-256 of the body when `quarantine` says why it is no event. `secret` is the name of
-    the secret that proved it genuine. Times here and below are seconds since 1970.
+    `id` is the event id or, with a `quarantine_reason`, the SHA-256 of the body, which is then no valid event.
+    `secret` names the signature secret that verified it. Times here and below are seconds since 1970.
     """
 
     id: str
     body: bytes = field(repr=False)
     received_at: float
-    quarantine: str | None = None
+    quarantine_reason: str | None = None
     secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """An event in the journal; `key` is the journal's own name for it."""
+class StoredEvent:
+    """An event in the journal; `key` is the journal's own name for it, and grows with each event."""
 
     key: int
     id: str
@@ -57,18 +57,18 @@ class Kept:
     received_at: float
 
     def decode(self) -> Event:
-        """What the body says. Raises NotAnEvent."""
+        """The decoded body. Raises NotAnEvent."""
         return Event.from_body(self.body, datetime.fromtimestamp(self.received_at, UTC))
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A claimed delivery: `attempt` counts the calls of the sink from 1, `failures` those that came back failed.
+    """A claimed delivery. `attempt` counts the calls of the sink from 1, `failures` those that failed.
 
     `age` is the time in seconds since the first attempt, without the time in which the sink was paused.
     """
 
-    event: Kept
+    event: StoredEvent
     sink: str
     attempt: int
     failures: int
@@ -80,30 +80,30 @@ class Result(StrEnum):
 
     DELIVERED = "delivered"
     FAILED = "failed"
-    """Try again at `due`; counts as a failure."""
-    WAITING = "waiting"
-    """Try again at `due`; counts for nothing, because the sink is at fault and not the event."""
-    UNTOUCHED = "untouched"
-    """The sink was never called: as if it had not been claimed."""
+    """Retry at `due`; counts as a failure of the delivery."""
+    POSTPONED = "postponed"
+    """Retry at `due`; does not count as a failure, because the cause is the sink and not the event."""
+    RELEASED = "released"
+    """The sink was not called: the delivery is as it was before the claim."""
     DEAD = "dead"
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a claimed delivery came to; `due` is when it may be tried again, `why` is for people."""
+    """The result of a claimed delivery; `due` is the time of the next attempt, `reason` is for operators."""
 
     delivery: Delivery
     result: Result
     due: float = 0.0
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SinkState:
-    """What the journal knows of a sink across restarts.
+    """The state of a sink that outlives a restart.
 
-    `pauses` counts the pauses in a row; 0 means not paused. `paused_until` is on the journal's clock. `on_trial`
-    says that the sink was called alone and has not come back yet.
+    `pauses` counts consecutive pauses; 0 means not paused. `paused_until` is on the journal's clock. `on_trial` says
+    that the sink is being called alone, because it may have crashed the dispatcher.
     """
 
     name: str
@@ -114,74 +114,85 @@ class SinkState:
 
 
 @dataclass(frozen=True, slots=True)
-class SinkCount:
-    """How a sink stands: what it has been delivered in all, is owed now, and has been given up on and not dropped.
+class SinkCounts:
+    """Deliveries of a sink: `pending` and `dead` now; `delivered`, `attempts` and `failures` since the beginning.
 
-    `oldest` is when the oldest pending event was received. `attempts` and `failures` count all there ever were.
+    `oldest_received_at` is when the oldest event with a pending delivery was received.
     """
 
     delivered: int = 0
     pending: int = 0
     dead: int = 0
-    oldest: float | None = None
+    oldest_received_at: float | None = None
     attempts: int = 0
     failures: int = 0
     last_success_at: float | None = None
     last_failure_at: float | None = None
-    last_failure: str | None = None
+    last_failure_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """The last report of a dispatcher: when it was alive (wall clock), and its warnings for operators."""
+
+    at: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is in the journal now. `secrets` tells when each last proved a push genuine, give or take some seconds."""
+    """What is in the journal now. `secrets` maps the name of each signature secret to its last use, within seconds."""
 
-    unmatched: int
+    unrouted: int
     quarantined: int
-    sinks: Mapping[str, SinkCount]
+    sinks: Mapping[str, SinkCounts]
     secrets: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A delivery given up on."""
+    """A delivery that was given up."""
 
     sink: str
     event_id: str
     received_at: float
     attempts: int
     died_at: float
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A genuine push that is no event, under the SHA-256 of its body."""
+class QuarantinedPush:
+    """A verified push that is not a valid event, under the SHA-256 of its body."""
 
     id: str
     received_at: float
-    why: str
+    reason: str
     body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class LastAttempt:
-    """Where the delivery of an event to a sink stands: `state` is pending, delivered or dead."""
+class DeliveryState:
+    """The delivery of an event to a sink: `state` is pending, delivered or dead, `reason` that of the last failure.
+
+    `settled_at` is when the last attempt ended, `due` when the next one may begin.
+    """
 
     sink: str
     state: str
     attempts: int
-    at: float | None
-    why: str | None
+    settled_at: float | None
+    reason: str | None
     due: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """An event, and its last recorded attempt at each sink that it is or was owed to."""
+class EventHistory:
+    """An event, and its delivery at each sink that it was routed to."""
 
-    event: Kept
-    matched: bool
-    deliveries: tuple[LastAttempt, ...]
+    event: StoredEvent
+    routed: bool
+    deliveries: tuple[DeliveryState, ...]
 
 
 class Journal(Protocol):
@@ -190,55 +201,55 @@ class Journal(Protocol):
     def now(self) -> float:
         """The journal's clock; all due times and claims are on it."""
 
-    def wait(self) -> None:
-        """Come back when new events may be there, and after half a second at most."""
+    def wait_for_events(self) -> None:
+        """Return when there may be new events, and after half a second at most."""
 
-    def accept(self, arrival: Arrival) -> Acceptance:
-        """Keep an arrival, unless its id is there already. Returns after the commit."""
+    def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
+        """Store all arrivals whose id is new in one durable commit; the outcome of each, in the same order."""
 
-    def unmatched(self, most: int) -> list[Kept]:
-        """Up to `most` events that `owe` has not seen yet, oldest first."""
+    def unrouted(self, limit: int) -> list[StoredEvent]:
+        """Up to `limit` events that were not routed yet, oldest first."""
 
-    def owe(self, matches: Sequence[tuple[Kept, Sequence[str]]]) -> None:
-        """Owe each event to the sinks named beside it. Owing again what is owed or settled changes nothing."""
+    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]]) -> None:
+        """Create a pending delivery of each event at the sinks named with it. Repeating this changes nothing."""
 
-    def enabled(self) -> set[str]:
-        """The sinks that were enabled by the settings which all events were last matched by."""
+    def enabled_sinks(self) -> set[str]:
+        """The sinks that were enabled in the settings by which all events were last routed."""
 
-    def enable(self, sinks: Sequence[str]) -> None:
-        """Say that these are enabled from now on, and no others."""
+    def set_enabled_sinks(self, sinks: Sequence[str]) -> None:
+        """Record that these sinks are enabled from now on, and no others."""
 
-    def claim(self, sink: str, most: int, seconds: float) -> list[Delivery]:
-        """Take up to `most` deliveries that are due, for `seconds`; the longest due come first."""
+    def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
+        """Claim up to `limit` due deliveries for `seconds`; those due for the longest time come first."""
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> None:
-        """Make the claims on `deliveries`, where still held, end `seconds` from now."""
+        """Let the claims on `deliveries` that are still held end `seconds` from now."""
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Record the results of deliveries to one sink, and end their claims."""
 
     def next_due(self, sink: str) -> float | None:
-        """When the next pending delivery of a sink is due or its claim ends; None when nothing is pending."""
+        """When the next pending delivery of a sink is due or its claim ends; None when none is pending."""
 
-    def begin(self) -> list[str]:
-        """Be a dispatcher. Void the claims of the one whose place it takes; the sinks that it held claims for."""
+    def start_dispatching(self) -> list[str]:
+        """Become a dispatcher and void the claims of its predecessor; the sinks for which that one held claims."""
 
-    def beat(self) -> None:
-        """Say that this dispatcher is alive."""
+    def report_alive(self, warnings: Sequence[str] = ()) -> None:
+        """Record that this dispatcher is alive, and what operators should know of it, in one line each."""
 
-    def last_beat(self) -> float | None:
-        """When a dispatcher last said so (wall clock), or None if none ever did."""
+    def liveness(self) -> Liveness | None:
+        """The latest report of any dispatcher; None if there never was one."""
 
-    def states(self) -> dict[str, SinkState]:
-        """What is remembered of every sink."""
+    def sink_states(self) -> dict[str, SinkState]:
+        """The state of every sink by name."""
 
-    def remember(self, state: SinkState) -> None:
-        """Replace what is remembered of a sink. Between pauses > 0 and pauses = 0 its deliveries do not age."""
+    def save_sink_state(self, state: SinkState) -> None:
+        """Replace the state of a sink. While pauses > 0, its deliveries do not age."""
 
-    def retire(self, received_before: float, most: int) -> bool:
-        """Look at the next `most` events and remove those that are old and delivered everywhere they were owed.
+    def remove_expired(self, received_before: float, limit: int) -> bool:
+        """Check the next `limit` events; remove those received before, routed, and delivered at all their sinks.
 
-        Whether all of them were old, so that it may be worth to go on at once.
+        Whether all of them were received before that time, so that the caller should go on at once.
         """
 
     def counts(self) -> Counts:
@@ -248,53 +259,53 @@ class Journal(Protocol):
         """Raise JournalUnavailable when `accept` would."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Release files and connections."""
 
 
 class Records(Protocol):
-    """What people ask of the journal, beside intake and dispatchers at work."""
+    """What operators ask of the journal, while intake and dispatchers run or not."""
 
     def counts(self) -> Counts:
         """What is in the journal now."""
 
-    def states(self) -> dict[str, SinkState]:
-        """What is remembered of every sink."""
+    def sink_states(self) -> dict[str, SinkState]:
+        """The state of every sink by name."""
 
-    def dead_letters(self, sink: str | None, most: int) -> list[DeadLetter]:
-        """Up to `most` dead letters, of one sink or of all, the latest first."""
+    def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
+        """Up to `limit` dead letters, of one sink or of all, newest first."""
 
-    def retry_dead(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        """Make dead letters pending again, as if never tried: those named, or all; how many they were."""
+    def retry_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
+        """Make dead letters pending again with no attempts counted: those named, or all; how many."""
 
-    def drop_dead(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        """Forget dead letters: those named, or all; how many they were."""
+    def delete_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
+        """Delete dead letters: those named, or all; how many."""
 
-    def quarantined(self, most: int) -> list[Quarantined]:
-        """Up to `most` pushes in quarantine, the latest first."""
+    def quarantined(self, limit: int) -> list[QuarantinedPush]:
+        """Up to `limit` quarantined pushes, newest first."""
 
-    def in_quarantine(self, id_prefix: str) -> list[Quarantined]:
-        """The pushes in quarantine whose id begins so."""
+    def find_quarantined(self, id_prefix: str) -> list[QuarantinedPush]:
+        """The quarantined pushes whose id begins with `id_prefix`."""
 
-    def release(self, quarantined: Quarantined, event_id: str) -> None:
-        """Make a push in quarantine an event, unless its id is known already; either way it leaves quarantine."""
+    def release(self, quarantined: QuarantinedPush, event_id: str) -> None:
+        """Move a quarantined push to the events, or delete it when its event id is known already."""
 
-    def received_count(self, since: float, until: float) -> int:
-        """How many events `received` would give in all."""
+    def count_received(self, since: float, until: float) -> int:
+        """How many events `received` would return in all."""
 
-    def received(self, since: float, until: float, after: int, most: int) -> list[Kept]:
-        """Up to `most` matched events received in [since, until), with a key above `after`, in the order of keys."""
+    def received(self, since: float, until: float, after: int, limit: int) -> list[StoredEvent]:
+        """Up to `limit` routed events received in [since, until) with a key above `after`, in the order of keys."""
 
-    def owe_again(self, sink: str, again: Sequence[Kept]) -> int:
-        """Owe events to a sink, also those that are delivered or dead; how many were not pending before."""
+    def requeue(self, sink: str, events: Sequence[StoredEvent]) -> int:
+        """Make events pending for a sink, also delivered and dead ones; how many were not pending before."""
 
-    def history(self, event_id: str) -> History | None:
-        """What happened to an event, or None when it is not here."""
+    def history(self, event_id: str) -> EventHistory | None:
+        """What happened to an event; None when it is not in the journal."""
 
     def resume(self, sink: str) -> None:
         """End the pause of a sink now, so that its probe is due."""
 
-    def forget(self, sink: str) -> int:
-        """Let go of a sink and of all it is owed; how many deliveries were pending or dead."""
+    def remove_sink(self, sink: str) -> int:
+        """Delete a sink and its deliveries; how many of those were pending or dead."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Release files and connections."""

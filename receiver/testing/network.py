@@ -1,6 +1,6 @@
-"""A network that fails: for a while, every new connection of this process is refused, or hangs for ever.
+"""Simulated network failures: new connections of this process are refused, or hang.
 
-Only connections that Python's socket module opens are caught; a library that brings its own, such as libpq, is not.
+Only connections that Python's socket module opens are affected, not those of libraries such as libpq.
 """
 
 from __future__ import annotations
@@ -19,44 +19,48 @@ CONNECT = socket.socket.connect
 
 @dataclass
 class Attempts:
-    """How often somebody tried to connect."""
+    """How many connections were attempted."""
 
     count: int = 0
 
 
 @contextlib.contextmanager
 def refused() -> Iterator[Attempts]:
-    """Every connection is refused, as if the destination were down."""
+    """Refuse every new connection, as if the destination were down."""
 
     def refuse(connection: socket.socket, address: Any) -> None:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 
-    with _connect_by(refuse) as attempts:
+    with _connections_replaced(refuse) as attempts:
         yield attempts
 
 
 @contextlib.contextmanager
 def hanging() -> Iterator[Attempts]:
-    """Every connection is made and then silent, as if the destination had frozen."""
+    """Accept every new connection and never send anything, as if the destination hung."""
 
-    def be_silent(connection: socket.socket, address: Any) -> None:
+    def connect_to_silent(connection: socket.socket, address: Any) -> None:
         if connection.family != socket.AF_INET:
             raise OSError(errno.EHOSTUNREACH, "No route to host")
         CONNECT(connection, silent.getsockname())
 
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent, _connect_by(be_silent) as attempts:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=128) as silent,
+        _connections_replaced(connect_to_silent) as attempts,
+    ):
         yield attempts
 
 
 @contextlib.contextmanager
-def _connect_by(instead: Callable[[socket.socket, Any], None]) -> Iterator[Attempts]:
+def _connections_replaced(replacement: Callable[[socket.socket, Any], None]) -> Iterator[Attempts]:
+    """Call `replacement` for each new connection, except to sockets in the file system."""
     attempts = Attempts()
 
     def connect(connection: socket.socket, address: Any) -> None:
         if connection.family == socket.AF_UNIX:
             return CONNECT(connection, address)
         attempts.count += 1
-        return instead(connection, address)
+        return replacement(connection, address)
 
     def connect_ex(connection: socket.socket, address: Any) -> int:
         try:

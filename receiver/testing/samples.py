@@ -1,4 +1,4 @@
-"""Events to try a sink with: of every type, of types nobody knows yet, and with text that breaks naive code."""
+"""Sample events for tests of sinks: of every type, of unknown types, and with text that breaks naive code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from receiver.errors import ReceiverError
 from receiver.event import TYPES, Event
-from receiver.options import nearest
 from receiver.simulator import Simulator
+from receiver.validation import nearest
 
 TEST_SECRET = "test-secret"
-"""The signature secret of receivers that tests start."""
+"""The signature secret of the receivers that tests start."""
 
 ODD_TEXTS = (
     "",
@@ -26,10 +26,10 @@ ODD_TEXTS = (
     "<script>alert(1)</script> &amp;",
     "long " * 10_000,
 )
-"""Text that DT's users may give to labels, or that other systems stumble over."""
+"""Text that users can put into labels, and that other systems often handle wrongly."""
 
-
-ODD_TYPES = ("temperature", "labelsChanged")
+ODD_TEXT_TYPES = ("temperature", "labelsChanged")
+"""An event with readings, and one whose data are labels."""
 
 
 def event(
@@ -41,10 +41,11 @@ def event(
     simulator: Simulator | None = None,
     **fields: Any,
 ) -> Event:
-    """An event of a type as DT pushes it, from an emulated device, received at `at` (aware UTC; default now).
+    """An event of this type as DT pushes it, from an emulated device, received at `at` (aware UTC; default now).
 
-    `fields` replace those of its data and of its newest sample: `event("temperature", value=21.5)`. Ids come from
-    `simulator`. Raises ReceiverError for a type or a field that DT does not have; `unknown_events` has such.
+    `fields` replace fields of its data and of its newest sample: `event("temperature", value=21.5)`. `simulator`
+    generates its id and its other values. Raises ReceiverError for a type or a field that DT does not document; for
+    those see `unknown_events`.
     """
     if samples < 1:
         raise ReceiverError("an event has at least one sample")
@@ -63,14 +64,14 @@ def event(
 
 
 def events(count: int, *, types: Iterable[str] = TYPES, seed: int = 1) -> list[Event]:
-    """So many events, of these types in turn, with 1 to 30 samples each. The same seed gives the same values."""
-    simulator, kinds = Simulator(seed), tuple(types)
-    return [event(kinds[number % len(kinds)], samples=1 + number % 30, simulator=simulator) for number in range(count)]
+    """`count` events, of these types in turn, with 1 to 30 samples each. The same seed gives the same values."""
+    simulator, cycle = Simulator(seed), tuple(types)
+    return [event(cycle[number % len(cycle)], samples=1 + number % 30, simulator=simulator) for number in range(count)]
 
 
 def unknown_events() -> list[Event]:
-    """Events of types and shapes that DT does not document, and may send tomorrow."""
-    bare: list[tuple[str, Mapping[str, Any]]] = [
+    """Events of types and shapes that DT does not document, but may send in the future."""
+    shapes: list[tuple[str, Mapping[str, Any]]] = [
         ("sunshine", {"data": {"sunshine": {"lux": 120000, "updateTime": "2026-03-14T12:00:00Z"}}}),
         ("temperature", {}),
         ("temperature", {"data": None}),
@@ -86,17 +87,17 @@ def unknown_events() -> list[Event]:
     now = datetime.now(UTC)
     return [
         Event.from_body(_encoded({"event": {"eventId": f"unknown-{number}", "eventType": name, **rest}}), now)
-        for number, (name, rest) in enumerate(bare)
+        for number, (name, rest) in enumerate(shapes)
     ]
 
 
-def odd_texts(types: Iterable[str] = ODD_TYPES) -> list[Event]:
+def odd_text_events(types: Iterable[str] = ODD_TEXT_TYPES) -> list[Event]:
     """Events of these types whose labels hold text that breaks naive code."""
-    simulator, kinds = Simulator(2), tuple(dict.fromkeys(types))
+    simulator, distinct = Simulator(2), tuple(dict.fromkeys(types))
     return [
-        event(kind, labels={"name": text, f"label {text[:50]}": text}, simulator=simulator)
+        event(event_type, labels={"name": text, f"label {text[:50]}": text}, simulator=simulator)
         for text in ODD_TEXTS
-        for kind in kinds
+        for event_type in distinct
     ]
 
 

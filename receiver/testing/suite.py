@@ -1,7 +1,8 @@
-"""What any sink should be able to stand, as tests: `class TestMine(SinkSuite, plugin="plugins/mine.py")` runs them all.
+"""The tests that every sink should pass: `class TestMine(SinkSuite, plugin="plugins/mine.py")` runs them all.
 
-Each test is one rule, and its name says which. Events reach the sink through the real dispatcher and a real journal;
-failures are made by the suite, at random but the same each time, and by a network that refuses or hangs.
+Each test is one rule, and its name says which. Where many events are delivered, they reach the sink through the real
+dispatcher and a real journal. The suite makes calls fail, at random but reproducibly, and simulates a network that
+refuses or hangs.
 """
 
 from __future__ import annotations
@@ -13,49 +14,68 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from receiver.delivery.sinks import Sink
 from receiver.errors import PluginError
 from receiver.event import TYPES, Event
-from receiver.plugins import Sink
+from receiver.simulator import Simulator
 from receiver.testing import network
-from receiver.testing.samples import ODD_TYPES, events, odd_texts, unknown_events
-from receiver.testing.stage import NAME, Stage, unreliable
+from receiver.testing.harness import SINK_NAME, Harness, unreliable
+from receiver.testing.samples import ODD_TEXT_TYPES, event, events, odd_text_events, unknown_events
 
-Arrived = Callable[[], Sequence[str]]
-Broken = Callable[[], AbstractContextManager[object]]
+DeliveredIds = Callable[[], Sequence[str]]
+"""Returns the ids of all events at the destination, in any order."""
 
-AT_ONCE = 8
-ROUNDS = 5
+Outage = Callable[[], AbstractContextManager[object]]
+"""Returns a context in which the destination fails."""
+
+MAX_THREADS = 8
+"""Enough for threads to interfere; more would only be slower."""
+
+RESTARTS = 3
+"""How often sinks are opened and closed. A leak shows from the second time on."""
+
 SHORT_SWITCH_SECONDS = 1e-5
+"""Python switches threads this often while they are tested; its default of 5 ms hides most races."""
+
 SECRET_NAMES = re.compile("secret|token|password|api_?key", re.IGNORECASE)
+MIN_SECRET_CHARACTERS = 4
+"""A shorter secret would be found in ordinary text."""
+
+EVENTS_PER_TYPE = 10
+"""So many are tried to find one that the sink does not drop; for instance, half of all states are 0."""
+
 WRONG_VALUES: tuple[object, ...] = ({"no": {"such": ["option"]}}, [[["no such option"]]], -1.5, True, "no such option")
+"""At least one of these is wrong for an option of any type."""
 
 
 class SinkSuite:
-    """The tests that any sink should pass. Subclass it in a test module under a name that begins with `Test`.
+    """The tests that every sink should pass. The name of a subclass must begin with `Test`.
 
-    plugin: the plugin's file, seen from where pytest runs, or the name of an installed module.
-    type: the sink type; may be left out where the plugin offers one only.
-    options: what stands in `[sinks.NAME]` besides the common keys. A fixture `options` can make them instead.
-    concurrency: how many calls at once the sink is made for.
-    repeatable: whether a repeat of a delivered event changes nothing at the destination.
-    call_seconds: how long a call may take when the destination hangs.
+    plugin: the plugin's file, relative to the folder in which pytest runs, or the name of an installed module.
+    type: the sink type; can be omitted if the plugin registers only one.
+    options: the options in `[sinks.NAME]`, without the common keys. The fixture `options` can be overridden instead.
+    concurrency: the highest `concurrency` that the sink supports.
+    idempotent: whether delivering an event again changes nothing at the destination.
+    max_call_seconds: how long a call may take while the destination hangs.
 
-    Override the fixture `arrived` to let the suite look at the destination, and `broken` to let it break the
-    destination; without them it can only look at how the sink behaves. Override `traces` for a sink that lets some
-    events go, or of which no event ids stand at the destination.
+    Override the fixture `delivered_ids` so that the suite can check what is at the destination, and the fixture
+    `outage` so that it can make the destination fail; without them it only checks how the sink behaves. Override
+    `expected_ids` for a sink that drops some events, or whose destination does not hold event ids.
     """
 
     plugin: ClassVar[str]
     type: ClassVar[str | None]
-    given: ClassVar[Mapping[str, object]]
+    default_options: ClassVar[Mapping[str, object]]
     concurrency: ClassVar[int]
-    call_seconds: ClassVar[float]
+    max_call_seconds: ClassVar[float]
 
     def __init_subclass__(
         cls,
@@ -64,252 +84,268 @@ class SinkSuite:
         type: str | None = None,
         options: Mapping[str, object] | None = None,
         concurrency: int = 1,
-        repeatable: bool = True,
-        call_seconds: float = 30.0,
+        idempotent: bool = True,
+        max_call_seconds: float = 30.0,
     ) -> None:
-        cls.plugin, cls.type, cls.given = plugin, type, options or {}
-        cls.concurrency, cls.call_seconds = concurrency, call_seconds
-        not_promised = [] if repeatable else ["test_a_repeated_event_changes_nothing"]
+        cls.plugin, cls.type, cls.default_options = plugin, type, options or {}
+        cls.concurrency, cls.max_call_seconds = concurrency, max_call_seconds
+        inapplicable = [] if idempotent else ["test_is_idempotent"]
         if concurrency == 1:
-            not_promised.append("test_calls_at_once_do_not_get_in_each_others_way")
-        for name in not_promised:
+            inapplicable.append("test_concurrent_calls_do_not_interfere")
+        for name in inapplicable:
             setattr(cls, name, None)
 
     @pytest.fixture
     def options(self) -> Mapping[str, object]:
-        """The sink's own options. Override it where they need a server or a folder."""
-        return self.given
+        """The sink's own options. Override it if they need a server or a folder."""
+        return self.default_options
 
-    def traces(self, event: Event) -> Collection[str]:
-        """What `arrived` gives of an event that was delivered: its id, once. Nothing where the sink lets it go."""
+    @pytest.fixture
+    def delivered_ids(self) -> DeliveredIds | None:
+        """A function that returns the ids of all events at the destination, in any order."""
+        return None
+
+    @pytest.fixture
+    def outage(self) -> Outage | None:
+        """A function that returns a context manager, inside which the destination rejects everything."""
+        return None
+
+    def expected_ids(self, event: Event) -> Collection[str]:
+        """What `delivered_ids` returns for an event that was delivered: its id. Nothing if the sink drops it."""
         return [event.id]
 
     @pytest.fixture
-    def arrived(self) -> Arrived | None:
-        """A function that gives the trace of everything that stands at the destination, in any order: event ids."""
-        return None
-
-    @pytest.fixture
-    def broken(self) -> Broken | None:
-        """A function that gives a context manager, inside of which the destination takes nothing."""
-        return None
-
-    @pytest.fixture
-    def stage(self, tmp_path: Path, options: Mapping[str, object]) -> Iterator[Stage]:
+    def harness(self, tmp_path: Path, options: Mapping[str, object]) -> Iterator[Harness]:
+        """The sink under test, in a folder and with a journal of its own."""
+        problem = ""
         try:
-            stage = Stage(tmp_path, self.plugin, self.type, options)
+            harness = Harness(tmp_path, self.plugin, self.type, options)
         except PluginError as error:
-            pytest.fail(str(error), pytrace=False)
-        yield stage
-        stage.close()
+            problem = str(error)
+        if problem:  # not where it is handled, or pytest would print it twice
+            pytest.fail(problem, pytrace=False)
+        yield harness
+        harness.close()
 
-    def test_its_constructor_touches_neither_disk_nor_network_and_starts_nothing(self, stage: Stage) -> None:
-        files, threads = files_in(stage), threading.active_count()
+    def test_constructor_has_no_side_effects(self, harness: Harness) -> None:
+        files, threads = _files_in(harness), threading.active_count()
         with network.refused() as attempts:
-            stage.build()
-        assert attempts.count == 0, "the constructor connects to something; do that in open or deliver"
-        assert files_in(stage) == files, "the constructor makes files; do that in open or deliver"
+            harness.build()
+        assert attempts.count == 0, "the constructor opens a connection; do that in open or deliver"
+        assert _files_in(harness) == files, "the constructor creates files; do that in open or deliver"
         assert threading.active_count() == threads, "the constructor starts threads; do that in open or deliver"
 
-    def test_it_takes_a_thousand_events_of_every_type(self, stage: Stage, arrived: Arrived | None) -> None:
-        self.all_arrive(stage, events(1000), arrived)
-
-    def test_it_takes_events_of_types_and_shapes_that_nobody_knows_yet(
-        self, stage: Stage, arrived: Arrived | None
+    def test_delivers_a_thousand_events_of_every_type(
+        self, harness: Harness, delivered_ids: DeliveredIds | None
     ) -> None:
-        self.all_arrive(stage, unknown_events(), arrived)
+        self._assert_delivers(harness, events(1000), delivered_ids)
 
-    def test_it_takes_whatever_text_an_event_holds(self, stage: Stage, arrived: Arrived | None) -> None:
-        self.all_arrive(stage, odd_texts([*ODD_TYPES, self.wanted().type]), arrived)
-
-    def test_it_gets_every_event_to_its_destination_although_calls_fail_at_random(
-        self, stage: Stage, arrived: Arrived | None
+    def test_delivers_events_of_unknown_types_and_shapes(
+        self, harness: Harness, delivered_ids: DeliveredIds | None
     ) -> None:
-        """In several lives: it is closed, built and opened anew in the middle."""
-        pushed = events(ROUNDS * 40, seed=3)
-        for number in range(ROUNDS):
-            stage.push(pushed[number::ROUNDS])
-            stage.deliver(unreliable(stage.build(batch_size=10), seed=number), seconds=0.5, may_fail=True)
-        count = stage.deliver(stage.build(), seconds=60)
-        assert (count.delivered, count.pending, count.dead) == (len(pushed), 0, 0), count.last_failure
-        self.assert_all_stand_there(pushed, arrived)
+        self._assert_delivers(harness, unknown_events(), delivered_ids)
 
-    def test_a_repeated_event_changes_nothing(self, stage: Stage, arrived: Arrived | None) -> None:
+    def test_delivers_events_with_odd_text(self, harness: Harness, delivered_ids: DeliveredIds | None) -> None:
+        self._assert_delivers(harness, odd_text_events([*ODD_TEXT_TYPES, self._accepted_event().type]), delivered_ids)
+
+    def test_delivers_every_event_although_calls_fail_at_random(
+        self, harness: Harness, delivered_ids: DeliveredIds | None
+    ) -> None:
+        """The sink is closed, built and opened again several times before all events are delivered."""
+        pushed = events(RESTARTS * 40, seed=3)
+        for number in range(RESTARTS):
+            harness.push(pushed[number::RESTARTS])
+            harness.deliver(unreliable(harness.build(batch_size=10), seed=number), may_fail=True, limit=20)
+        counts = harness.deliver(harness.build())
+        assert (counts.delivered, counts.pending, counts.dead) == (len(pushed), 0, 0), counts.last_failure_reason
+        self._assert_at_destination(pushed, delivered_ids)
+
+    def test_is_idempotent(self, harness: Harness, delivered_ids: DeliveredIds | None) -> None:
         repeated = events(20, seed=4)
-        with opened(stage.build()) as sink:
-            call(sink, repeated)
-            before = sorted(arrived()) if arrived else []
-            call(sink, repeated, attempt=2)
-            call(sink, repeated[5:10], attempt=3)
-        with opened(stage.build()) as sink:
-            call(sink, repeated, attempt=4)
-        after = sorted(arrived()) if arrived else []
-        assert after == before, "the destination holds events more than once (or say repeatable=False)"
+        with _opened(harness.build()) as sink:
+            _call(sink, repeated)
+            before = sorted(delivered_ids()) if delivered_ids else []
+            _call(sink, repeated, attempt=2)
+            _call(sink, repeated[5:10], attempt=3)
+        with _opened(harness.build()) as sink:
+            _call(sink, repeated, attempt=4)
+        after = sorted(delivered_ids()) if delivered_ids else []
+        assert after == before, "delivering events again changes the destination (if it must, pass idempotent=False)"
 
-    def test_it_says_so_when_an_event_does_not_get_through(
-        self, stage: Stage, arrived: Arrived | None, broken: Broken | None
+    def test_raises_when_an_event_cannot_be_delivered(
+        self, harness: Harness, delivered_ids: DeliveredIds | None, outage: Outage | None
     ) -> None:
-        lost = self.wanted(seed=5)
-        if broken is not None:
-            with broken():
-                assert failure(stage.build(), lost), "it came back from a broken destination as if it had delivered"
+        accepted = self._accepted_event(seed=5)
+        if outage is not None:
+            with outage():
+                assert _error_of_call(harness.build(), accepted), "it returned normally during an outage"
         with network.refused() as attempts:
-            failed = failure(stage.build(), lost)
-        assert failed or not attempts.count, "it came back as if it had delivered, but could not connect"
-        with opened(stage.build()) as sink:
-            call(sink, [lost], attempt=2)
-        self.assert_all_stand_there([lost], arrived)
+            error = _error_of_call(harness.build(), accepted)
+        assert error or not attempts.count, "it returned normally although it could not connect"
+        with _opened(harness.build()) as sink:
+            _call(sink, [accepted], attempt=2)
+        self._assert_at_destination([accepted], delivered_ids)
 
-    def test_it_comes_back_in_time_when_its_destination_hangs(self, stage: Stage) -> None:
-        """By itself: a call that never ends holds up the sink for ever, since nobody can end it from outside."""
-        sink = stage.build()
-        calling = threading.Thread(target=failure, args=(sink, self.wanted()), daemon=True)
+    def test_calls_end_in_time_when_the_destination_hangs(self, harness: Harness) -> None:
+        """Calls cannot be cancelled, so one that never ends blocks the sink for ever."""
+        call = threading.Thread(target=_error_of_call, args=(harness.build(), self._accepted_event()), daemon=True)
         with network.hanging():
-            calling.start()
-            calling.join(self.call_seconds)
-            assert not calling.is_alive(), f"a call takes over {self.call_seconds:g} s; give it a time-out"
+            call.start()
+            call.join(self.max_call_seconds)
+            assert not call.is_alive(), f"a call takes more than {self.max_call_seconds:g} s; set a timeout in the sink"
 
-    def test_it_can_be_closed_and_opened_again_and_leaves_nothing_behind(self, stage: Stage) -> None:
-        some, left = [*events(3), self.wanted()], list[int]()
-        kept = [stage.build() for _ in range(ROUNDS)]  # or garbage collection hides what close does not close
-        for sink in kept:
-            with opened(sink):
-                call(sink, some)
-            left.append(open_files() + threading.active_count())
-        each_time = all(more > before for before, more in itertools.pairwise(left))
-        assert not each_time, f"every close leaves open files or threads behind; there are {left}"
+    def test_close_releases_what_open_acquired(self, harness: Harness) -> None:
+        pushed, left_open = [*events(3), self._accepted_event()], list[int]()
+        sinks = [harness.build() for _ in range(RESTARTS + 1)]  # so that garbage collection does not close anything
+        for sink in sinks:
+            with _opened(sink):
+                _call(sink, pushed)
+            left_open.append(_count_open_files() + threading.active_count())
+        grows = all(after > before for before, after in itertools.pairwise(left_open))
+        assert not grows, f"files or threads are left after each close; their numbers are {left_open}"
 
-    def test_a_wrong_option_is_named(self, stage: Stage, options: Mapping[str, object]) -> None:
-        stage.build()
+    def test_errors_name_the_wrong_option(self, harness: Harness, options: Mapping[str, object]) -> None:
+        harness.build()
         with pytest.raises(PluginError, match="no option 'optoin'"):
-            stage.build({**options, "optoin": 1})
-        for option in stage.type.described():
+            harness.build({**options, "optoin": 1})
+        for option in harness.type.described():
             if option.required:
                 with pytest.raises(PluginError, match=f"option '{option.name}' is missing"):
-                    stage.build({name: value for name, value in options.items() if name != option.name})
-            wrong = [refusal(stage, {**options, option.name: value}) for value in WRONG_VALUES]
-            refused = [line for line in wrong if line is not None]
-            assert refused, f"option {option.name} takes anything; give it a type"
-            assert [line for line in refused if option.name not in line] == [], "the error does not name the option"
+                    harness.build({name: value for name, value in options.items() if name != option.name})
+            problems = [_problem_of(harness, {**options, option.name: value}) for value in WRONG_VALUES]
+            found = [problem for problem in problems if problem is not None]
+            assert found, f"option {option.name} accepts any value; annotate it with a type"
+            assert [line for line in found if option.name not in line] == [], "the error does not name the option"
 
-    def test_every_option_is_explained(self, stage: Stage) -> None:
+    def test_every_option_is_documented(self, harness: Harness) -> None:
         """For `python -m receiver sinks`: the class has a docstring, with a line `name: meaning` for each option."""
-        assert stage.type.summary(), f"{stage.type.cls.__name__} has no docstring"
-        silent = [option.name for option in stage.type.described() if not option.meaning]
-        assert silent == [], (
-            f"the docstring of {stage.type.cls.__name__} has no line 'name: meaning' for these options; "
-            "what is no option is field(init=False), or set in open"
+        cls = harness.type.cls.__name__
+        assert harness.type.summary(), f"{cls} has no docstring"
+        undocumented = [option.name for option in harness.type.described() if not option.meaning]
+        assert undocumented == [], (
+            f"the docstring of {cls} has no line 'name: meaning' for these options; "
+            "a field that is not an option is field(init=False), or is set in open"
         )
 
-    def test_no_secret_option_is_shown_or_logged(
-        self, stage: Stage, options: Mapping[str, object], caplog: pytest.LogCaptureFixture
+    def test_secrets_are_neither_shown_nor_logged(
+        self, harness: Harness, options: Mapping[str, object], caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
-        sink = stage.build()
+        sink = harness.build()
         instance = (sink.hook.deliver_batch if sink.in_batches else sink.hook.deliver).get_hookimpls()[0].plugin
-        shown = {"repr": repr(instance), "str": str(instance)}
-        with opened(sink):
-            call(sink, [*events(2), self.wanted()])
+        with _opened(sink):
+            _call(sink, [*events(2), self._accepted_event()])
         with network.refused():
-            failure(stage.build(), self.wanted())
-        own = [record for record in caplog.records if record.name.startswith((f"sink.{NAME}", instance.__module__))]
-        shown["its log"] = "\n".join(record.getMessage() for record in own)
-        hidden = secrets_in(stage, options)
-        leaks = [place for place, text in shown.items() if any(value in text for value in hidden)]
-        assert leaks == [], "these show a secret option; give it the type Secret, and log without it"
+            _error_of_call(harness.build(), self._accepted_event())
+        loggers = (f"sink.{SINK_NAME}", instance.__module__)
+        logged = [record.getMessage() for record in caplog.records if record.name.startswith(loggers)]
+        shown = {"repr": repr(instance), "str": str(instance), "its log": "\n".join(logged)}
+        secrets = _secret_values(harness, options)
+        leaks = [place for place, text in shown.items() if any(secret in text for secret in secrets)]
+        assert leaks == [], "these show a secret; give its option the type Secret, and do not log it"
 
-    def test_calls_at_once_do_not_get_in_each_others_way(self, stage: Stage, arrived: Arrived | None) -> None:
+    def test_concurrent_calls_do_not_interfere(self, harness: Harness, delivered_ids: DeliveredIds | None) -> None:
         pushed = events(400, seed=6)
-        stage.push(pushed)
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(SHORT_SWITCH_SECONDS)
-        try:
-            sink = stage.build(concurrency=min(self.concurrency, AT_ONCE), batch_size=10)
-            count = stage.deliver(sink, seconds=60)
-        finally:
-            sys.setswitchinterval(interval)
-        assert (count.delivered, count.failures) == (len(pushed), 0), count.last_failure
-        self.assert_all_stand_there(pushed, arrived)
+        batches = [pushed[start : start + 5] for start in range(0, len(pushed), 5)]
+        with (
+            _opened(harness.build()) as sink,
+            _threads_switched_often(),
+            ThreadPoolExecutor(min(self.concurrency, MAX_THREADS)) as pool,
+        ):
+            for _ in pool.map(partial(_call, sink), batches):
+                pass
+        self._assert_at_destination(pushed, delivered_ids)
 
-    def all_arrive(self, stage: Stage, pushed: Sequence[Event], arrived: Arrived | None) -> None:
-        """All of these are delivered at the first attempt, and stand at the destination."""
-        stage.push(pushed)
-        count = stage.deliver(stage.build(), seconds=60)
-        assert (count.delivered, count.failures, count.dead) == (len(pushed), 0, 0), count.last_failure
-        self.assert_all_stand_there(pushed, arrived)
+    def _assert_delivers(self, harness: Harness, pushed: Sequence[Event], delivered_ids: DeliveredIds | None) -> None:
+        """All of these are delivered at the first attempt."""
+        harness.push(pushed)
+        counts = harness.deliver(harness.build())
+        assert (counts.delivered, counts.failures, counts.dead) == (len(pushed), 0, 0), counts.last_failure_reason
+        self._assert_at_destination(pushed, delivered_ids)
 
-    def assert_all_stand_there(self, pushed: Sequence[Event], arrived: Arrived | None) -> None:
-        """All that was pushed stands at the destination, and nothing else; where one can look."""
-        if arrived is not None:
-            there, traces = set(arrived()), {trace for each in pushed for trace in self.traces(each)}
-            assert traces - there == set(), "these never arrived; if the sink lets them go, override traces"
-            assert there - traces == set(), "these were never pushed"
+    def _assert_at_destination(self, pushed: Sequence[Event], delivered_ids: DeliveredIds | None) -> None:
+        """The destination holds these events and no others, as far as `delivered_ids` can tell."""
+        if delivered_ids is not None:
+            actual, expected = set(delivered_ids()), {name for event in pushed for name in self.expected_ids(event)}
+            assert expected - actual == set(), "these are missing; if the sink drops some events, override expected_ids"
+            assert actual - expected == set(), "these were never pushed"
 
-    def wanted(self, seed: int = 1) -> Event:
-        """An event that the sink does not let go."""
-        found = next((each for each in events(10 * len(TYPES), seed=seed) if self.traces(each)), None)
-        return found or pytest.fail("traces gives nothing for events of any type", pytrace=False)
+    def _accepted_event(self, seed: int = 1) -> Event:
+        """An event that the sink does not drop."""
+        simulator = Simulator(seed)
+        candidates = (event(event_type, simulator=simulator) for event_type in TYPES * EVENTS_PER_TYPE)
+        accepted = next((candidate for candidate in candidates if self.expected_ids(candidate)), None)
+        return accepted or pytest.fail("expected_ids returns nothing for events of any type", pytrace=False)
 
 
 @contextmanager
-def opened(sink: Sink) -> Iterator[Sink]:
-    """The sink between open and close."""
-    sink.hook.open(name=NAME, logger=logging.getLogger(f"sink.{NAME}"))
+def _opened(sink: Sink) -> Iterator[Sink]:
+    sink.hook.open(name=SINK_NAME, logger=logging.getLogger(f"sink.{SINK_NAME}"))
     try:
         yield sink
     finally:
         sink.hook.close()
 
 
-def call(sink: Sink, given: Sequence[Event], attempt: int = 1) -> None:
-    """Deliver these events, in one call if the sink takes batches. Raises what it raises."""
+def _call(sink: Sink, events: Sequence[Event], attempt: int = 1) -> None:
+    """Deliver these events, in one call if the sink takes batches. Raises what the sink raises."""
     if sink.in_batches:
-        sink.hook.deliver_batch(events=given, attempts=[attempt] * len(given))
+        sink.hook.deliver_batch(events=events, attempts=[attempt] * len(events))
     else:
-        for each in given:
-            sink.hook.deliver(event=each, attempt=attempt)
+        for event in events:
+            sink.hook.deliver(event=event, attempt=attempt)
 
 
-def failure(sink: Sink, given: Event) -> BaseException | None:
-    """What the sink raises when it is opened and called with an event; None when it comes back."""
+@contextmanager
+def _threads_switched_often() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SHORT_SWITCH_SECONDS)
     try:
-        with opened(sink):
-            call(sink, [given])
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def _error_of_call(sink: Sink, event: Event) -> BaseException | None:
+    """What the sink raises when it is opened and called with an event; None if it returns normally."""
+    try:
+        with _opened(sink):
+            _call(sink, [event])
     except BaseException as error:
         return error
     return None
 
 
-def refusal(stage: Stage, options: Mapping[str, object]) -> str | None:
-    """What is wrong with these options, or None when the sink is built from them."""
+def _problem_of(harness: Harness, options: Mapping[str, object]) -> str | None:
+    """What is wrong with these options; None if the sink is built from them."""
     try:
-        stage.build(options)
+        harness.build(options)
     except PluginError as error:
         return str(error)
     return None
 
 
-def secrets_in(stage: Stage, options: Mapping[str, object]) -> list[str]:
-    """The values that nobody may see: of options whose type is Secret, or whose name says that they are one."""
-    hidden = {each.name for each in stage.type.described() if each.secret or SECRET_NAMES.search(each.name)}
-    return [text for name in hidden for text in texts_in(options.get(name)) if len(text) >= 4]
+def _secret_values(harness: Harness, options: Mapping[str, object]) -> list[str]:
+    """The values of options whose type is Secret, or whose name suggests a secret."""
+    secret = [each.name for each in harness.type.described() if each.secret or SECRET_NAMES.search(each.name)]
+    return [text for name in secret for text in _texts_in(options.get(name)) if len(text) >= MIN_SECRET_CHARACTERS]
 
 
-def texts_in(value: object) -> Iterator[str]:
+def _texts_in(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from (text for item in value.values() for text in texts_in(item))
+        yield from (text for item in value.values() for text in _texts_in(item))
     elif isinstance(value, list | tuple):
-        yield from (text for item in value for text in texts_in(item))
+        yield from (text for item in value for text in _texts_in(item))
 
 
-def files_in(stage: Stage) -> set[Path]:
-    return set(stage.settings.folder.rglob("*"))
+def _files_in(harness: Harness) -> set[Path]:
+    return set(harness.settings.folder.rglob("*"))
 
 
-def open_files() -> int:
-    """How many files and sockets this process has open; 0 where that cannot be told."""
+def _count_open_files() -> int:
+    """Files and sockets that this process has open; 0 on systems that do not list them."""
     with suppress(OSError):
         return len(os.listdir("/dev/fd"))
     return 0

@@ -1,4 +1,4 @@
-"""The `influx` sink: writes readings to InfluxDB, or to another database that takes its line protocol over HTTP."""
+"""The `influx` sink: writes readings to InfluxDB, or to another database that accepts its line protocol over HTTP."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from receiver_influx.lines import line
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
-REFUSED_TRIES = 3
-"""How often an event that the database refuses is tried before it is given up."""
-RETRY_AFTER_AT_MOST = 3600.0
-ANSWER_BYTES = 4096
+MAX_REJECTIONS = 3
+"""The attempt at which an event that the database rejects is given up."""
+MAX_RETRY_AFTER_SECONDS = 3600.0
+MAX_ERROR_BYTES = 4096
+MAX_ERROR_CHARACTERS = 300
 
 NAME = re.compile("[A-Za-z][A-Za-z0-9_.-]*")
 PAUSING = {
-    401: "it refuses the token",
+    401: "it rejects the token",
     403: "the token does not allow this",
     404: "there is no such bucket, organisation or path",
 }
@@ -33,17 +34,18 @@ PAUSING = {
 
 @dataclass
 class Influx:
-    """Writes each reading as a point to InfluxDB 2 or 3, VictoriaMetrics, Telegraf, or what else has /api/v2/write.
+    """Writes each reading as a point to InfluxDB 2 or 3, VictoriaMetrics, Telegraf, or another /api/v2/write.
 
-    The quantity is the field; the id of the device and the labels of your choice are tags. A point that comes again
+    The quantity is the field; the device id and the configured labels are tags. A point that is written again
     overwrites itself.
 
     url: the server; /api/v2/write is appended.
     bucket: the bucket, or the database, to write to.
-    org: the organisation, where the server has more than one.
-    token: the API token, where the server asks for one.
-    measurement: the measurement (the table) that all points belong to.
-    label_tags: labels that become a tag, label_NAME. With other tags a point is another point, so choose them once.
+    org: the organisation, if the server has several.
+    token: the API token, if the server needs one.
+    measurement: the measurement (the table) of all points.
+    label_tags: labels that become tags, called label_NAME. With other tags a point is a different point, so do not
+        change them later.
     """
 
     url: str = field(repr=False)
@@ -54,14 +56,15 @@ class Influx:
     label_tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        base = address(self.url)
+        base = base_url(self.url)
         if not NAME.fullmatch(self.measurement):
             raise ValueError("measurement must be letters, digits, '_', '.' or '-', a letter first")
-        names = {"bucket": self.bucket, "org": self.org, "precision": "ns"}
-        self._url = f"{base}/api/v2/write?{urlencode({name: text for name, text in names.items() if text})}"
+        parameters = {"bucket": self.bucket, "org": self.org, "precision": "ns"}
+        query = urlencode({name: value for name, value in parameters.items() if value})
+        self._url = f"{base}/api/v2/write?{query}"
         self._headers = {"content-type": "text/plain; charset=utf-8", "user-agent": "receiver-influx"}
         if self.token is not None:
-            self._headers["authorization"] = f"Token {checked(self.token)}"
+            self._headers["authorization"] = f"Token {check_token(self.token)}"
         timeout = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
         self._http = PoolManager(timeout=timeout, retries=False)
 
@@ -71,23 +74,23 @@ class Influx:
 
     @hookimpl
     def deliver_batch(self, events: Sequence[Event], attempts: Sequence[int]) -> None:
-        """Write the readings of all these events in one request.
+        """Write the readings of all events in one request.
 
-        When the database refuses one point, it may have written the others (a "partial write"). What is raised then
-        makes the receiver bring the events one by one: those that were written overwrite themselves, and only the one
-        that is refused alone, and again, is given up.
+        When the database rejects a point it may still have written the others (a "partial write"). The receiver then
+        delivers the events one by one: points that were written overwrite themselves, and only an event that is
+        rejected alone, at its third attempt or later, is given up.
         """
         readings = [(event, reading) for event in events for reading in event.readings()]
         lines = [line(self.measurement, event, reading, self.label_tags) for event, reading in readings]
         if lines:
-            judge(*self._post("\n".join(lines)), last_try=len(events) == 1 and attempts[0] >= REFUSED_TRIES)
+            judge(*self._post("\n".join(lines)), last_attempt=len(events) == 1 and attempts[0] >= MAX_REJECTIONS)
 
     @hookimpl
     def close(self) -> None:
         self._http.clear()
 
     def _post(self, body: str) -> tuple[BaseHTTPResponse, bytes]:
-        """The answer, and the beginning of its body."""
+        """The response, and the beginning of its body."""
         try:
             response = self._http.request(
                 "POST",
@@ -97,10 +100,10 @@ class Influx:
                 redirect=False,
                 preload_content=False,
             )
-            beginning = response.read1(ANSWER_BYTES)
+            beginning = response.read1(MAX_ERROR_BYTES)
             response.close()
         except (HTTPError, OSError) as error:
-            raise Retry(f"no answer from the database: {type(error).__name__}") from None
+            raise Retry(f"no response from the database: {type(error).__name__}") from None
         return response, beginning
 
 
@@ -109,8 +112,8 @@ def register_sinks(register: Callable[[str, type], None]) -> None:
     register("influx", Influx)
 
 
-def address(url: str) -> str:
-    """The server's address without a slash at its end. Raises ValueError."""
+def base_url(url: str) -> str:
+    """The URL of the server without a slash at its end. Raises ValueError if it cannot be used."""
     try:
         parts = parse_url(url)
     except HTTPError:
@@ -118,20 +121,20 @@ def address(url: str) -> str:
     if parts is None or parts.scheme not in ("http", "https") or not parts.host:
         raise ValueError("url must begin with http:// or https:// and name a host")
     if parts.auth or parts.query or parts.fragment:
-        raise ValueError("url must not hold a user name, a question mark or '#'; there are options for the rest")
+        raise ValueError("url must not contain a user name, '?' or '#'; use the other options")
     return url.rstrip("/")
 
 
-def checked(token: Secret) -> str:
-    """The text of a token that can stand in a header. Raises ValueError."""
+def check_token(token: Secret) -> str:
+    """The text of a token that can be sent in a header. Raises ValueError for others."""
     text = token.get_secret_value()
     if not (text.isascii() and text.isprintable()):
         raise ValueError("token must be ASCII without line ends")
     return text
 
 
-def judge(response: BaseHTTPResponse, body: bytes, *, last_try: bool) -> None:
-    """Come back when all points are written; else raise what the answer asks for.
+def judge(response: BaseHTTPResponse, body: bytes, *, last_attempt: bool) -> None:
+    """Return if all points are written; else raise Retry, Pause or GiveUp, as the status asks for.
 
     https://docs.influxdata.com/influxdb/v2/write-data/troubleshoot/
     """
@@ -139,23 +142,23 @@ def judge(response: BaseHTTPResponse, body: bytes, *, last_try: bool) -> None:
     if status in (200, 204):
         return
     if 300 <= status < 400:
-        raise Pause(f"HTTP {status}: it redirects, which is not followed; set url to where it leads")
+        raise Pause(f"HTTP {status}: redirects are not followed; set url to the target")
     if status in PAUSING:
         raise Pause(f"HTTP {status}: {PAUSING[status]}")
     wait = response.headers.get("Retry-After", "")
     if status in (429, 503) and wait.isascii() and wait.isdigit():
-        raise Pause(f"HTTP {status}: it asks to wait", min(float(wait), RETRY_AFTER_AT_MOST))
-    why = f"HTTP {status}: {reason(body)}"
-    if last_try and status in (400, 413, 422):
-        raise GiveUp(why)
-    raise Retry(why)
+        raise Pause(f"HTTP {status}: it asks us to wait", min(float(wait), MAX_RETRY_AFTER_SECONDS))
+    reason = f"HTTP {status}: {error_in(body)}"
+    if last_attempt and status in (400, 413, 422):
+        raise GiveUp(reason)
+    raise Retry(reason)
 
 
-def reason(body: bytes) -> str:
-    """What the server says is wrong; it quotes the point, never the token."""
+def error_in(body: bytes) -> str:
+    """The error in a response; it quotes the point, never the token."""
     try:
-        answer = json.loads(body)
+        error = json.loads(body)
     except ValueError:
         return "it does not say why"
-    told = answer.get("message") or answer.get("error") if isinstance(answer, dict) else None
-    return told[:300] if isinstance(told, str) else "it does not say why"
+    text = error.get("message") or error.get("error") if isinstance(error, dict) else None
+    return text[:MAX_ERROR_CHARACTERS] if isinstance(text, str) else "it does not say why"

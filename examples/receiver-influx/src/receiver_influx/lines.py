@@ -11,31 +11,31 @@ from datetime import UTC, datetime, timedelta
 from receiver import Event, Reading
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-TAG_LENGTH = 500
-"""All tags of a point together may have 64 KiB at most."""
+MAX_TAG_CHARACTERS = 500
+"""All tags of a point together can have 64 KiB."""
 
 SPECIAL = str.maketrans({",": r"\,", "=": r"\=", " ": r"\ "})
 
 
 def line(measurement: str, event: Event, reading: Reading, label_tags: Sequence[str]) -> str:
-    """One point: the quantity as its field, device and labels as its tags, in nanoseconds since 1970."""
+    """A point: the quantity is its field, device id and labels are its tags, the time is in nanoseconds since 1970."""
     tags = {
         "device_id": reading.device_id or "",
         **{f"label_{name}": event.labels.get(name, "") for name in label_tags},
     }
-    given = ((escaped(name), escaped(text)) for name, text in sorted(tags.items()))
-    point = ",".join([measurement, *(f"{name}={text}" for name, text in given if text)])
-    return f"{point} {escaped(reading.quantity)}={float(reading.value)!r} {nanoseconds(reading.time)}"
+    escaped_tags = ((escaped(name), escaped(text)) for name, text in sorted(tags.items()))
+    series = ",".join([measurement, *(f"{name}={text}" for name, text in escaped_tags if text)])
+    return f"{series} {escaped(reading.quantity)}={float(reading.value)!r} {nanoseconds(reading.time)}"
 
 
 def escaped(text: str) -> str:
-    """A tag's name or value, or a field's name.
+    """The name or value of a tag, or the name of a field.
 
-    There is no way to write the end of a line, so it becomes a space. Servers disagree about a backslash before what
-    is special (https://github.com/influxdata/telegraf/issues/3004), so it becomes a slash.
+    Line ends cannot be escaped and become spaces. Servers disagree about backslashes before special characters
+    (https://github.com/influxdata/telegraf/issues/3004), so backslashes become slashes.
     """
-    shown = "".join(character if character.isprintable() else " " for character in text[:TAG_LENGTH])
-    return shown.strip().replace("\\", "/").translate(SPECIAL)
+    printable = "".join(character if character.isprintable() else " " for character in text[:MAX_TAG_CHARACTERS])
+    return printable.strip().replace("\\", "/").translate(SPECIAL)
 
 
 def nanoseconds(time: datetime) -> int:

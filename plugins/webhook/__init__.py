@@ -1,0 +1,240 @@
+"""The `webhook` sink: forwards each event, as DT sent it, to an HTTP endpoint."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+
+from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
+
+from .addresses import connect
+from .exchange import CompleteHead, Deadlines, TimeLimits, discard_body
+
+MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
+MAX_REJECTIONS = 3
+"""The attempt at which an event that the endpoint rejects (4xx) is given up."""
+CONNECTIONS = 64
+"""As many as the largest `concurrency`."""
+
+TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+VISIBLE = re.compile(r"[\t\x20-\x7e]*")
+
+PAUSING = {401: "it rejects our credentials", 403: "it forbids us", 410: "it is gone"}
+RETRIED = (408, 425)
+OVERLOADED = (429, 503)
+
+AnyConnection = TypeVar("AnyConnection", bound=HTTPConnection)
+
+
+@dataclass
+class Webhook:
+    """POSTs the raw body of each event to a URL; any 2xx is delivered.
+
+    The headers Idempotency-Key and webhook-id carry the event id, the same in every attempt. Redirects are not
+    followed, and pause the sink. With `concurrency`, several events are sent at once.
+
+    url: the endpoint; http or https.
+    secret: signs each request as in the Standard Webhooks specification; base64, with or without whsec_. Can be a list
+        while a secret is rotated.
+    headers: additional headers to send.
+    allow_private: allow endpoints on loopback and private addresses.
+    ca_file: certificates to trust instead of those of the system.
+    """
+
+    url: str = field(repr=False)
+    secret: Secret | list[Secret] | None = None
+    headers: Mapping[str, Secret] = field(default_factory=dict)
+    allow_private: bool = False
+    ca_file: Path | None = None
+
+    limits: ClassVar[TimeLimits] = TimeLimits()  # not an option
+
+    def __post_init__(self) -> None:
+        self._scheme, self._host, self._port, self._target = split_url(self.url)
+        secrets = self.secret if isinstance(self.secret, list) else [] if self.secret is None else [self.secret]
+        for name, value in self.headers.items():
+            check_header(name, value)
+        self._keys = [signing_key(secret) for secret in secrets]
+        self._deadlines = Deadlines(self.limits.total_seconds)
+        self._pool: HTTPConnectionPool | None = None
+
+    @hookimpl
+    def open(self) -> None:
+        self._pool = self._make_pool()
+        self._deadlines.start()
+
+    @hookimpl
+    def deliver(self, event: Event, attempt: int) -> None:
+        """POST the raw body; 2xx is delivered, any other response raises what its status asks for."""
+        assert self._pool is not None
+        try:
+            with self._deadlines.exchange() as deadline:
+                response = self._pool.urlopen(
+                    "POST",
+                    self._target,
+                    body=event.body,
+                    headers=self._headers(event, time.time()),
+                    retries=False,
+                    redirect=False,
+                    preload_content=False,
+                    decode_content=False,
+                )
+                if time.monotonic() > deadline:
+                    response.close()
+                    raise TimeoutError("cut off, perhaps in the middle of its headers")
+                discard_body(response)
+        except (HTTPError, OSError) as error:
+            raise Retry(f"no response from {self._host}: {cause(error)}") from None
+        judge(response, attempt)
+
+    @hookimpl
+    def close(self) -> None:
+        self._deadlines.stop()
+        if self._pool is not None:
+            self._pool.close()
+
+    def _headers(self, event: Event, now: float) -> dict[str, str]:
+        headers = {"content-type": "application/json", "user-agent": "dt-receiver"}
+        headers |= {name.lower(): value.get_secret_value() for name, value in self.headers.items()}
+        headers |= {"idempotency-key": event.id, "webhook-id": event.id}
+        if self._keys:
+            stamp = str(int(now))
+            signed = b".".join([event.id.encode(), stamp.encode(), event.body])
+            headers["webhook-timestamp"] = stamp
+            headers["webhook-signature"] = " ".join(signature(key, signed) for key in self._keys)
+        return headers
+
+    def _make_pool(self) -> HTTPConnectionPool:
+        host, port = self._host, self._port
+        timeout = Timeout(connect=self.limits.connect_seconds, read=self.limits.read_seconds)
+        if self._scheme == "http":
+            plain = HTTPConnectionPool(host, port, maxsize=CONNECTIONS, timeout=timeout)
+            plain.ConnectionCls = self._checked(HTTPConnection)
+            return plain
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            reason = error.strerror or "it has no certificates"
+            raise Pause(f"ca_file {self.ca_file} cannot be read: {reason}") from None
+        secure = HTTPSConnectionPool(host, port, maxsize=CONNECTIONS, timeout=timeout, ssl_context=context)
+        secure.ConnectionCls = self._checked(HTTPSConnection)
+        return secure
+
+    def _checked(self, connection: type[AnyConnection]) -> type[AnyConnection]:
+        """The connection class that checks the address when it connects, and whose exchanges have deadlines."""
+        deadlines, allow_private, connect_seconds = self._deadlines, self.allow_private, self.limits.connect_seconds
+
+        class Checked(connection):  # type: ignore[valid-type, misc]  # the base is a parameter
+            response_class = CompleteHead
+
+            def _new_conn(self) -> socket.socket:
+                connected = connect(self.host, self.port, allow_private, connect_seconds)
+                deadlines.watch(connected)
+                return connected
+
+            def putrequest(self, *args: object, **kwargs: object) -> None:
+                deadlines.watch(self.sock)
+                super().putrequest(*args, **kwargs)
+
+        return Checked
+
+
+@hookimpl
+def register_sinks(register: Callable[[str, type], None]) -> None:
+    register("webhook", Webhook)
+
+
+def split_url(url: str) -> tuple[str, str, int | None, str]:
+    """Scheme, host, port, and path with query. Raises ValueError for a URL that cannot be used, without showing it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("url must begin with http:// or https:// and name a host")
+    if "@" in parts.netloc:
+        raise ValueError("url must not contain a user name or password; use headers")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("url must have a port from 0 to 65535, or none") from None
+    return parts.scheme, parts.hostname, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def cause(error: BaseException) -> str:
+    """What the operating system says of a failed exchange; the text of the libraries may repeat the URL."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return type(error).__name__
+
+
+def judge(response: BaseHTTPResponse, attempt: int) -> None:
+    """Return for 2xx; else raise Retry, Pause or GiveUp, as the status asks for (RFC 9110)."""
+    status = response.status
+    if 200 <= status < 300:
+        return
+    if 300 <= status < 400:
+        raise Pause(f"HTTP {status}: redirects are not followed; set url to its target")
+    if status in PAUSING:
+        raise Pause(f"HTTP {status}: {PAUSING[status]}")
+    if status in OVERLOADED and (after := retry_after(response)):
+        raise Pause(f"HTTP {status}: it asks us to wait", after)
+    if 400 <= status < 500 and status not in (*RETRIED, *OVERLOADED) and attempt >= MAX_REJECTIONS:
+        raise GiveUp(f"HTTP {status}: it rejects this event")
+    raise Retry(f"HTTP {status}")
+
+
+def retry_after(response: BaseHTTPResponse) -> float | None:
+    """Retry-After in seconds (RFC 9110, section 10.2.3), at most a day; None when it is missing or unreadable."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value), MAX_RETRY_AFTER_SECONDS)
+    try:
+        when = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return min(max(0.0, (when - datetime.now(UTC)).total_seconds()), MAX_RETRY_AFTER_SECONDS)
+
+
+def signing_key(secret: Secret) -> bytes:
+    """The key in a Standard Webhooks secret."""
+    try:
+        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise ValueError("secret must be base64, with or without the prefix whsec_")
+    return key
+
+
+def check_header(name: str, value: Secret) -> None:
+    """Raise ValueError for what cannot be sent: the message of http.client would show the value."""
+    if not TOKEN.fullmatch(name):
+        raise ValueError("headers: a name is not a token of letters, digits and -")
+    if not VISIBLE.fullmatch(value.get_secret_value()):
+        raise ValueError(f"headers: the value of header {name} must be ASCII without line ends")
+
+
+def signature(key: bytes, signed: bytes) -> str:
+    """One signature as Standard Webhooks writes it: https://www.standardwebhooks.com"""
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()

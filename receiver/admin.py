@@ -1,0 +1,342 @@
+"""What operators inspect and change; each function is behind a command.
+
+All of them use the journal's records, whether the receiver runs or not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from receiver.errors import NotAnEvent, ReceiverError
+from receiver.event import TYPES, Event, event_id
+from receiver.journal import DeliveryState, QuarantinedPush, Records, SinkCounts, SinkState
+from receiver.settings import Filter, Settings, SinkSettings
+from receiver.validation import nearest
+
+BATCH = 1000
+"""How many events of a replay are read and requeued at once."""
+
+MAX_LISTED = 1000
+"""How many dead letters and quarantined pushes are listed: more than anyone reads. Retries reach all of them."""
+
+SAFE_TO_REMOVE_SECONDS = 24 * 3600
+"""DT retries a push for 12 hours; a secret that has verified none for twice as long is not needed any more."""
+
+
+@dataclass(frozen=True)
+class SinkStatus:
+    """The state of one sink. `configured` is "enabled", "disabled" or "removed"; times are aware UTC."""
+
+    sink: str
+    configured: str
+    pending: int
+    oldest_pending_age_seconds: float | None
+    delivered: int
+    dead: int
+    last_success_at: datetime | None
+    last_failure_at: datetime | None
+    last_failure_reason: str | None
+    paused_until: datetime | None
+    pause_reason: str | None
+
+
+@dataclass(frozen=True)
+class DeadLetterRow:
+    """A dead letter, as it is shown; times are aware UTC."""
+
+    sink: str
+    event_id: str
+    received_at: datetime
+    died_at: datetime
+    attempts: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuarantineRow:
+    """A quarantined push, as it is shown."""
+
+    id: str
+    received_at: datetime
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeliveryRow:
+    """The delivery of an event to a sink, as it is shown: `state` says why where there is none."""
+
+    sink: str
+    state: str
+    attempts: int
+    last_attempt_at: datetime | None
+    reason: str | None
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What happened to an event, sink by sink."""
+
+    event: Event
+    deliveries: tuple[DeliveryRow, ...]
+
+
+def status(records: Records, settings: Settings) -> list[SinkStatus]:
+    """The state of every sink that is configured or in the journal."""
+    counts, states = records.counts().sinks, records.sink_states()
+    enabled = {sink.name: sink.common.enabled for sink in settings.sinks}
+    rows = []
+    for name in [*enabled, *sorted(counts.keys() - enabled.keys())]:
+        count, state = counts.get(name, SinkCounts()), states.get(name, SinkState(name))
+        oldest, paused = count.oldest_received_at, state.pauses > 0
+        rows.append(
+            SinkStatus(
+                sink=name,
+                configured={True: "enabled", False: "disabled", None: "removed"}[enabled.get(name)],
+                pending=count.pending,
+                oldest_pending_age_seconds=None if oldest is None else max(0.0, time.time() - oldest),
+                delivered=count.delivered,
+                dead=count.dead,
+                last_success_at=time_or_none(count.last_success_at),
+                last_failure_at=time_or_none(count.last_failure_at),
+                last_failure_reason=count.last_failure_reason,
+                paused_until=time_or_none(state.paused_until or None) if paused else None,
+                pause_reason=state.pause_reason if paused else None,
+            )
+        )
+    return rows
+
+
+def reasons(rows: Sequence[SinkStatus]) -> list[str]:
+    """A line for each sink that is paused or has failed."""
+    lines = []
+    for row in rows:
+        if row.pause_reason:
+            lines.append(f"{row.sink} is paused: {row.pause_reason}")
+        elif row.last_failure_reason:
+            lines.append(f"last failure of {row.sink}: {row.last_failure_reason}")
+    return lines
+
+
+def dead_letters(records: Records, settings: Settings, sink: str | None) -> list[DeadLetterRow]:
+    """The newest dead letters, of one sink or of all."""
+    if sink is not None:
+        require_known(records, settings, sink)
+    return [
+        DeadLetterRow(
+            dead.sink, dead.event_id, to_time(dead.received_at), to_time(dead.died_at), dead.attempts, dead.reason
+        )
+        for dead in records.dead_letters(sink, MAX_LISTED)
+    ]
+
+
+def retry_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
+    """Make dead letters of an enabled sink pending again: those named, or all if none is. How many."""
+    enabled_sink(settings, sink)
+    return require_some(records.retry_dead_letters(sink, event_ids or None), sink, event_ids)
+
+
+def delete_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
+    """Delete dead letters: those named, or all if none is. How many."""
+    require_known(records, settings, sink)
+    return require_some(records.delete_dead_letters(sink, event_ids or None), sink, event_ids)
+
+
+def require_some(changed: int, sink: str, event_ids: Sequence[str]) -> int:
+    """`changed`; raises ReceiverError if events were named and none of them is a dead letter."""
+    if event_ids and not changed:
+        raise ReceiverError(f"none of these is a dead letter of sink {sink}; `dead-letters list` shows them")
+    return changed
+
+
+def quarantined(records: Records) -> list[QuarantineRow]:
+    """The newest quarantined pushes."""
+    return [
+        QuarantineRow(push.id, to_time(push.received_at), len(push.body), push.reason)
+        for push in records.quarantined(MAX_LISTED)
+    ]
+
+
+def one_quarantined(records: Records, id_prefix: str) -> QuarantinedPush:
+    """The quarantined push whose id begins with `id_prefix`. Raises ReceiverError unless there is exactly one."""
+    found = records.find_quarantined(id_prefix)
+    if len(found) != 1:
+        raise ReceiverError(
+            f"{len(found)} quarantined pushes have an id that begins with {id_prefix!r}; `quarantine list` shows all"
+        )
+    return found[0]
+
+
+def retry_quarantined(records: Records, id_prefix: str | None) -> tuple[int, int]:
+    """Decode quarantined pushes again: how many are events now and will be delivered, and how many are not."""
+    chosen = (
+        records.quarantined(records.counts().quarantined)
+        if id_prefix is None
+        else [one_quarantined(records, id_prefix)]
+    )
+    released = 0
+    for push in chosen:
+        try:
+            name = event_id(push.body)
+        except NotAnEvent:
+            continue
+        records.release(push, name)
+        released += 1
+    return released, len(chosen) - released
+
+
+def replay(
+    records: Records,
+    settings: Settings,
+    sink: str,
+    since: datetime,
+    until: datetime,
+    types: Sequence[str],
+    dry_run: bool,
+    progress: Callable[[int], object],
+) -> tuple[int, int]:
+    """Requeue for a sink what was received in [since, until), passes its filter and is of one of `types`, if any.
+
+    How many events matched, and how many of them were not pending already. `progress` is called with the number of
+    events that were read since the last call.
+    """
+    condition = enabled_sink(settings, sink).common.filter
+    matched = requeued = after = 0
+    while batch := records.received(since.timestamp(), until.timestamp(), after, BATCH):
+        chosen = [stored for stored in batch if passes(stored.decode(), condition, types)]
+        matched += len(chosen)
+        if chosen and not dry_run:
+            requeued += records.requeue(sink, chosen)
+        after = batch[-1].key
+        progress(len(batch))
+    return matched, requeued
+
+
+def passes(event: Event, condition: Filter, types: Sequence[str]) -> bool:
+    return (not types or event.type in types) and not condition.misses(event)
+
+
+def explain(records: Records, settings: Settings, event_id: str) -> Explanation:
+    """What happened to an event, sink by sink. Raises ReceiverError if it is not in the journal."""
+    history = records.history(event_id)
+    if history is None:
+        raise ReceiverError(
+            f"event {event_id} is not in the journal: it was never received, or was delivered and then removed after "
+            "[journal] retention_days"
+        )
+    event = history.event.decode()
+    states = records.sink_states()
+    rows = [delivery_row(delivery, states.get(delivery.sink)) for delivery in history.deliveries]
+    routed_to = {delivery.sink for delivery in history.deliveries}
+    for sink in settings.enabled_sinks:
+        if sink.name not in routed_to:
+            state = not_routed(sink, event) if history.routed else "not routed yet"
+            rows.append(DeliveryRow(sink.name, state, 0, None, None, None))
+    return Explanation(event, tuple(sorted(rows, key=lambda row: row.sink)))
+
+
+def not_routed(sink: SinkSettings, event: Event) -> str:
+    """Why an event was not routed to a sink."""
+    if misses := sink.common.filter.misses(event):
+        return f"not routed: filter {', '.join(misses)}"
+    return "not routed: the sink was added later, or its dead letter was deleted; `replay` delivers it"
+
+
+def delivery_row(delivery: DeliveryState, state: SinkState | None) -> DeliveryRow:
+    """A delivery with its next attempt, which is not before the end of the sink's pause."""
+    due = delivery.due
+    if due is not None and state is not None and state.pauses:
+        due = max(due, state.paused_until)
+    return DeliveryRow(
+        delivery.sink,
+        delivery.state,
+        delivery.attempts,
+        time_or_none(delivery.settled_at),
+        delivery.reason or None,
+        time_or_none(due),
+    )
+
+
+def resume(records: Records, settings: Settings, sink: str) -> str:
+    """End the pause of a sink now; the reason why it was paused."""
+    enabled_sink(settings, sink)
+    state = records.sink_states().get(sink)
+    if state is None or not state.pauses:
+        raise ReceiverError(f"sink {sink} is not paused")
+    records.resume(sink)
+    return state.pause_reason
+
+
+def remove_sink(records: Records, settings: Settings, sink: str) -> int:
+    """Delete a sink that is no longer enabled, and its deliveries; how many of those were pending or dead."""
+    if sink in {each.name for each in settings.enabled_sinks}:
+        raise ReceiverError(f"sink {sink} is enabled in {settings.path.name}; remove it there and restart first")
+    if sink not in records.sink_states():
+        raise ReceiverError(f"there is no sink {sink} in the journal{nearest(sink, records.sink_states())}")
+    return records.remove_sink(sink)
+
+
+def unknown_event_types(settings: Settings) -> list[str]:
+    """A warning for each event type in a filter that DT does not document."""
+    return [
+        f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: {line}"
+        for sink in settings.sinks
+        for line in undocumented(sink.common.filter.event_types or ())
+    ]
+
+
+def undocumented(types: Sequence[str]) -> list[str]:
+    """A line for each event type that DT does not document, with the nearest one that it does."""
+    return [f"DT documents no event type {name!r}{nearest(name, TYPES)}" for name in types if name not in TYPES]
+
+
+def require_creatable(journal: Path) -> None:
+    """Raise ReceiverError if there is no journal yet, and its folder cannot be created or written."""
+    folder = next(parent for parent in journal.parents if parent.exists())
+    if not folder.is_dir():
+        raise ReceiverError(f"journal {journal}: {folder} is not a folder; set another [journal] path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ReceiverError(f"journal {journal}: {folder} is not writable; make it so, or set another [journal] path")
+
+
+def secrets_used(records: Records | None, settings: Settings) -> list[str]:
+    """If there are several signature secrets, a line for each: when it last verified a push."""
+    used = records.counts().secrets if records else {}
+    lines = []
+    for name in settings.secrets if len(settings.secrets) > 1 else ():
+        if name not in used:
+            lines.append(f"{name} has not been used yet")
+        elif time.time() - used[name] > SAFE_TO_REMOVE_SECONDS:
+            lines.append(f"{name} was last used {to_time(used[name]):%Y-%m-%d %H:%M} UTC; it is safe to remove")
+        else:
+            lines.append(f"{name} was last used {to_time(used[name]):%Y-%m-%d %H:%M} UTC")
+    return lines
+
+
+def require_known(records: Records, settings: Settings, name: str) -> None:
+    """Raise ReceiverError if no sink of that name is configured or in the journal."""
+    names = {sink.name for sink in settings.sinks} | records.sink_states().keys()
+    if name not in names:
+        raise ReceiverError(f"there is no sink {name}{nearest(name, names)}")
+
+
+def enabled_sink(settings: Settings, name: str) -> SinkSettings:
+    """An enabled sink by its name. Raises ReceiverError."""
+    sinks = {sink.name: sink for sink in settings.enabled_sinks}
+    if name not in sinks:
+        raise ReceiverError(f"no sink {name!r} is enabled in {settings.path.name}{nearest(name, sinks)}")
+    return sinks[name]
+
+
+def to_time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def time_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else to_time(seconds)

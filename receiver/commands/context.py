@@ -1,0 +1,83 @@
+"""What all commands need: settings, the journal's records, common options, and errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from receiver.commands.output import print_json
+from receiver.errors import ReceiverError
+from receiver.redaction import Redactor
+from receiver.settings import Settings, load
+from receiver.validation import duration
+
+if TYPE_CHECKING:
+    from receiver.journal import Records
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class Time(click.ParamType[datetime]):
+    """A time: 2026-01-31, 2026-01-31T12:00 (UTC unless it has an offset), or 3h, 2d (ago)."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            if value[-1:] in "smhd":
+                return datetime.now(UTC) - timedelta(seconds=duration(value))
+            time = datetime.fromisoformat(value)
+            return time if time.tzinfo else time.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            self.fail("give a time such as 2026-01-31, 2026-01-31T12:00, 3h or 2d", param, ctx)
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end with one line for each error of the receiver, and exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ReceiverError as error:
+            for line in redactor(context).redact(str(error)).splitlines():
+                click.echo(f"error: {line}", err=True)
+            context.exit(1)
+        except UnicodeEncodeError:
+            click.echo("error: an argument is not valid text", err=True)
+            context.exit(1)
+
+
+def load_settings(*, secret_required: bool = False) -> Settings:
+    """The settings; from then on, no error line shows their secrets. Raises ConfigError."""
+    settings = load(secret_required=secret_required)
+    redactor().hide(settings.secret_values)
+    return settings
+
+
+def redactor(context: click.Context | None = None) -> Redactor:
+    """The redactor of the running command."""
+    root = (context or click.get_current_context()).find_root()
+    root.obj = root.obj or Redactor()
+    found: Redactor = root.obj
+    return found
+
+
+def open_journal_records(settings: Settings) -> Records:
+    """The journal's records, closed at the end of the command. Raises JournalError."""
+    from receiver.journal import open_records
+
+    records = open_records(settings)
+    click.get_current_context().call_on_close(records.close)
+    return records
+
+
+def report(result: Mapping[str, object], text: str, as_json: bool) -> None:
+    """Show what a command did: a line for people, or an object."""
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(text)

@@ -1,0 +1,231 @@
+"""The commands that show deliveries, and retry, replay or delete them."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+import click
+
+from receiver import admin
+from receiver.commands.context import JSON, Time, load_settings, open_journal_records, redactor, report
+from receiver.commands.output import cell, plain, print_json, show
+
+
+@click.command()
+@JSON
+def status(as_json: bool) -> None:
+    """Show the state of each sink: what is pending, delivered and dead, its last failure and its pause.
+
+    \b
+    Example:
+      python -m receiver status
+    """
+    settings = load_settings()
+    rows = admin.status(open_journal_records(settings), settings)
+    details = ("last_failure_at", "last_failure_reason", "pause_reason")
+    show(rows, as_json=as_json, none="No sink is configured, and none was before.", hide=details)
+    for line in [] if as_json else admin.reasons(rows):
+        click.echo(cell(line))
+
+
+@click.command("resume")
+@click.argument("name")
+def sinks_resume(name: str) -> None:
+    """Probe a paused sink now, with one event, instead of at the end of its pause.
+
+    \b
+    Example, after its destination was repaired:
+      python -m receiver sinks resume erp
+    """
+    settings = load_settings()
+    reason = admin.resume(open_journal_records(settings), settings, name)
+    click.echo(f"Sink {name} is probed now. It was paused: {cell(redactor().redact(reason))}")
+
+
+@click.command("remove")
+@click.argument("name")
+def sinks_remove(name: str) -> None:
+    """Delete a sink that is no longer enabled, and its pending and dead deliveries, from the journal.
+
+    \b
+    Example:
+      python -m receiver sinks remove old_archive
+    """
+    settings = load_settings()
+    count = admin.remove_sink(open_journal_records(settings), settings, name)
+    click.echo(f"Removed sink {name}, and {count} deliveries that were pending or dead.")
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """List, retry and delete dead letters: deliveries that were given up.
+
+    \b
+    Example:
+      python -m receiver dead-letters list
+    """
+
+
+@dead_letters.command("list")
+@click.argument("sink", required=False)
+@JSON
+def dead_letters_list(sink: str | None, as_json: bool) -> None:
+    """List the newest 1000 dead letters, of one sink or of all.
+
+    \b
+    Example:
+      python -m receiver dead-letters list erp
+    """
+    settings = load_settings()
+    rows = admin.dead_letters(open_journal_records(settings), settings, sink)
+    show(rows, as_json=as_json, none="No dead letters.")
+
+
+@dead_letters.command("retry")
+@click.argument("sink")
+@click.argument("event_ids", nargs=-1)
+@JSON
+def dead_letters_retry(sink: str, event_ids: tuple[str, ...], as_json: bool) -> None:
+    """Make dead letters of a sink pending again, with no attempts counted: those named, or all.
+
+    \b
+    Examples:
+      python -m receiver dead-letters retry erp
+      python -m receiver dead-letters retry erp c82gg9catj3vmh4248og
+    """
+    settings = load_settings()
+    count = admin.retry_dead_letters(open_journal_records(settings), settings, sink, event_ids)
+    report({"sink": sink, "retried": count}, f"{count} dead letters of sink {sink} are pending again.", as_json)
+
+
+@dead_letters.command("delete")
+@click.argument("sink")
+@click.argument("event_ids", nargs=-1)
+@JSON
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def dead_letters_delete(sink: str, event_ids: tuple[str, ...], as_json: bool, yes: bool) -> None:
+    """Delete dead letters of a sink: those named, or all.
+
+    \b
+    Example:
+      python -m receiver dead-letters delete erp c82gg9catj3vmh4248og
+    """
+    if not event_ids and not yes:
+        click.confirm(f"Delete all dead letters of sink {sink}?", abort=True, err=True)
+    settings = load_settings()
+    count = admin.delete_dead_letters(open_journal_records(settings), settings, sink, event_ids)
+    report({"sink": sink, "deleted": count}, f"{count} dead letters of sink {sink} are deleted.", as_json)
+
+
+@click.group()
+def quarantine() -> None:
+    """List, show and retry quarantined pushes: verified, but not valid events.
+
+    \b
+    Example:
+      python -m receiver quarantine list
+    """
+
+
+@quarantine.command("list")
+@JSON
+def quarantine_list(as_json: bool) -> None:
+    """List the newest 1000 quarantined pushes.
+
+    \b
+    Example:
+      python -m receiver quarantine list
+    """
+    rows = admin.quarantined(open_journal_records(load_settings()))
+    show(rows, as_json=as_json, none="Nothing is in quarantine.")
+
+
+@quarantine.command("show")
+@click.argument("id")
+@JSON
+def quarantine_show(id: str, as_json: bool) -> None:
+    """Print the raw body of a quarantined push; the beginning of its id is enough.
+
+    \b
+    Example:
+      python -m receiver quarantine show 5b5fc2e7
+    """
+    push = admin.one_quarantined(open_journal_records(load_settings()), id)
+    if as_json:
+        print_json(push)
+    else:
+        click.echo(cell(plain(push.body)) if sys.stdout.isatty() else push.body)
+
+
+@quarantine.command("retry")
+@click.argument("id", required=False)
+@JSON
+def quarantine_retry(id: str | None, as_json: bool) -> None:
+    """Decode quarantined pushes again, for instance after an upgrade: one, or all.
+
+    \b
+    Example:
+      python -m receiver quarantine retry
+    """
+    released, left = admin.retry_quarantined(open_journal_records(load_settings()), id)
+    text = f"{released} pushes are events now and will be delivered; {left} stay in quarantine."
+    report({"released": released, "left": left}, text, as_json)
+
+
+@click.command()
+@click.argument("sink")
+@click.option("--since", type=Time(), required=True, help="Received at this time or later.")
+@click.option("--until", type=Time(), help="Received before this time; now if not given.")
+@click.option("--types", help="Only these event types, separated by commas.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@JSON
+def replay(sink: str, since: datetime, until: datetime | None, types: str | None, dry_run: bool, as_json: bool) -> None:
+    """Requeue past events for a sink: those that pass its filter and are still in the journal.
+
+    Times are like 2026-01-31, 2026-01-31T12:00 (UTC) or 3h, 2d (ago).
+
+    \b
+    Example:
+      python -m receiver replay erp --since 2d --types temperature,humidity --dry-run
+    """
+    settings = load_settings()
+    records = open_journal_records(settings)
+    names = [name.strip() for name in (types or "").split(",") if name.strip()]
+    for line in admin.undocumented(names):
+        click.echo(f"warning: --types: {line}", err=True)
+    end = until or datetime.now(UTC)
+    with click.progressbar(length=records.count_received(since.timestamp(), end.timestamp()), file=sys.stderr) as bar:
+        matched, requeued = admin.replay(records, settings, sink, since, end, names, dry_run, bar.update)
+    done = "nothing was requeued (dry run)" if dry_run else f"{requeued} of them were requeued for sink {sink}"
+    result = {"sink": sink, "matched": matched, "requeued": requeued, "dry_run": dry_run}
+    report(result, f"{matched} events match; {done}.", as_json)
+
+
+@click.command()
+@click.argument("event_id")
+@JSON
+def explain(event_id: str, as_json: bool) -> None:
+    """Show what happened to an event, sink by sink.
+
+    \b
+    Example:
+      python -m receiver explain c82gg9catj3vmh4248og
+    """
+    settings = load_settings()
+    found = admin.explain(open_journal_records(settings), settings, event_id)
+    event = found.event
+    facts = {
+        "event_id": event.id,
+        "event_type": event.type,
+        "device_id": event.device_id,
+        "occurred_at": plain(event.occurred_at),
+        "received_at": plain(event.received_at),
+    }
+    if as_json:
+        print_json({**facts, "sinks": found.deliveries})
+        return
+    for name, fact in facts.items():
+        click.echo(f"{name.replace('_', ' '):<11}  {cell(fact)}")
+    click.echo()
+    show(found.deliveries, as_json=False, none="No sink is enabled.")

@@ -1,0 +1,233 @@
+"""The commands that run, configure and try the receiver."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import sys
+from textwrap import indent
+
+import click
+
+from receiver import __version__, admin, health, logs
+from receiver.commands.context import (
+    JSON,
+    POSITIVE,
+    OneLineErrors,
+    load_settings,
+    open_journal_records,
+    redactor,
+)
+from receiver.commands.deliveries import dead_letters, explain, quarantine, replay, sinks_remove, sinks_resume, status
+from receiver.commands.output import cell, print_json, show_type
+from receiver.errors import ConfigError, ReceiverError
+from receiver.event import TYPES
+from receiver.lifeline import Lifeline
+from receiver.settings import SECRET, Settings, load_with_problems
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="receiver")
+def main() -> None:
+    """Accepts the signed events of DT Data Connectors, stores them durably, and delivers each to every enabled sink.
+
+    Settings are read from config.toml in this folder, or from the file named in RECEIVER_CONFIG.
+    """
+
+
+@main.command()
+@click.option("--lifeline", type=int, hidden=True, help="A socket whose other end is closed when it is time to stop.")
+@click.option("--listener", type=int, hidden=True, help="A bound socket to listen on, in place of host and PORT.")
+def serve(lifeline: int | None, listener: int | None) -> None:
+    """Receive pushes and deliver them.
+
+    \b
+    Example:
+      DT_SIGNATURE_SECRET=... PORT=8000 python -m receiver serve
+    """
+    from receiver import server
+
+    settings = load_settings(secret_required=True)
+    logs.set_up(settings.receiver.log_format, redactor())
+    sys.exit(server.serve(settings, redactor(), Lifeline(_socket(lifeline)), _socket(listener)))
+
+
+@main.command()
+def deliver() -> None:
+    """Deliver what is in the journal, without receiving.
+
+    \b
+    Example, where [receiver] has deliver = false for the processes that receive:
+      python -m receiver deliver
+    """
+    from receiver import server
+
+    settings = load_settings()
+    logs.set_up(settings.receiver.log_format, redactor())
+    sys.exit(server.deliver(settings, redactor()))
+
+
+@main.command()
+def check() -> None:
+    """Check config.toml, the environment, all plugins and all sinks, and name every problem.
+
+    \b
+    Example:
+      python -m receiver check
+    """
+    from receiver.delivery.plugins import load_plugins
+    from receiver.delivery.sinks import find_problems
+
+    settings, problems = load_with_problems()
+    redactor().hide(settings.secret_values)
+    of_plugins_and_sinks, local_paths = find_problems(load_plugins(settings, redactor()), settings, redactor())
+    problems += of_plugins_and_sinks
+    warnings = health.configuration_warnings(settings)
+    warnings += health.local_files(settings, local_paths)
+    warnings += admin.unknown_event_types(settings)
+    records = None
+    try:
+        if settings.database_url or settings.journal_path.exists():
+            records = open_journal_records(settings)
+            warnings += health.removed_sinks(settings, records.counts())
+        else:
+            admin.require_creatable(settings.journal_path)
+    except ReceiverError as error:
+        problems.append(str(error))
+    for warning in warnings:
+        click.echo(f"warning: {redactor().redact(warning)}", err=True)
+    if problems:
+        raise ConfigError(problems)
+    names = ", ".join(sink.name for sink in settings.enabled_sinks) or "none"
+    for line in admin.secrets_used(records, settings):
+        click.echo(line)
+    click.echo(f"{settings.path.name} is valid. Enabled sinks: {names}. Signature secrets: {len(settings.secrets)}.")
+
+
+@main.command()
+def migrate() -> None:
+    """Create the journal's tables, or upgrade those of an older receiver.
+
+    `serve` and `deliver` do this, too; run it once before several of them start.
+
+    \b
+    Example:
+      python -m receiver migrate
+    """
+    open_journal_records(load_settings())
+    click.echo("The journal's tables are up to date.")
+
+
+@main.group(invoke_without_command=True)
+@JSON
+@click.pass_context
+def sinks(context: click.Context, as_json: bool) -> None:
+    """Show all sink types with their options; resume or remove a sink.
+
+    \b
+    Examples:
+      python -m receiver sinks
+      python -m receiver sinks resume erp
+      python -m receiver sinks remove old_archive
+    """
+    if not context.invoked_subcommand:
+        show_types(load_settings(), as_json)
+
+
+@main.command("new-sink")
+@click.argument("name")
+def new_sink(name: str) -> None:
+    """Create a sink type of your own: writes plugins/NAME.py and tests/test_NAME.py, whose tests pass.
+
+    \b
+    Example:
+      python -m receiver new-sink alarm
+    """
+    from receiver import scaffold
+    from receiver.delivery.plugins import load_plugins
+
+    settings = load_settings()
+    types = load_plugins(settings, redactor()).types
+    plugin, test = (path.relative_to(scaffold.ROOT) for path in scaffold.new_sink(name, types))
+    sink_type = load_plugins(settings, redactor()).types[name]
+    click.echo(f"Wrote {plugin} and {test}. Run the tests:\n\n  make test TESTS={test}\n")
+    click.echo(f"To use the sink, add this to {settings.path.name}:\n\n{indent(sink_type.example(), '  ')}")
+
+
+@main.command()
+@click.argument("url")
+@click.option("--type", "types", multiple=True, type=click.Choice(TYPES), help="Event type; every type if not given.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many events of each type.")
+def send(url: str, types: tuple[str, ...], count: int) -> None:
+    """Sign test events with DT_SIGNATURE_SECRET and push them to a receiver, from emulated devices.
+
+    \b
+    Example:
+      python -m receiver send https://my-app.herokuapp.com --type temperature --count 3
+    """
+    from receiver.simulator import Pusher, Simulator
+
+    secret = os.environ.get(SECRET)
+    if not secret:
+        raise ReceiverError(f"{SECRET} is not set; set it to the signature secret of the receiver")
+    if not url.startswith(("http://", "https://")):
+        raise ReceiverError("the URL must begin with http:// or https://")
+    chosen = types or TYPES
+    pusher = Pusher(url, secret)
+    failed = 0
+    for body in itertools.islice(Simulator().bodies(chosen), count * len(chosen)):
+        response = pusher.push(body)
+        failed += response.status != 200
+        click.echo(f"{response.event_type:<20} {response.event_id}  {response.status or '---'} {cell(response.text)}")
+    if failed:
+        raise ReceiverError(f"{failed} of {count * len(chosen)} events were not accepted")
+
+
+@main.command()
+@click.option("--seconds", type=POSITIVE, default=20.0, show_default=True, help="How long sensors push events.")
+@click.option("--rate", type=POSITIVE, default=20.0, show_default=True, help="Events per second.")
+def demo(seconds: float, rate: float) -> None:
+    """Run a receiver with simulated sensors, and watch events arrive at its sinks.
+
+    \b
+    Example:
+      python -m receiver demo --seconds 60
+    """
+    from receiver.demo import run
+
+    run(seconds, rate, click.echo)
+
+
+def show_types(settings: Settings, as_json: bool) -> None:
+    from receiver.delivery.plugins import load_plugins
+
+    plugins = load_plugins(settings, redactor())
+    types = sorted(plugins.types.items())
+    if as_json:
+        print_json(
+            {
+                name: {
+                    "source": sink_type.source,
+                    "description": sink_type.summary(),
+                    "options": sink_type.described(),
+                    "example": sink_type.example(),
+                }
+                for name, sink_type in types
+            }
+        )
+    else:
+        for _, sink_type in types:
+            show_type(sink_type)
+    for problem in plugins.problems:
+        click.echo(f"plugin left out: {redactor().redact(problem)}", err=True)
+
+
+def _socket(descriptor: int | None) -> socket.socket | None:
+    return None if descriptor is None else socket.socket(fileno=descriptor)
+
+
+for command in (dead_letters, explain, quarantine, replay, status):
+    main.add_command(command)
+for command in (sinks_remove, sinks_resume):
+    sinks.add_command(command)

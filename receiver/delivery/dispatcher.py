@@ -1,0 +1,282 @@
+"""The dispatcher: routes events, and delivers them to the sinks.
+
+One thread routes new events, extends claims and applies retention; each sink is called by threads of its own. What must
+be known of a sink after a restart is in the journal.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from receiver.delivery.alerts import Alerts
+from receiver.delivery.circuit_breaker import CircuitBreaker, Random
+from receiver.delivery.sink_loop import CLAIM_SECONDS, IDLE_SECONDS, POLL_SECONDS, Redact, SinkLoop
+from receiver.delivery.sinks import Sink
+from receiver.errors import JournalUnavailable, NotAnEvent
+from receiver.journal import Journal, SinkState, StoredEvent
+from receiver.lifeline import Lifeline
+from receiver.logs import RateLimitedLog
+from receiver.redaction import error_text
+from receiver.settings import Filter, SinkSettings
+
+log = logging.getLogger(__name__)
+
+EXTEND_SECONDS = 15.0
+"""A quarter of a claim: three extensions in a row may fail."""
+
+LIVENESS_SECONDS = 5.0
+RETENTION_SECONDS = 1.0
+RETENTION_BUDGET_SECONDS = 0.1
+"""Retention may take a tenth of the time, since routing waits for it."""
+
+TRIAL_SECONDS = 5.0
+"""How long a suspect sink is called alone before the next one may begin."""
+
+DRAIN_SECONDS = 17.0
+"""SIGTERM leaves 20 s in all; the rest is for calls in progress and for closing the sinks."""
+
+ORPHANED_SECONDS = 4.0
+"""How long to finish when the supervisor is gone: its successor may be starting already."""
+
+CLOSE_SECONDS = 1.0
+LONG_CALL_SECONDS = 60.0
+BATCH = 500
+"""How many events one transaction routes or checks for retention."""
+
+
+class Dispatcher:
+    """All sinks of one process.
+
+    `enabled` and `disabled` are the sinks of config.toml. `broken` maps the name of each enabled sink that could not be
+    built to the reason, `sinks` are the others. `plugins` are the hooks of plugins. `warnings` are for operators.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        enabled: Sequence[SinkSettings],
+        sinks: Sequence[Sink],
+        broken: Mapping[str, str],
+        *,
+        disabled: Sequence[SinkSettings] = (),
+        plugins: Sequence[Any] = (),
+        warnings: Sequence[str] = (),
+        retention_seconds: float,
+        redact: Redact = str,
+        random: Random = random.random,
+    ) -> None:
+        self._journal = journal
+        self._enabled = enabled
+        self._sinks = sinks
+        self._broken = broken
+        self._warnings = warnings
+        self._retention_seconds = retention_seconds
+        self._redact = redact
+        self._random = random
+        self._alerts = Alerts(plugins, [sink.hook for sink in sinks], redact)
+        self._disabled = disabled
+        self._enabled_before: Sequence[SinkSettings] = ()
+        """Sinks that were enabled until this start: they get the events that were received before it."""
+        self._catching_up = True
+        """There may be unrouted events that were received before the start."""
+        self._loops: list[SinkLoop] = []
+        self._not_started: list[SinkLoop] = []
+        self._on_trial: tuple[SinkLoop, float] | None = None
+        self._last_run: dict[Callable[[], None], float] = {}
+        self._log = RateLimitedLog(log)
+
+    def run(self, lifeline: Lifeline) -> None:
+        """Deliver until the lifeline says stop; then deliver what is due, for a limited time."""
+        threads = self.start()
+        while not lifeline.stopping():
+            lifeline.report_alive()
+            if not self.tick():
+                self._journal.wait_for_events()
+        self._drain(lifeline, threads)
+        self._alerts.close(CLOSE_SECONDS)
+        self._close_sinks()
+
+    def start(self) -> list[threading.Thread]:
+        """Become the dispatcher and create the threads of all sinks; `tick` lets them begin."""
+        suspects = self._journal.start_dispatching()
+        states = self._journal.sink_states()
+        enabled_before = self._journal.enabled_sinks()
+        self._enabled_before = [sink for sink in self._disabled if sink.name in enabled_before]
+        self._pause_broken(states)
+        for sink, breaker in zip(self._sinks, self._breakers(states, suspects), strict=True):
+            self._loops += [self._loop(sink, breaker, number) for number in range(sink.common.concurrency)]
+        self._not_started = sorted(self._loops, key=lambda loop: not loop.breaker.suspect)
+        threads = [
+            threading.Thread(target=loop.run, name=f"sink {loop.sink.name}", daemon=True) for loop in self._loops
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def tick(self) -> bool:
+        """One round of the work that is not a sink's own. Returns whether there was anything to route."""
+        self._start_loops()
+        try:
+            routed = self._route()
+            self._every(LIVENESS_SECONDS, self._report_alive)
+            self._every(EXTEND_SECONDS, self._extend_claims)
+            self._every(EXTEND_SECONDS, self._warn_of_long_calls)
+            self._every(RETENTION_SECONDS, self._apply_retention)
+            self._every(IDLE_SECONDS, self._adopt_states)
+        except JournalUnavailable as error:
+            self._log.error("journal", "the dispatcher waits for the journal: %s", error)
+            time.sleep(IDLE_SECONDS)
+            return False
+        return routed
+
+    def _pause_broken(self, states: Mapping[str, SinkState]) -> None:
+        for name, reason in self._broken.items():
+            log.error("sink %s is paused: %s", name, reason)
+            state = states.get(name, SinkState(name))
+            if not state.pauses:
+                self._alerts.sink_paused(name, reason)
+            self._journal.save_sink_state(replace(state, pauses=max(state.pauses, 1), pause_reason=reason))
+
+    def _breakers(self, states: Mapping[str, SinkState], suspects: Sequence[str]) -> list[CircuitBreaker]:
+        """The circuit breaker of each sink. Of the sinks on trial when the last dispatcher died, the one that had been
+        paused most often is assumed to be the cause."""
+        on_trial = [states[sink.name] for sink in self._sinks if sink.name in states and states[sink.name].on_trial]
+        most_pauses = max((state.pauses for state in on_trial), default=0)
+        breakers = []
+        for sink in self._sinks:
+            state = states.get(sink.name, SinkState(sink.name))
+            breaker = CircuitBreaker(state, sink.common.retry, self._journal, self._alerts.sink_paused)
+            breaker.suspect = sink.name in suspects
+            if state.on_trial and state.pauses == most_pauses:
+                breaker.pause("the dispatcher died while it called this sink alone")
+            breakers.append(breaker)
+        return breakers
+
+    def _loop(self, sink: Sink, breaker: CircuitBreaker, number: int) -> SinkLoop:
+        first = number == 0
+        return SinkLoop(
+            sink, breaker, self._journal, self._alerts, random=self._random, redact=self._redact, first=first
+        )
+
+    def _start_loops(self) -> None:
+        """Let the sinks begin: first, one after another, those that were in a call when the last dispatcher died."""
+        while self._not_started and not self._waits_for_trial():
+            loop = self._not_started.pop(0)
+            loop.allowed.set()
+            self._on_trial = (loop, time.monotonic() + TRIAL_SECONDS) if loop.breaker.suspect else None
+
+    def _waits_for_trial(self) -> bool:
+        if self._on_trial is None:
+            return False
+        loop, until = self._on_trial
+        return not loop.stepped.is_set() and time.monotonic() < until
+
+    def _route(self) -> bool:
+        """Route new events.
+
+        Events that were received before the start also go to the sinks that were enabled then.
+        """
+        new = self._journal.unrouted(BATCH)
+        if new:
+            self._journal.route(routes(new, [*self._enabled, *self._enabled_before]))
+            for loop in self._loops:
+                loop.wake.set()
+        if self._catching_up and len(new) < BATCH:
+            self._journal.set_enabled_sinks([sink.name for sink in self._enabled])
+            self._enabled_before, self._catching_up = (), False
+        return bool(new)
+
+    def _every(self, seconds: float, action: Callable[[], None]) -> None:
+        now = time.monotonic()
+        if now - self._last_run.get(action, float("-inf")) >= seconds:
+            action()
+            self._last_run[action] = now
+
+    def _report_alive(self) -> None:
+        self._journal.report_alive(self._warnings)
+
+    def _adopt_states(self) -> None:
+        """Adopt the pauses that other dispatchers or operators have begun or ended."""
+        before = [(loop.breaker, loop.breaker.saved_state) for loop in self._loops]
+        states = self._journal.sink_states()
+        for breaker, saved_state in before:
+            if breaker.state.name in states:
+                breaker.adopt(states[breaker.state.name], saved_state)
+
+    def _extend_claims(self) -> None:
+        for loop in self._loops:
+            if claimed := loop.claimed:
+                self._journal.extend(claimed, CLAIM_SECONDS)
+
+    def _warn_of_long_calls(self) -> None:
+        """Calls cannot be cancelled, so the log names the sinks that need a timeout."""
+        for loop in self._loops:
+            if (seconds := loop.call_seconds()) > LONG_CALL_SECONDS:
+                log.warning("sink %s has been in one call for %.0f s; set a timeout in it", loop.sink.name, seconds)
+
+    def _apply_retention(self) -> None:
+        end = time.monotonic() + RETENTION_BUDGET_SECONDS
+        while self._journal.remove_expired(time.time() - self._retention_seconds, BATCH) and time.monotonic() < end:
+            pass
+
+    def _drain(self, lifeline: Lifeline, threads: Sequence[threading.Thread]) -> None:
+        """Deliver what is due and what intake still accepts, then stop; calls that do not return are abandoned."""
+        end = time.monotonic() + (DRAIN_SECONDS if lifeline.stop_requested else ORPHANED_SECONDS)
+        while lifeline.supervisor_connected() and time.monotonic() < end:
+            if not self.tick():
+                time.sleep(POLL_SECONDS)
+        while lifeline.stop_requested and time.monotonic() < end and self.tick():
+            pass
+        for loop in self._loops:
+            loop.finishing = True
+            loop.stopping = not lifeline.stop_requested
+            loop.allowed.set()
+            loop.wake.set()
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        for loop in self._loops:
+            loop.stopping = True
+        for thread in threads:
+            thread.join(max(0.0, end + IDLE_SECONDS - time.monotonic()))
+        for loop in self._loops:
+            if loop.call_seconds():
+                log.warning("shutting down while sink %s is still blocked in a call", loop.sink.name)
+            loop.breaker.end_trial()
+
+    def _close_sinks(self) -> None:
+        """Close the sinks that are open, all at once; one that does not return in time is abandoned."""
+        open_sinks = {loop.sink.name: loop.sink for loop in self._loops if loop.breaker.sink_is_open}
+        threads = [threading.Thread(target=self._close, args=(sink,), daemon=True) for sink in open_sinks.values()]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + CLOSE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _close(self, sink: Sink) -> None:
+        try:
+            sink.hook.close()
+        except BaseException as error:
+            log.warning("sink %s failed to close: %s", sink.name, error_text(error, self._redact))
+
+
+def routes(events: Sequence[StoredEvent], sinks: Sequence[SinkSettings]) -> list[tuple[StoredEvent, list[str]]]:
+    """Each event with the names of the sinks whose filter it passes."""
+    names = [sink.name for sink in sinks]
+    if all(sink.common.filter == Filter() for sink in sinks):
+        return [(event, names) for event in events]
+    return [(event, _destinations(event, sinks)) for event in events]
+
+
+def _destinations(stored: StoredEvent, sinks: Sequence[SinkSettings]) -> list[str]:
+    try:
+        event = stored.decode()
+    except NotAnEvent:
+        return [sink.name for sink in sinks]
+    return [sink.name for sink in sinks if not sink.common.filter.misses(event)]

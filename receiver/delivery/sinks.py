@@ -1,0 +1,173 @@
+"""Builds the sinks that config.toml names, from the sink types of the plugins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+from receiver.delivery.hooks import hooks_of
+from receiver.delivery.plugins import Guard, Plugins
+from receiver.delivery.sink_type import SinkType
+from receiver.delivery.source_lines import line_and_text, line_of_class, line_of_function
+from receiver.errors import PluginError
+from receiver.hookspecs import SinkHooks
+from receiver.redaction import Redactor
+from receiver.settings import CommonOptions, Settings, SinkSettings
+from receiver.validation import fields, nearest, parse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sink:
+    """One configured destination, ready to be called through `hook`. It has a plugin manager of its own.
+
+    `local_path` is the file or folder in which it stores events on this machine; None if it stores them elsewhere.
+    """
+
+    name: str
+    common: CommonOptions
+    hook: Any = field(repr=False)
+    in_batches: bool
+    local_path: Path | None = None
+
+
+def build_sinks(
+    plugins: Plugins, settings: Settings, redactor: Redactor, guard: Guard = nullcontext
+) -> tuple[list[Sink], dict[str, str]]:
+    """All enabled sinks: those that could be built, and the problems of the others by name."""
+    sinks: list[Sink] = []
+    broken: dict[str, str] = {}
+    for sink in settings.enabled_sinks:
+        try:
+            with guard(f"sink {sink.name}"):
+                sinks.append(build_sink(plugins, settings, sink, redactor))
+        except PluginError as error:
+            broken[sink.name] = redactor.redact("; ".join(str(error).splitlines()))
+    for problem in plugins.problems:
+        log.error("plugin left out: %s", redactor.redact(problem))
+    return sinks, broken
+
+
+def find_problems(plugins: Plugins, settings: Settings, redactor: Redactor) -> tuple[list[str], dict[str, Path | None]]:
+    """A line for each problem of plugins and sinks, also of disabled ones; and the local paths of sinks by name."""
+    problems = [f"plugin {problem}" for problem in plugins.problems]
+    paths: dict[str, Path | None] = {}
+    for sink in settings.sinks:
+        try:
+            if sink.common.enabled:
+                paths[sink.name] = build_sink(plugins, settings, sink, redactor).local_path
+            else:
+                problems += sink.problems
+        except PluginError as error:
+            problems += str(error).splitlines()
+    return [redactor.redact(problem) for problem in problems], paths
+
+
+def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redactor: Redactor) -> Sink:
+    """The sink of one `[sinks.NAME]`. Raises PluginError with a line for each problem.
+
+    `redactor` hides the secrets among its options from then on.
+    """
+    where = f"{settings.path.name} [sinks.{sink.name}]"
+    sink_type = plugins.types.get(sink.common.type)
+    if sink_type is None:
+        unknown = [_unknown_type(where, sink.common.type, plugins)] if sink.common.type or not sink.problems else []
+        raise PluginError("\n".join([*sink.problems, *unknown]))
+    try:
+        model = _options_model(sink_type)
+        options, problems = parse(model, where, sink.options, sink.from_environment, CommonOptions.model_fields)
+        redactor.hide(secrets_in(options))
+        lines = [*sink.problems, *(problem.line for problem in problems if problem.key not in sink.missing)]
+        if problems and not model.model_fields and _has_annotations_only(sink_type.cls):
+            lines.append(f"{where}: {sink_type.cls.__name__} has no options; is @dataclass missing?")
+        if options is not None and not lines:
+            return _sink(sink, sink_type.cls(**_arguments(options, settings)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
+        raise PluginError(f"{where}: {line_and_text(error, redactor.redact, sink_type.cls)}") from None
+    raise PluginError("\n".join(lines))
+
+
+def _options_model(sink_type: SinkType) -> type[BaseModel]:
+    """The options of a sink type. Raises PluginError for one that config.toml could never set."""
+    model = sink_type.options()
+    for name in fields(model):
+        if name in CommonOptions.model_fields:
+            option = f"{line_of_class(sink_type.cls)}option '{name}' of {sink_type.cls.__name__}"
+            raise PluginError(f"{option} is a key of every sink; choose another name")
+    return model
+
+
+def secrets_in(value: object) -> Iterator[str]:
+    """Every `Secret` in a sink's options, also in lists and tables."""
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        yield from secrets_in(dict(value))
+    elif isinstance(value, Mapping):
+        yield from secrets_in(list(value.values()))
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from secrets_in(item)
+
+
+def _has_annotations_only(cls: type) -> bool:
+    """Whether a class declares fields as a dataclass does, without being one."""
+    return "__init__" not in vars(cls) and "__annotations__" in vars(cls)
+
+
+def _arguments(options: BaseModel, settings: Settings) -> dict[str, object]:
+    """The options that were set, by name."""
+    known = type(options).model_fields
+    given = {str(known[name].alias): getattr(options, name) for name in known if name in options.model_fields_set}
+    return {name: _resolved(value, settings) for name, value in {**given, **(options.model_extra or {})}.items()}
+
+
+def _resolved(value: object, settings: Settings) -> object:
+    """Relative paths count from the folder of config.toml."""
+    if isinstance(value, Path):
+        return settings.folder / value
+    if isinstance(value, list):
+        return [_resolved(item, settings) for item in value]
+    if isinstance(value, dict):
+        return {key: _resolved(item, settings) for key, item in value.items()}
+    return value
+
+
+def _sink(sink: SinkSettings, instance: object) -> Sink:
+    hook = hooks_of(instance, SinkHooks, sink.name)
+    singly = hook.deliver.get_hookimpls()
+    in_batches = hook.deliver_batch.get_hookimpls()
+    if bool(singly) == bool(in_batches):
+        raise PluginError(
+            f"{type(instance).__name__} must implement exactly one of deliver and deliver_batch, marked with @hookimpl"
+        )
+    function = (singly or in_batches)[0].function
+    if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
+        raise PluginError(
+            f"{line_of_function(function)}{function.__name__} must be a plain function: no async, no yield"
+        )
+    return Sink(sink.name, sink.common, hook, bool(in_batches), _local_path(hook))
+
+
+def _local_path(hook: Any) -> Path | None:
+    path = hook.local_path()
+    if path is None or isinstance(path, Path):
+        return path
+    function = hook.local_path.get_hookimpls()[0].function
+    raise PluginError(f"{line_of_function(function)}local_path must return a Path or None, not {type(path).__name__}")
+
+
+def _unknown_type(where: str, name: str, plugins: Plugins) -> str:
+    known = ", ".join(sorted(plugins.types)) or "none"
+    broken = f"; {len(plugins.problems)} plugin(s) could not be loaded" if plugins.problems else ""
+    return f"{where}: no sink type '{name}'{nearest(name, plugins.types)}; there are: {known}{broken}"

@@ -1,0 +1,1 @@
+"""Receives pushes: verifies them, stores them, and only then responds. Imports nothing of `delivery`."""

@@ -1,0 +1,101 @@
+"""The WSGI app: its routes, request ids, and what is shown to whom."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import random
+import re
+
+from flask import Flask, Request, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.routing import RequestRedirect
+
+from receiver.errors import JournalUnavailable
+from receiver.health import Readiness
+from receiver.intake.group_commit import GroupCommit
+from receiver.intake.metrics import CONTENT_TYPE, Metrics
+from receiver.intake.pushes import PushHandler, discard_body, plain_response
+from receiver.journal import Journal
+from receiver.redaction import Redactor
+from receiver.settings import Settings
+from receiver.signature import HEADER
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+HINT = f"POST / accepts the pushes of a DT Data Connector, signed in {HEADER}; see also /healthz, /readyz, /metrics"
+
+
+def create_app(settings: Settings, journal: Journal) -> Flask:
+    """The app on an open journal."""
+    app = Flask("receiver", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.receiver.max_body_bytes + 1
+    metrics = Metrics(journal)
+    pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics)
+    readiness = Readiness(settings, journal, Redactor(settings.secret_values))
+
+    app.before_request(assign_request_id)
+    app.after_request(add_request_id)
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, internal_error)
+
+    @app.post("/", provide_automatic_options=False)
+    def push() -> Response:
+        return pushes.handle(request)
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return plain_response(200, "ok")
+
+    @app.get("/readyz")
+    def readyz() -> tuple[Response, int]:
+        errors, warnings = readiness.get()
+        details = {"errors": errors, "warnings": warnings} if is_authorized(settings, request) else {}
+        return jsonify(ready=not errors, **details), 503 if errors else 200
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        if not is_authorized(settings, request):
+            response = plain_response(401, "send Authorization: Bearer with the [receiver] metrics_token")
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
+        return Response(metrics.page(), content_type=CONTENT_TYPE)
+
+    return app
+
+
+def assign_request_id() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    if isinstance(request.routing_exception, RequestRedirect):
+        raise NotFound  # a redirect would repeat the host that the client claims
+
+
+def add_request_id(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    return response
+
+
+def http_error(error: HTTPException) -> Response:
+    discard_body(request)
+    response = plain_response(error.code or 500, f"{error.name}. {HINT}")
+    response.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
+    return response
+
+
+def internal_error(error: Exception) -> Response:
+    if isinstance(error, JournalUnavailable):
+        return plain_response(503, "journal unavailable")
+    log.exception("internal error in request %s", g.request_id)
+    return plain_response(503, "internal error")
+
+
+def is_authorized(settings: Settings, request: Request) -> bool:
+    """Whether a request may see metrics and details: it has the metrics token, or none is set."""
+    token = settings.receiver.metrics_token
+    if token is None:
+        return True
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    is_equal = hmac.compare_digest(given.encode("latin-1"), token.get_secret_value().encode())
+    return is_equal and scheme.lower() == "bearer"

@@ -1,0 +1,133 @@
+"""What `/metrics` shows, in the Prometheus text format: counters over all processes, gauges from the journal."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from receiver import __version__
+from receiver.errors import JournalUnavailable
+from receiver.journal import Counts, Journal, SinkState
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """The metrics of one intake process."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._own = CollectorRegistry()
+        self._pushes = Counter(
+            "receiver_pushes",
+            "Responses to pushes, by status code and result",
+            ["code", "result"],
+            registry=self._own,
+        )
+        self._verified = Counter(
+            "receiver_verified_pushes",
+            "Pushes verified with each signature secret",
+            ["secret"],
+            registry=self._own,
+        )
+        self._commits = Histogram(
+            "receiver_commit_duration_seconds",
+            "How long pushes waited for their commit",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+            registry=self._own,
+        )
+        self._shown = CollectorRegistry()
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
+        else:
+            self._shown.register(self._pushes)
+            self._shown.register(self._verified)
+            self._shown.register(self._commits)
+        self._shown.register(JournalGauges(journal))
+
+    def count_push(self, code: int, result: str) -> None:
+        """Count one response to a push: its status code, and its text."""
+        self._pushes.labels(str(code), result).inc()
+
+    def count_verified(self, secret: str) -> None:
+        """Count one push that the named secret verified."""
+        self._verified.labels(secret).inc()
+
+    def observe_commit(self, seconds: float) -> None:
+        """Record how long a push waited for its commit."""
+        self._commits.observe(seconds)
+
+    def page(self) -> bytes:
+        """All metrics as text. Raises JournalUnavailable."""
+        return generate_latest(self._shown)
+
+
+class JournalGauges(Collector):
+    """What is in the journal, read once for all requests that wait for it.
+
+    Reading delays pushes, and anyone may ask, so after each reading the next one waits for as long as it took.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._lock = threading.Lock()
+        self._read: tuple[Counts, Mapping[str, SinkState]] | JournalUnavailable | None = None
+        self._read_at = self._next_read_at = float("-inf")
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        counts, states = self._current()
+        yield InfoMetricFamily("receiver_build", "The version of the receiver", {"version": __version__})
+        yield GaugeMetricFamily("receiver_unrouted_events", "Events not yet routed to sinks", counts.unrouted)
+        yield GaugeMetricFamily("receiver_quarantined_pushes", "Pushes in quarantine", counts.quarantined)
+        sink = ["sink"]
+        attempts = CounterMetricFamily("receiver_delivery_attempts", "Delivery attempts", labels=sink)
+        failures = CounterMetricFamily("receiver_delivery_failures", "Failed delivery attempts", labels=sink)
+        delivered = CounterMetricFamily("receiver_deliveries", "Completed deliveries", labels=sink)
+        dead = GaugeMetricFamily("receiver_dead_letters", "Dead letters: deliveries that were given up", labels=sink)
+        pending = GaugeMetricFamily("receiver_pending_deliveries", "Pending deliveries", labels=sink)
+        oldest = GaugeMetricFamily(
+            "receiver_oldest_pending_age_seconds", "Age of the oldest event with a pending delivery", labels=sink
+        )
+        paused = GaugeMetricFamily("receiver_sink_paused", "1 while the sink is paused", labels=sink)
+        for name, count in counts.sinks.items():
+            received_at = count.oldest_received_at
+            attempts.add_metric([name], count.attempts)
+            failures.add_metric([name], count.failures)
+            delivered.add_metric([name], count.delivered)
+            dead.add_metric([name], count.dead)
+            pending.add_metric([name], count.pending)
+            oldest.add_metric([name], 0 if received_at is None else max(0.0, time.time() - received_at))
+            paused.add_metric([name], 1 if name in states and states[name].pauses else 0)
+        yield from (attempts, failures, delivered, dead, pending, oldest, paused)
+
+    def _current(self) -> tuple[Counts, Mapping[str, SinkState]]:
+        """A reading that began after the call. Raises JournalUnavailable."""
+        asked_at = time.monotonic()
+        with self._lock:
+            if self._read is None or self._read_at < asked_at:
+                time.sleep(max(0.0, self._next_read_at - time.monotonic()))
+                began = time.monotonic()
+                self._read = self._read_journal()
+                self._read_at = began
+                self._next_read_at = 2 * time.monotonic() - began
+            read = self._read
+        if isinstance(read, JournalUnavailable):
+            raise JournalUnavailable(str(read)) from read
+        return read
+
+    def _read_journal(self) -> tuple[Counts, Mapping[str, SinkState]] | JournalUnavailable:
+        """What is in the journal, or the error, which all waiting requests share as they share a reading."""
+        try:
+            return self._journal.counts(), self._journal.sink_states()
+        except JournalUnavailable as error:
+            return error

@@ -1,0 +1,58 @@
+"""What the journal in SQL asks of a database: transactions, a clock, capacity limits, and who may dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Table
+
+from receiver.journal.contract import Arrival
+
+
+class Database(Protocol):
+    """An open database. Calls may come from many threads, and raise nothing but JournalError."""
+
+    shared: bool
+    """Whether several dispatchers may run at once."""
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT of the dialect, which has ON CONFLICT."""
+
+    def insert_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
+        """Insert the events whose ids are new, in this order; the new ids.
+
+        In the write transaction of `connection`; without one in its own, which is faster and committed durably.
+        The commit ends every `wait`.
+        """
+
+    def now(self) -> float:
+        """Seconds since 1970 on the clock that all claims are on."""
+
+    def write(self, *, durable: bool = True) -> AbstractContextManager[Connection]:
+        """A write transaction, committed at its end. Without `durable`, a power cut may undo the commit.
+
+        A non-durable commit becomes durable with the next durable one, and is never undone without all that follow.
+        """
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A read transaction that blocks no writer."""
+
+    def check_capacity(self) -> None:
+        """Raise JournalUnavailable when there is no room for more events.
+
+        Settling and retention are not limited: this keeps the room free that they need to work on a full disk.
+        """
+
+    def lock_dispatcher(self) -> None:
+        """Become a dispatcher until the process ends. Raises JournalUnavailable while another one has the lock."""
+
+    def lock_schema(self, connection: Connection) -> None:
+        """Keep other processes from creating or altering the tables until this transaction ends."""
+
+    def wait(self) -> None:
+        """Return when there may be new events, and after half a second at most."""
+
+    def close(self) -> None:
+        """Release files and connections."""

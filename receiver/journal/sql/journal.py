@@ -1,0 +1,358 @@
+"""What intake and dispatchers ask of the journal, in SQL: each verb of the contract as one or two statements.
+
+A claim moves the due time of a delivery to the end of the claim and records its holder, so that the deliveries of a
+crashed holder become due again when their claims end.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, case, delete, exists, func, literal, select, update
+
+from receiver.journal.contract import (
+    Arrival,
+    Delivery,
+    Liveness,
+    Outcome,
+    Result,
+    Settlement,
+    SinkState,
+    StoredEvent,
+)
+from receiver.journal.sql.database import Database
+from receiver.journal.sql.schema import (
+    DEAD,
+    DELIVERED,
+    PENDING,
+    deliveries,
+    dispatchers,
+    events,
+    quarantine,
+    secrets,
+    sinks,
+    versions,
+)
+from receiver.journal.sql.state import STORED_EVENT, SqlState, storable
+
+SECRET_USE_SECONDS = 5.0
+"""How often the use of a signature secret is recorded: often enough for people, rarely enough to cost nothing."""
+
+GONE_SECONDS = 3600.0
+"""A dispatcher that has not reported for so long is forgotten."""
+
+CLOCK_SECONDS = 60.0
+"""A clock set back by more than this since the last start moves all stored times with it."""
+
+
+class SqlJournal(SqlState):
+    """The contract of Journal on a database."""
+
+    def __init__(self, database: Database, holder: str | None = None, *, create_tables: bool = True) -> None:
+        """`holder` names the dispatcher that claims deliveries: the same for it and for its successor."""
+        super().__init__(database, holder or uuid.uuid4().hex, create_tables=create_tables)
+        self._shared = database.shared
+        self.wait_for_events = database.wait
+        self._expired_up_to = 0
+        self._secret_use_recorded_at: dict[str, float] = {}
+
+    def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
+        """One transaction for all. Events alone take a shorter way.
+
+        Rows are inserted in the order of their ids, so that two processes never deadlock.
+        """
+        self._database.check_capacity()
+        ordered = sorted(arrivals, key=lambda arrival: arrival.id)
+        valid = [arrival for arrival in ordered if arrival.quarantine_reason is None]
+        invalid = [arrival for arrival in ordered if arrival.quarantine_reason is not None]
+        secrets_used = self._secret_use_to_record(arrivals)
+        if invalid or secrets_used:
+            with self._database.write() as connection:
+                new = self._database.insert_events(valid, connection) if valid else set()
+                self._quarantine(connection, invalid)
+                self._record_secret_use(connection, secrets_used)
+        else:
+            new = self._database.insert_events(valid)
+        return [_outcome(arrival, new) for arrival in arrivals]
+
+    def unrouted(self, limit: int) -> list[StoredEvent]:
+        """Skips the events that another dispatcher is routing at this moment, so that several share the work."""
+        query = select(*STORED_EVENT).where(events.c.routed.is_(False)).order_by(events.c.key).limit(limit)
+        with self._database.read() as connection:
+            return [StoredEvent(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
+
+    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]]) -> None:
+        """Not durable: events whose routing a power cut undid are routed again."""
+        if not routes:
+            return
+        with self._database.write(durable=False) as connection:
+            existing = self._existing_keys(connection, [event for event, _ in routes])
+            for name in sorted({name for _, names in routes for name in names}):
+                keys = [event.key for event, names in routes if name in names and event.key in existing]
+                self._create_deliveries(connection, self._sink_key(connection, name, lock=True), keys)
+            routed = events.c.key.in_([event.key for event, _ in routes])
+            connection.execute(update(events).where(routed).values(routed=True))
+
+    def enabled_sinks(self) -> set[str]:
+        with self._database.read() as connection:
+            return set(connection.scalars(select(sinks.c.name).where(sinks.c.enabled)))
+
+    def set_enabled_sinks(self, names: Sequence[str]) -> None:
+        with self._database.write() as connection:
+            for name in names:
+                self._sink_key(connection, name)
+            connection.execute(update(sinks).values(enabled=sinks.c.name.in_(names)))
+
+    def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
+        now = self.now()
+        with self._database.write() as connection:
+            key = self._sink_key(connection, sink)
+            active = self._active_time(connection, key, now)
+            due = (
+                select(deliveries.c.event)
+                .where(deliveries.c.sink == key, deliveries.c.due <= now)
+                .order_by(deliveries.c.due, deliveries.c.event)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+                .cte("due")
+            )
+            claimed = connection.execute(
+                update(deliveries)
+                .where(deliveries.c.sink == key, deliveries.c.event.in_(select(due.c.event)))
+                .values(
+                    due=now + seconds,
+                    holder=self._holder,
+                    attempts=deliveries.c.attempts + 1,
+                    first_attempt_at=func.coalesce(deliveries.c.first_attempt_at, active),
+                )
+                .returning(
+                    deliveries.c.event, deliveries.c.attempts, deliveries.c.failures, deliveries.c.first_attempt_at
+                )
+            ).all()
+            bodies = select(*STORED_EVENT).where(events.c.key.in_([row.event for row in claimed]))
+            stored = {row.key: StoredEvent(*row) for row in connection.execute(bodies)}
+        return [
+            Delivery(stored[row.event], sink, row.attempts, row.failures, active - row.first_attempt_at)
+            for row in sorted(claimed, key=lambda row: row.event)
+        ]
+
+    def extend(self, claimed: Sequence[Delivery], seconds: float) -> None:
+        if not claimed:
+            return
+        claim_is_held = (
+            (deliveries.c.event == bindparam("of_event"))
+            & (deliveries.c.sink == bindparam("of_sink"))
+            & deliveries.c.due.is_not(None)
+            & (deliveries.c.holder == self._holder)
+            & (deliveries.c.attempts == bindparam("of_attempt"))
+        )
+        with self._database.write() as connection:
+            sink = self._sink_key(connection, claimed[0].sink)
+            connection.execute(
+                update(deliveries).where(claim_is_held).values(due=self.now() + seconds),
+                [{"of_event": each.event.key, "of_sink": sink, "of_attempt": each.attempt} for each in claimed],
+            )
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Not durable, but the claim was: a result that a power cut undid is repeated by one more attempt."""
+        if not settlements:
+            return
+        with self._database.write(durable=False) as connection:
+            key = self._sink_key(connection, settlements[0].delivery.sink)
+            if self._shared:
+                self._lock_in_order(connection, key, settlements)
+            for group in _grouped(settlements):
+                self._settle(connection, key, group)
+
+    def next_due(self, sink: str) -> float | None:
+        query = select(func.min(deliveries.c.due)).join(sinks, sinks.c.key == deliveries.c.sink)
+        with self._database.read() as connection:
+            due: float | None = connection.scalar(query.where(sinks.c.name == sink, deliveries.c.due.is_not(None)))
+            return due
+
+    def start_dispatching(self) -> list[str]:
+        self._database.lock_dispatcher()
+        claimed = deliveries.c.holder == self._holder if self._shared else deliveries.c.holder.is_not(None)
+        with self._database.write() as connection:
+            names = select(sinks.c.name).where(exists().where(claimed, deliveries.c.sink == sinks.c.key))
+            claimed_for = list(connection.scalars(names))
+            connection.execute(update(deliveries).where(claimed).values(holder=None, due=self.now()))
+            if not self._shared:
+                self._follow_clock(connection)
+            connection.execute(delete(dispatchers).where(dispatchers.c.alive_at < time.time() - GONE_SECONDS))
+        return claimed_for
+
+    def _follow_clock(self, connection: Connection) -> None:
+        """If the clock has been set back since the last dispatcher, set back all stored times that are on it."""
+        last = connection.scalar(select(func.max(dispatchers.c.clock)))
+        back = (last or 0.0) - self.now()
+        if back > CLOCK_SECONDS:
+            for column in (deliveries.c.due, deliveries.c.first_attempt_at, sinks.c.paused_until, sinks.c.paused_since):
+                connection.execute(update(column.table).where(column.is_not(None)).values({column: column - back}))
+            connection.execute(delete(dispatchers))
+
+    def report_alive(self, warnings: Sequence[str] = ()) -> None:
+        values = {"alive_at": time.time(), "clock": self.now(), "warnings": storable("\n".join(warnings))}
+        report = self._database.insert(dispatchers).values(holder=self._holder, **values)
+        with self._database.write() as connection:
+            connection.execute(report.on_conflict_do_update(index_elements=["holder"], set_=values))
+
+    def liveness(self) -> Liveness | None:
+        latest = select(dispatchers.c.alive_at, dispatchers.c.warnings).order_by(dispatchers.c.alive_at.desc()).limit(1)
+        with self._database.read() as connection:
+            row = connection.execute(latest).first()
+        if row is None:
+            return None
+        return Liveness(row.alive_at, tuple(row.warnings.split("\n")) if row.warnings else ())
+
+    def save_sink_state(self, state: SinkState) -> None:
+        now = self.now()
+        with self._database.write() as connection:
+            key = self._sink_key(connection, state.name)
+            since = connection.scalar(select(sinks.c.paused_since).where(sinks.c.key == key))
+            changes: dict[str, Any] = {}
+            if state.pauses and since is None:
+                changes = {"paused_since": now}
+            if not state.pauses and since is not None:
+                changes = {"paused_since": None, "paused_seconds": sinks.c.paused_seconds + (now - since)}
+            connection.execute(
+                update(sinks)
+                .where(sinks.c.key == key)
+                .values(
+                    pauses=state.pauses,
+                    paused_until=state.paused_until,
+                    pause_reason=storable(state.pause_reason),
+                    on_trial=self._holder if state.on_trial else None,
+                    **changes,
+                )
+            )
+
+    def remove_expired(self, received_before: float, limit: int) -> bool:
+        query = select(events.c.key, events.c.received_at, events.c.routed)
+        query = query.where(events.c.key > self._expired_up_to).order_by(events.c.key).limit(limit)
+        with self._database.read() as connection:
+            if not any(row.received_at < received_before for row in connection.execute(query)):
+                self._expired_up_to = 0
+                return False
+        with self._database.write() as connection:
+            rows = connection.execute(query.with_for_update()).all()
+            old = [row for row in rows if row.received_at < received_before]
+            routed = [row.key for row in old if row.routed]
+            undelivered = select(deliveries.c.event).where(
+                deliveries.c.event.in_(routed), deliveries.c.state != DELIVERED
+            )
+            removable = [{"old": key} for key in sorted(set(routed) - set(connection.scalars(undelivered)))]
+            if removable:
+                connection.execute(delete(deliveries).where(deliveries.c.event == bindparam("old")), removable)
+                connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
+        self._expired_up_to = old[-1].key if len(old) == limit else 0
+        return len(old) == limit
+
+    def check_writable(self) -> None:
+        self._database.check_capacity()
+        with self._database.write() as connection:
+            connection.execute(update(versions).values(version=versions.c.version))
+
+    def _create_deliveries(self, connection: Connection, sink: int, keys: Sequence[int]) -> None:
+        values = {"sink": sink, "state": PENDING, "due": self.now(), "attempts": 0, "failures": 0}
+        rows = select(events.c.key, *map(literal, values.values())).where(events.c.key.in_(keys))
+        row = self._database.insert(deliveries).from_select(["event", *values], rows)
+        connection.execute(row.on_conflict_do_nothing())
+
+    def _quarantine(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+        rows = [
+            {
+                "id": arrival.id,
+                "received_at": arrival.received_at,
+                "reason": arrival.quarantine_reason,
+                "body": arrival.body,
+            }
+            for arrival in arrivals
+        ]
+        if rows:
+            connection.execute(self._database.insert(quarantine).on_conflict_do_nothing(), rows)
+
+    def _secret_use_to_record(self, arrivals: Sequence[Arrival]) -> list[str]:
+        """The secrets that verified these arrivals, without those whose use was recorded a moment ago."""
+        now = self.now()
+        names = sorted({arrival.secret for arrival in arrivals if arrival.secret})
+        never = float("-inf")
+        return [name for name in names if now - self._secret_use_recorded_at.get(name, never) > SECRET_USE_SECONDS]
+
+    def _record_secret_use(self, connection: Connection, names: Sequence[str]) -> None:
+        now = self.now()
+        for name in names:
+            row = self._database.insert(secrets).values(name=name, last_at=now)
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"last_at": now}))
+            self._secret_use_recorded_at[name] = now
+
+    def _lock_in_order(self, connection: Connection, key: int, settlements: Sequence[Settlement]) -> None:
+        """Lock rows in the order of their keys: results are recorded by kind, and two processes must not deadlock."""
+        keys = [settlement.delivery.event.key for settlement in settlements]
+        these = select(deliveries.c.event).where(deliveries.c.sink == key, deliveries.c.event.in_(keys))
+        connection.execute(these.order_by(deliveries.c.event).with_for_update())
+
+    def _settle(self, connection: Connection, key: int, group: Sequence[Settlement]) -> None:
+        one = group[0]
+        ended: dict[str, Any] = {"holder": None, "settled_at": self.now(), "reason": one.reason}
+        values: dict[Result, dict[str, Any]] = {
+            Result.DELIVERED: {"state": DELIVERED, "due": None, **ended},
+            Result.DEAD: {"state": DEAD, "due": None, "failures": deliveries.c.failures + 1, **ended},
+            Result.FAILED: {"due": one.due, "failures": deliveries.c.failures + 1, **ended},
+            Result.POSTPONED: {"due": one.due, **ended},
+            Result.RELEASED: {
+                "due": self.now(),
+                "holder": None,
+                "attempts": deliveries.c.attempts - 1,
+                "first_attempt_at": case((deliveries.c.attempts > 1, deliveries.c.first_attempt_at)),
+            },
+        }
+        these = deliveries.c.event.in_([settlement.delivery.event.key for settlement in group])
+        change = update(deliveries).where(deliveries.c.sink == key, these, deliveries.c.due.is_not(None))
+        if one.result is not Result.DELIVERED:
+            change = change.where(deliveries.c.holder == self._holder, deliveries.c.attempts == one.delivery.attempt)
+        changed = connection.execute(change.values(**values[one.result])).rowcount
+        if changed and one.result is not Result.RELEASED:
+            totals = self._totals(one.result, changed, one.reason)
+            connection.execute(update(sinks).where(sinks.c.key == key).values(**totals))
+
+    def _totals(self, result: Result, ended: int, reason: str) -> dict[str, Any]:
+        """What `ended` attempts with this result add to the totals of their sink."""
+        attempts = {"attempts": sinks.c.attempts + ended}
+        if result is Result.DELIVERED:
+            return {**attempts, "delivered": sinks.c.delivered + ended, "last_success_at": self.now()}
+        failures = 0 if result is Result.POSTPONED else ended
+        return {
+            **attempts,
+            "failures": sinks.c.failures + failures,
+            "last_failure_at": self.now(),
+            "last_failure_reason": reason,
+        }
+
+    def _active_time(self, connection: Connection, key: int, now: float) -> float:
+        """`now` on a clock of the sink that stops while the sink is paused."""
+        row = connection.execute(select(sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.key == key)).one()
+        stopped_at: float = now if row.paused_since is None else row.paused_since
+        return stopped_at - float(row.paused_seconds)
+
+
+def _outcome(arrival: Arrival, new: set[str]) -> Outcome:
+    """Of several arrivals with one new id, the first is the accepted one."""
+    if arrival.quarantine_reason is not None:
+        return Outcome.QUARANTINED
+    if arrival.id in new:
+        new.remove(arrival.id)
+        return Outcome.ACCEPTED
+    return Outcome.DUPLICATE
+
+
+def _grouped(settlements: Sequence[Settlement]) -> Collection[Sequence[Settlement]]:
+    """Settlements in groups that one statement can record: most often a whole batch was delivered."""
+    groups: dict[tuple[object, ...], list[Settlement]] = {}
+    for settlement in settlements:
+        attempt = None if settlement.result is Result.DELIVERED else settlement.delivery.attempt
+        groups.setdefault((settlement.result, attempt, settlement.due, settlement.reason), []).append(settlement)
+    return groups.values()

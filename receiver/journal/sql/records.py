@@ -1,0 +1,170 @@
+"""What operators ask of the journal, in SQL: dead letters, quarantine, replay, history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Delete, Update, bindparam, delete, func, select, update
+
+from receiver.journal.contract import DeadLetter, DeliveryState, EventHistory, QuarantinedPush, StoredEvent
+from receiver.journal.sql.schema import DEAD, DELIVERED, IS_DEAD, PENDING, deliveries, events, quarantine, sinks
+from receiver.journal.sql.state import STORED_EVENT, SqlState
+
+BATCH = 1000
+"""How many dead letters one transaction changes: pushes wait meanwhile."""
+STATES = {PENDING: "pending", DELIVERED: "delivered", DEAD: "dead"}
+QUARANTINED = (quarantine.c.id, quarantine.c.received_at, quarantine.c.reason, quarantine.c.body)
+THIS_DELIVERY = (deliveries.c.event == bindparam("of_event")) & (deliveries.c.sink == bindparam("of_sink"))
+
+
+class SqlRecords(SqlState):
+    """The contract of Records on a database."""
+
+    def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
+        columns = (
+            sinks.c.name,
+            events.c.id,
+            events.c.received_at,
+            deliveries.c.attempts,
+            deliveries.c.settled_at,
+            deliveries.c.reason,
+        )
+        query = (
+            select(*columns)
+            .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
+            .join(events, events.c.key == deliveries.c.event)
+            .where(IS_DEAD)
+            .order_by(deliveries.c.settled_at.desc())
+        )
+        if sink is not None:
+            query = query.where(sinks.c.name == sink)
+        with self._database.read() as connection:
+            return [DeadLetter(*row) for row in connection.execute(query.limit(limit))]
+
+    def retry_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
+        return self._change_dead(
+            sink, event_ids, update(deliveries).where(THIS_DELIVERY).values(**self._new_delivery())
+        )
+
+    def delete_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
+        return self._change_dead(sink, event_ids, delete(deliveries).where(THIS_DELIVERY))
+
+    def quarantined(self, limit: int) -> list[QuarantinedPush]:
+        query = select(*QUARANTINED).order_by(quarantine.c.received_at.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [QuarantinedPush(*row) for row in connection.execute(query)]
+
+    def find_quarantined(self, id_prefix: str) -> list[QuarantinedPush]:
+        query = select(*QUARANTINED).where(quarantine.c.id.startswith(id_prefix, autoescape=True))
+        with self._database.read() as connection:
+            return [QuarantinedPush(*row) for row in connection.execute(query)]
+
+    def release(self, quarantined: QuarantinedPush, event_id: str) -> None:
+        event = {"id": event_id, "received_at": quarantined.received_at, "routed": False, "body": quarantined.body}
+        with self._database.write() as connection:
+            connection.execute(self._database.insert(events).values(event).on_conflict_do_nothing())
+            connection.execute(delete(quarantine).where(quarantine.c.id == quarantined.id))
+
+    def count_received(self, since: float, until: float) -> int:
+        with self._database.read() as connection:
+            return connection.scalar(select(func.count()).where(*self._received(since, until))) or 0
+
+    def received(self, since: float, until: float, after: int, limit: int) -> list[StoredEvent]:
+        query = select(*STORED_EVENT).where(events.c.key > after, *self._received(since, until))
+        with self._database.read() as connection:
+            return [StoredEvent(*row) for row in connection.execute(query.order_by(events.c.key).limit(limit))]
+
+    def requeue(self, sink: str, stored: Sequence[StoredEvent]) -> int:
+        with self._database.write() as connection:
+            existing = self._existing_keys(connection, stored)
+            if not existing:
+                return 0
+            key = self._sink_key(connection, sink, lock=True)
+            row = self._database.insert(deliveries).values(self._new_delivery())
+            changed = connection.execute(
+                row.on_conflict_do_update(
+                    index_elements=["event", "sink"], set_=self._new_delivery(), where=deliveries.c.due.is_(None)
+                ).returning(deliveries.c.event),
+                [{"event": event, "sink": key} for event in sorted(existing)],
+            )
+            return len(changed.all())
+
+    def history(self, event_id: str) -> EventHistory | None:
+        columns = (
+            sinks.c.name,
+            deliveries.c.state,
+            deliveries.c.attempts,
+            deliveries.c.settled_at,
+            deliveries.c.reason,
+            deliveries.c.due,
+        )
+        with self._database.read() as connection:
+            row = connection.execute(select(*STORED_EVENT, events.c.routed).where(events.c.id == event_id)).first()
+            if row is None:
+                return None
+            routed = (
+                select(*columns)
+                .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
+                .where(deliveries.c.event == row.key)
+                .order_by(sinks.c.name)
+            )
+            states = [DeliveryState(name, STATES[state], *rest) for name, state, *rest in connection.execute(routed)]
+        return EventHistory(StoredEvent(*row[:4]), row.routed, tuple(states))
+
+    def resume(self, sink: str) -> None:
+        with self._database.write() as connection:
+            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=0.0))
+
+    def remove_sink(self, sink: str) -> int:
+        with self._database.write() as connection:
+            key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink).with_for_update())
+            if key is None:
+                return 0
+            of_sink = deliveries.c.sink == key
+            undelivered = connection.scalar(select(func.count()).where(of_sink, deliveries.c.state != DELIVERED))
+            connection.execute(delete(deliveries).where(of_sink))
+            connection.execute(delete(sinks).where(sinks.c.key == key))
+        return undelivered or 0
+
+    @staticmethod
+    def _received(since: float, until: float) -> tuple[ColumnElement[bool], ...]:
+        return (events.c.received_at >= since, events.c.received_at < until, events.c.routed.is_(True))
+
+    def _change_dead(self, sink: str, event_ids: Sequence[str] | None, change: Update | Delete) -> int:
+        """Change dead letters a batch at a time; how many."""
+        changed = after = 0
+        while True:
+            with self._database.write() as connection:
+                dead = self._dead(connection, sink, event_ids, after)
+                if not dead:
+                    return changed
+                connection.execute(change, dead)
+            changed, after = changed + len(dead), dead[-1]["of_event"]
+
+    def _dead(
+        self, connection: Connection, sink: str, event_ids: Sequence[str] | None, after: int
+    ) -> list[dict[str, Any]]:
+        """The next dead letters of a sink, as parameters of `THIS_DELIVERY`."""
+        query = (
+            select(deliveries.c.event, deliveries.c.sink)
+            .join(sinks, sinks.c.key == deliveries.c.sink)
+            .where(IS_DEAD, sinks.c.name == sink, deliveries.c.event > after)
+        )
+        if event_ids is not None:
+            query = query.join(events, events.c.key == deliveries.c.event).where(events.c.id.in_(event_ids))
+        query = query.order_by(deliveries.c.event).limit(BATCH).with_for_update(of=deliveries)
+        return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
+
+    def _new_delivery(self) -> dict[str, Any]:
+        """The columns of a pending delivery that was never attempted."""
+        return {
+            "state": PENDING,
+            "due": self.now(),
+            "attempts": 0,
+            "failures": 0,
+            "holder": None,
+            "first_attempt_at": None,
+            "settled_at": None,
+            "reason": None,
+        }

@@ -1,0 +1,257 @@
+"""SQLite as the journal's database: one file on a persistent local disk, for one machine.
+
+Several processes write. SQLite's own waiting for a lock is unfair and slow, and releases before 3.51.3 can corrupt the
+write-ahead log when two processes write at once, so every writer takes a file lock first.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+
+from receiver.errors import JournalError, JournalUnavailable
+from receiver.journal.contract import Arrival
+
+LOCK_SECONDS = 2.0
+"""How long to wait for another process of the receiver."""
+
+BUSY_SECONDS = 0.5
+"""How long to wait for another program that has locked the database."""
+
+STUCK_SECONDS = 5.0
+"""How long a dispatcher may hold the lock before it is ended."""
+
+POLL_SECONDS = 0.05
+_MB = 1_000_000
+LAST_EVENTS = "SELECT id FROM events ORDER BY key DESC LIMIT ?"
+
+
+class SqliteDatabase:
+    """Connections, transactions and limits of one SQLite file."""
+
+    shared = False
+
+    def __init__(self, path: Path, min_free_mb: int, max_size_mb: int | None) -> None:
+        """Open or create the file. Raises JournalError with what to do when it cannot be opened."""
+        self._min_free_mb = min_free_mb
+        self._max_size_mb = max_size_mb
+        self._wall_at_start = time.time() - time.monotonic()
+        try:
+            self._path = path = path.resolve()  # a symbolic link to the file must lead to the same locks
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path.with_name(path.name + ".lock"))
+            self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise JournalError(f"journal {path}: {reason}; make it writable or set another [journal] path") from None
+        self._dispatches = False
+        self._file: tuple[int, int] | None = None
+        self._engine = self._connect("FULL")
+        self._not_durable = self._connect("NORMAL")
+
+    def insert(self, table: Table) -> Any:
+        return sqlite.insert(table)
+
+    def insert_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
+        """One statement is its own transaction; the lock keeps the statements of other threads out of it."""
+        if connection is not None:
+            return _insert(connection.connection.driver_connection, arrivals)
+        with (
+            _translated_errors(self._path),
+            closing(self._engine.raw_connection()) as pooled,
+            self._lock.held(LOCK_SECONDS),
+        ):
+            self._check_file()
+            return _insert(pooled.driver_connection, arrivals)
+
+    def now(self) -> float:
+        """Seconds since 1970 that never jump while this process runs."""
+        return self._wall_at_start + time.monotonic()
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        engine = self._engine if durable else self._not_durable
+        with _translated_errors(self._path), self._lock.held(LOCK_SECONDS), engine.begin() as connection:
+            self._check_file()
+            yield connection
+
+    def _check_file(self) -> None:
+        """Fail if the file was removed or replaced: what is written to the old one is lost when it is closed."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            raise JournalUnavailable(f"journal {self._path}: the file was removed; restart the receiver") from None
+        self._file = self._file or (found.st_dev, found.st_ino)
+        if self._file != (found.st_dev, found.st_ino):
+            raise JournalUnavailable(f"journal {self._path}: the file was replaced; restart the receiver")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with _translated_errors(self._path), self._engine.connect() as connection:
+            yield connection
+
+    def check_capacity(self) -> None:
+        """The file never shrinks, so pages that retention has freed in it count as free space."""
+        with _translated_errors(self._path):
+            free = shutil.disk_usage(self._path.parent).free
+        if free < self._min_free_mb * _MB and free + self._pages().free < self._min_free_mb * _MB:
+            raise JournalUnavailable(
+                f"only {free // _MB} MB of disk are free for {self._path}, "
+                f"and [journal] min_free_mb is {self._min_free_mb}"
+            )
+        if self._max_size_mb is not None and (used := self._pages().used) > self._max_size_mb * _MB:
+            raise JournalUnavailable(
+                f"the journal has {used // _MB} MB, and [journal] max_size_mb is {self._max_size_mb}"
+            )
+
+    def lock_dispatcher(self) -> None:
+        """SQLite allows one dispatcher."""
+        if not self._dispatches and not self._dispatcher.acquire(LOCK_SECONDS):
+            raise JournalUnavailable(f"another dispatcher uses {self._path}; stop it first")
+        self._dispatches = True
+        self._lock.exit_when_stuck()
+
+    def lock_schema(self, connection: Connection) -> None:
+        """Nothing to do: a writer is alone already."""
+
+    def wait(self) -> None:
+        time.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        with self._lock.held(LOCK_SECONDS):
+            self._engine.dispose()
+            self._not_durable.dispose()
+        self._dispatcher.close()
+        self._lock.close()
+
+    def _pages(self) -> Pages:
+        with self.read() as connection:
+            count, free, size = (
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return Pages(used=(count - free) * size, free=free * size)
+
+    def _connect(self, synchronous: str) -> Engine:
+        def connection() -> sqlite3.Connection:
+            raw = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            try:
+                raw.execute("PRAGMA journal_mode = WAL")
+                raw.execute(f"PRAGMA synchronous = {synchronous}")
+            except BaseException:
+                raw.close()
+                raise
+            return raw
+
+        engine = create_engine("sqlite://", creator=connection, poolclass=QueuePool, pool_size=8, max_overflow=64)
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+        return engine
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Bytes of the database file that are in use, and that are free for reuse."""
+
+    used: int
+    free: int
+
+
+class FileLock:
+    """A lock between processes, and between the threads of each; the kernel frees it when the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._threads = threading.Lock()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._exits_when_stuck = False
+        os.register_at_fork(
+            after_in_child=self.close
+        )  # a child that a plugin forks would keep the lock after our death
+
+    def exit_when_stuck(self) -> None:
+        """End this process when it holds the lock for too long: a plugin may block the interpreter meanwhile."""
+        self._exits_when_stuck = True
+
+    @contextmanager
+    def held(self, seconds: float) -> Iterator[None]:
+        """Hold the lock after waiting up to `seconds` for it. Raises JournalUnavailable."""
+        if not self.acquire(seconds):
+            raise JournalUnavailable("the journal is locked by another process")
+        try:
+            yield
+        finally:
+            self.release()
+
+    def acquire(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        if not self._threads.acquire(timeout=seconds):
+            return False
+        if self._exits_when_stuck:  # armed before the lock is acquired: the interpreter may be blocked right after
+            faulthandler.dump_traceback_later(seconds + STUCK_SECONDS, exit=True)
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    self._disarm()
+                    self._threads.release()
+                    return False
+                time.sleep(0.0005)
+            except BaseException:
+                self._disarm()
+                self._threads.release()
+                raise
+
+    def release(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._disarm()
+        self._threads.release()
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    def _disarm(self) -> None:
+        if self._exits_when_stuck:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _insert(connection: Any, arrivals: Sequence[Arrival]) -> set[str]:
+    """Insert events through the driver; the new ids. They have the last keys, since there is no other writer now."""
+    rows = ", ".join(["(?, ?, 0, ?)"] * len(arrivals))
+    insert = f"INSERT INTO events (id, received_at, routed, body) VALUES {rows} ON CONFLICT DO NOTHING"
+    values = [value for arrival in arrivals for value in (arrival.id, arrival.received_at, arrival.body)]
+    added = connection.execute(insert, values).rowcount
+    if added == len(arrivals):
+        return {arrival.id for arrival in arrivals}
+    return {row[0] for row in connection.execute(LAST_EVENTS, (added,))}
+
+
+@contextmanager
+def _translated_errors(path: Path) -> Iterator[None]:
+    """Turn every exception of the database into JournalUnavailable; its text never holds a value from a row."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        raise JournalUnavailable(f"journal {path}: SQLite reports: {getattr(error, 'orig', error)}") from None
+    except OSError as error:
+        raise JournalUnavailable(f"journal {path}: {error.strerror}") from None

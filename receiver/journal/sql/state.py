@@ -1,0 +1,136 @@
+"""What both halves of the journal in SQL share: creating and upgrading the tables, sinks by name, counts and states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sqlalchemy import Connection, func, select, update
+
+from receiver.errors import JournalError
+from receiver.journal.contract import Counts, SinkCounts, SinkState, StoredEvent
+from receiver.journal.sql.database import Database
+from receiver.journal.sql.schema import (
+    IS_DEAD,
+    SCHEMA_VERSION,
+    UPGRADES,
+    deliveries,
+    events,
+    metadata,
+    quarantine,
+    secrets,
+    sinks,
+    versions,
+)
+
+STORED_EVENT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
+"""The columns of a StoredEvent, in its order."""
+
+
+def storable(text: str) -> str:
+    """Text that every database can store: without NUL and lone surrogates."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
+class SqlState:
+    """An open database with the tables of the journal."""
+
+    def __init__(self, database: Database, holder: str = "", *, create_tables: bool = True) -> None:
+        """Create or upgrade the tables if `create_tables`. If that fails, closes the database; raises JournalError."""
+        self._database = database
+        self._holder = holder
+        self.now = database.now
+        try:
+            if create_tables:
+                self._create_tables()
+        except JournalError:
+            with suppress(JournalError):
+                database.close()
+            raise
+
+    def counts(self) -> Counts:
+        pending = (
+            select(deliveries.c.sink, func.count().label("pending"), func.min(deliveries.c.event).label("first"))
+            .where(deliveries.c.due.is_not(None))
+            .group_by(deliveries.c.sink)
+            .subquery()
+        )
+        dead = (
+            select(deliveries.c.sink, func.count().label("dead")).where(IS_DEAD).group_by(deliveries.c.sink).subquery()
+        )
+        query = (
+            select(sinks, pending.c.pending, events.c.received_at.label("oldest"), dead.c.dead)
+            .join(pending, pending.c.sink == sinks.c.key, isouter=True)
+            .join(events, events.c.key == pending.c.first, isouter=True)
+            .join(dead, dead.c.sink == sinks.c.key, isouter=True)
+            .order_by(sinks.c.name)
+        )
+        with self._database.read() as connection:
+            # first, so that an event that is routed meanwhile is counted twice rather than not at all
+            unrouted = connection.scalar(select(func.count()).where(events.c.routed.is_(False))) or 0
+            by_sink = {
+                row.name: SinkCounts(
+                    delivered=row.delivered,
+                    pending=row.pending or 0,
+                    dead=row.dead or 0,
+                    oldest_received_at=row.oldest,
+                    attempts=row.attempts,
+                    failures=row.failures,
+                    last_success_at=row.last_success_at,
+                    last_failure_at=row.last_failure_at,
+                    last_failure_reason=row.last_failure_reason,
+                )
+                for row in connection.execute(query)
+            }
+            quarantined = connection.scalar(select(func.count()).select_from(quarantine)) or 0
+            used = {row.name: row.last_at for row in connection.execute(select(secrets))}
+        return Counts(unrouted, quarantined, by_sink, used)
+
+    def sink_states(self) -> dict[str, SinkState]:
+        query = select(sinks.c.name, sinks.c.pauses, sinks.c.paused_until, sinks.c.pause_reason, sinks.c.on_trial)
+        with self._database.read() as connection:
+            return {row.name: SinkState(*row[:4], self._is_ours(row.on_trial)) for row in connection.execute(query)}
+
+    def _is_ours(self, on_trial: str | None) -> bool:
+        """Whether a trial was begun by this dispatcher or its predecessor."""
+        return on_trial is not None and (on_trial == self._holder or not self._database.shared)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _create_tables(self) -> None:
+        with self._database.write() as connection:
+            self._database.lock_schema(connection)
+            metadata.create_all(connection)
+            version = connection.scalar(select(versions.c.version))
+            if version is None:
+                connection.execute(self._database.insert(versions).values(version=SCHEMA_VERSION))
+            elif version > SCHEMA_VERSION:
+                raise JournalError(
+                    f"the journal has schema {version}, and this receiver supports up to {SCHEMA_VERSION}; "
+                    "run the newer receiver that wrote it"
+                )
+            elif version < SCHEMA_VERSION:
+                for older in range(version, SCHEMA_VERSION):
+                    for statement in UPGRADES[older]:
+                        connection.exec_driver_sql(statement)
+                for table in metadata.sorted_tables:
+                    for index in table.indexes:
+                        index.create(connection, checkfirst=True)
+                connection.execute(update(versions).values(version=SCHEMA_VERSION))
+
+    def _sink_key(self, connection: Connection, name: str, *, lock: bool = False) -> int:
+        """Not cached beyond the transaction, which may be rolled back; and operators can remove the sink."""
+        query = select(sinks.c.key).where(sinks.c.name == name)
+        if lock:
+            query = query.with_for_update(read=True, key_share=True)
+        key: int | None = connection.scalar(query)
+        if key is None:
+            connection.execute(self._database.insert(sinks).values(name=name).on_conflict_do_nothing())
+            key = connection.scalars(query).one()
+        return key
+
+    def _existing_keys(self, connection: Connection, stored: Sequence[StoredEvent]) -> set[int]:
+        """The keys of the events that retention has not removed meanwhile, and will not before the commit."""
+        query = select(events.c.key).where(events.c.key.in_([event.key for event in stored])).order_by(events.c.key)
+        return set(connection.scalars(query.with_for_update(key_share=True)))

@@ -1,0 +1,178 @@
+"""The supervisor: runs intake and the dispatcher as two processes, and keeps both running.
+
+Neither takes the other down. Each is restarted when it dies, after a delay that grows while it keeps dying; a process
+that reports nothing for too long is assumed to be blocked, and killed. On SIGTERM intake stops first, and the
+dispatcher delivers what it accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from receiver.errors import ReceiverError
+from receiver.lifeline import Lifeline
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+INITIAL_RESTART_SECONDS = 1.0
+MAX_RESTART_SECONDS = 30.0
+STABLE_SECONDS = 60.0
+"""A process that ran for so long is restarted with the initial delay again."""
+
+STOP_SECONDS = 20.0
+"""How long a stop may take in all: Heroku sends SIGKILL after 30 s."""
+
+SUSPENDED_SECONDS = 15.0
+"""If the supervisor has not run for so long, the machine or the process was suspended."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_fork = multiprocessing.get_context("fork")
+Work = Callable[[Lifeline], None]
+
+
+class Supervisor:
+    """Runs children until SIGTERM or SIGINT. With a listener, the first child is intake."""
+
+    def __init__(self, children: list[Child], lifeline: Lifeline, listener: socket.socket | None = None) -> None:
+        self._children = children
+        self._lifeline = lifeline
+        self._listener = listener
+        self._stopping = False
+
+    def run(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._request_stop)
+        checked_at = time.monotonic()
+        while not (self._stopping or self._lifeline.stopping()):
+            now = time.monotonic()
+            for child in self._children:
+                if now - checked_at > SUSPENDED_SECONDS:
+                    child.forgive_silence(now)
+                child.check(now, self._children)
+            checked_at = now
+            time.sleep(TICK_SECONDS)
+        self._stop()
+
+    def _request_stop(self, number: int, frame: object) -> None:
+        self._stopping = True
+
+    def _stop(self) -> None:
+        """Signal all children; when intake has ended, no more events come and the dispatcher can finish."""
+        log.info("stopping")
+        end = time.monotonic() + STOP_SECONDS
+        if self._listener is not None:
+            self._listener.close()
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        for child in self._children:
+            child.close_lifeline()
+            while child.alive and time.monotonic() < end:
+                time.sleep(TICK_SECONDS)
+            child.signal(signal.SIGKILL)
+
+
+class Child:
+    """A process that is restarted when it dies, and killed when it reports nothing for `silent_seconds`."""
+
+    def __init__(self, name: str, work: Work, silent_seconds: float | None) -> None:
+        self.name = name
+        self._work = work
+        self._silent_seconds = silent_seconds
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._socket: socket.socket | None = None
+        self._started_at = self._reported_at = self._start_at = 0.0
+        self._restart_seconds = INITIAL_RESTART_SECONDS
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def check(self, now: float, siblings: list[Child]) -> None:
+        """Start it, notice that it has died, or kill it if it is silent for too long."""
+        if self._process is None:
+            if now >= self._start_at:
+                self._start(now, siblings)
+        elif not self._process.is_alive():
+            self._schedule_restart(now)
+        elif self._silent_seconds is not None:
+            if self._reported_alive():
+                self._reported_at = now
+            if now - self._reported_at > self._silent_seconds:
+                log.error("%s has been blocked for %.0f s and is killed", self.name, now - self._reported_at)
+                self._process.kill()
+
+    def forgive_silence(self, now: float) -> None:
+        """Ignore its silence so far: the supervisor itself was suspended."""
+        self._reported_at = now
+
+    def signal(self, number: int) -> None:
+        if self._process is not None and self._process.is_alive() and self._process.pid is not None:
+            os.kill(self._process.pid, number)
+
+    def close_lifeline(self) -> None:
+        """Let it know that it should finish."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _start(self, now: float, siblings: list[Child]) -> None:
+        self._socket, child_end = socket.socketpair()
+        self._socket.setblocking(False)
+        supervisor_ends = [child._socket for child in siblings if child._socket is not None]
+        sys.stdout.flush()
+        self._process = _fork.Process(target=_run, args=(self._work, child_end, supervisor_ends), name=self.name)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # or one could reach the child while it has our handlers
+        self._process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        child_end.close()
+        self._started_at = self._reported_at = now
+
+    def _schedule_restart(self, now: float) -> None:
+        assert self._process is not None
+        self._process.join()
+        if now - self._started_at > STABLE_SECONDS:
+            self._restart_seconds = INITIAL_RESTART_SECONDS
+        how = _exit_reason(self._process.exitcode)
+        log.error("%s died (%s) and is restarted in %.0f s", self.name, how, self._restart_seconds)
+        self._start_at = now + self._restart_seconds
+        self._restart_seconds = min(self._restart_seconds * 2, MAX_RESTART_SECONDS)
+        self._process = None
+        self.close_lifeline()
+
+    def _reported_alive(self) -> bool:
+        try:
+            return self._socket is not None and self._socket.recv(4096) != b""
+        except OSError:
+            return False
+
+
+def _run(work: Work, child_end: socket.socket, supervisor_ends: list[socket.socket]) -> None:
+    """Run a child, without the supervisor's signal handlers and its ends of the lifelines."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    for end in supervisor_ends:
+        end.close()
+    try:
+        work(Lifeline(child_end))
+    except ReceiverError as error:
+        log.error("%s", error)
+        sys.exit(1)
+    except Exception:  # multiprocessing would print it without redaction
+        log.exception("internal error")
+        sys.exit(1)
+
+
+def _exit_reason(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"

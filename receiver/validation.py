@@ -1,0 +1,180 @@
+"""Validates tables of config.toml against pydantic models, and names every problem in a line of its own.
+
+The receiver's own tables are read with it, and the options of every sink type; it knows neither.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+RENAMED = {"max_body": "max_body_bytes", "first_pause": "initial_backoff", "longest_pause": "max_backoff"}
+"""Old keys of the receiver's own tables, and the new ones."""
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+def number(value: object) -> object:
+    """Anything but true and false, which are numbers in Python."""
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
+
+
+def seconds(value: object) -> object:
+    """A duration: a number of seconds, also as text from the environment, or text that `duration` reads."""
+    if not isinstance(value, str):
+        return number(value)
+    return float(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) else duration(value)
+
+
+def duration(text: str) -> float:
+    """The seconds in a number with a unit: "30s", "5m", "2h", "3d". Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
+    if not match:
+        raise ValueError('give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def list_of_text(example: str) -> BeforeValidator:
+    """A check that a value is a list; its message shows one in TOML."""
+
+    def is_list(value: object) -> object:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f'give a list of text, such as ["{example}"]')
+        return value
+
+    return BeforeValidator(is_list)
+
+
+Whole = Annotated[int, BeforeValidator(number)]
+Number = Annotated[float, BeforeValidator(number)]
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
+
+
+class Table(BaseModel):
+    """A table of config.toml: exactly these keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a key of a table, as a line for the user."""
+
+    key: str
+    line: str
+
+
+def parse_leniently(
+    model: type[AnyModel],
+    where: str,
+    values: Mapping[str, Any],
+    from_environment: frozenset[str],
+    missing: Sequence[Problem],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[AnyModel, list[Problem]]:
+    """The valid part of `values` as `model`, with `defaults` for what is invalid or missing; and all problems."""
+    parsed, problems = parse(model, where, values, from_environment)
+    unset = {problem.key for problem in missing}
+    invalid = {problem.key for problem in problems}
+    if parsed is None:
+        valid = {key: value for key, value in values.items() if key not in invalid}
+        parsed = model.model_validate({**defaults, **valid})
+    return parsed, [*(problem for problem in problems if problem.key not in unset), *missing]
+
+
+def parse(
+    model: type[AnyModel],
+    where: str,
+    values: Mapping[str, Any],
+    from_environment: frozenset[str],
+    other_keys: Iterable[str] = (),
+) -> tuple[AnyModel | None, list[Problem]]:
+    """`values` as `model`, or None and their problems.
+
+    `other_keys` are valid in the same table, and validated elsewhere. A line shows the invalid value only if it was
+    written in the file, under a known key.
+    """
+    try:
+        return model.model_validate(dict(values)), []
+    except ValidationError as error:
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for each in error.errors(include_url=False):
+            subject, message, hint = _message(model, where, each, from_environment, other_keys)
+            found.setdefault((str(each["loc"][0]), subject, hint), []).append(message)
+        return None, [
+            Problem(key, subject + ", or: ".join(dict.fromkeys(messages)) + hint)
+            for (key, subject, hint), messages in found.items()
+        ]
+
+
+def _message(
+    model: type[BaseModel], where: str, error: Any, from_environment: frozenset[str], other_keys: Iterable[str]
+) -> tuple[str, str, str]:
+    """What an error is about, its text, and a hint; where several types are valid, each has an error of its own."""
+    path = [str(part) for part in error["loc"]]
+    field = fields(model).get(path[0])
+    choice = field is not None and _is_choice(field.annotation)
+    path = path[:1] if choice else path
+    key = ".".join(path)
+    kind = error["type"]
+    if kind == "extra_forbidden" and not choice:
+        if (new := RENAMED.get(path[-1])) and new in _names(model, path[:-1]):
+            return f"{where}: option '{key}' is now called '{new}'", "", ""
+        valid = [*_names(model, path[:-1]), *(other_keys if len(path) == 1 else ())]
+        return f"{where}: no option '{key}'{nearest(path[-1], valid)}", "", ""
+    if kind == "missing" and not choice:
+        return f"{where}: option '{key}' is missing", "", ""
+    value = error["input"]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    hint = _env_hint(value)
+    secret = field is None or field.annotation not in (str, int, float, bool, Path)
+    too_long = isinstance(value, int) and value.bit_length() > 64
+    if not secret and not too_long and path[0] not in from_environment and isinstance(value, str | int | float):
+        return f"{where}: {key} = {value!r}: ", message, hint
+    return f"{where}: {key}: ", message, hint
+
+
+def _is_choice(annotation: object) -> bool:
+    """Whether several types are valid; pydantic then adds its own names for them to the path."""
+    types = [each for each in get_args(annotation) if each is not type(None)]
+    return get_origin(annotation) in (Union, UnionType) and len(types) > 1
+
+
+def _env_hint(value: object) -> str:
+    """A hint for a table in place of a value that looks like `{ env = "NAME" }`."""
+    if not isinstance(value, dict) or len(value) != 1 or not nearest(str(*value).lower(), ["env"]):
+        return ""
+    return " ({ env = … } is not supported here)" if "env" in value else " (did you mean { env = … }?)"
+
+
+def _names(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The valid keys at `path` inside `model`."""
+    for part in path:
+        inner = fields(model)[part].annotation if part in fields(model) else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(fields(model))
+
+
+def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the name they have in config.toml."""
+    return {info.alias or name: info for name, info in model.model_fields.items()}
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the right name for a wrong one, to append to a message; empty if none is similar."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,1 @@
+"""What several test files share and no author of sinks needs."""

@@ -1,0 +1,40 @@
+"""The layers of the house, from top to bottom: a part imports from its own layer and from those below, never upward."""
+
+from __future__ import annotations
+
+LAYERS = {
+    "entry": ("__main__",),
+    "commands": ("commands", "testing"),
+    "programs": ("server", "demo", "scaffold"),
+    "wings": ("intake", "delivery", "supervisor", "simulator", "admin"),
+    "health": ("health",),
+    "journal": ("journal",),
+    "settings": ("settings", "logs", "signature", "lifeline"),
+    "checks": ("validation", "redaction"),
+    "words": ("event", "errors", "hookspecs"),
+}
+"""Layer → its parts: files and folders of the package."""
+
+WALLS = (
+    ("intake", "delivery"),
+    ("delivery", "intake"),
+    ("admin", "delivery"),
+    ("admin", "intake"),
+    ("supervisor", "intake"),
+    ("supervisor", "delivery"),
+)
+"""Parts of one layer of which the first must not import the second, not even indirectly."""
+
+LIBRARIES = {
+    "sqlalchemy": ("receiver/journal/sql/", "receiver/testing/postgresql.py"),
+    "sqlite3": ("receiver/journal/sql/",),
+    "psycopg": ("receiver/journal/sql/", "receiver/testing/postgresql.py"),
+    "jwt": ("receiver/signature.py",),
+    "dtintegrations": ("receiver/signature.py",),
+    "gunicorn": ("receiver/intake/web_server.py",),
+    "prometheus_client": ("receiver/intake/metrics.py",),
+    "click": ("receiver/commands/",),
+    "pluggy": ("receiver/hookspecs.py", "receiver/delivery/hooks.py", "receiver/delivery/source_lines.py"),
+    "flask": ("receiver/intake/", "receiver/signature.py"),
+}
+"""Third-party library → where it is imported; no exception of it leaves these places."""

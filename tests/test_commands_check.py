@@ -1,0 +1,310 @@
+"""`check` names everything that is wrong with the settings, the plugins and the sinks, and warns of likely mistakes."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from conftest import THERE_ARE, new_database
+from support.commands import (
+    BROKEN_PLUGIN,
+    CONSOLE,
+    JOURNAL,
+    NOON,
+    STRONG_SECRET,
+    Operator,
+    Shell,
+    event_body,
+    is_recent,
+)
+
+from receiver.journal import Arrival, open_journal
+from receiver.settings import SECRET
+
+COLUMNS = "event_id, time, device_id, device_name, project_id, event_type, quantity, value, unit, text, labels"
+
+
+def test_a_valid_configuration_is_confirmed_with_its_sinks_and_secrets(shell: Shell) -> None:
+    shell.configure(f"{CONSOLE}[sinks.off]\ntype = 'csv'\nenabled = false\n")
+    assert shell.run("check", **{f"{SECRET}_OLD": STRONG_SECRET[::-1]}) == (
+        0,
+        [
+            "DT_SIGNATURE_SECRET has not been used yet",
+            "DT_SIGNATURE_SECRET_OLD has not been used yet",
+            "config.toml is valid. Enabled sinks: console. Signature secrets: 2.",
+        ],
+        [],
+    )
+
+
+def test_check_creates_no_journal(operator: Operator) -> None:
+    operator.configure(CONSOLE)
+    operator.lines("check")
+    assert [path.name for path in operator.folder.iterdir()] == ["config.toml"]
+
+
+def test_a_weak_secret_and_a_configuration_without_enabled_sinks_are_warnings(operator: Operator) -> None:
+    operator.configure("[sinks.off]\ntype = 'stdout'\nenabled = false\n")
+    assert operator.run("check", **{SECRET: "weak-secret"}) == (
+        0,
+        ["config.toml is valid. Enabled sinks: none. Signature secrets: 1."],
+        [
+            "warning: DT_SIGNATURE_SECRET is shorter than 32 bytes; a longer one is harder to guess",
+            "warning: no sink is enabled in config.toml: events are stored but delivered nowhere",
+        ],
+    )
+
+
+def test_a_journal_under_a_file_is_reported_together_with_all_other_problems(operator: Operator) -> None:
+    operator.configure("[journal]\npath = 'config.toml/deep/journal.sqlite'\n[sinks.a]\ntype = 'csf'\n")
+    folder = operator.folder
+    assert operator.run("check") == (
+        1,
+        [],
+        [
+            f"error: config.toml [sinks.a]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}",
+            f"error: journal {folder}/config.toml/deep/journal.sqlite: {folder}/config.toml is not a folder; "
+            "set another [journal] path",
+        ],
+    )
+
+
+def test_a_folder_that_is_not_writable_is_reported_before_a_journal_is_created_in_it(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.configure(f"[journal]\npath = 'data/new/journal.sqlite'\n{CONSOLE}")
+    folder = operator.folder
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (folder, os.W_OK | os.X_OK))
+    assert operator.run("check") == (
+        1,
+        [],
+        [
+            f"error: journal {folder}/data/new/journal.sqlite: {folder} is not writable; "
+            "make it so, or set another [journal] path"
+        ],
+    )
+
+
+def test_problems_of_sinks_are_reported_while_the_database_is_away(operator: Operator) -> None:
+    operator.configure("[sinks.a]\ntype = 'csf'\n")
+    code, out, errors = operator.run("check", DATABASE_URL="postgres://u:pass-word@127.0.0.1:9/d")
+    assert (code, out, len(errors)) == (1, [], 2)
+    assert errors[0] == f"error: config.toml [sinks.a]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}"
+    assert "refused" in errors[1]
+    assert "pass-word" not in errors[1]
+
+
+def test_pending_deliveries_in_a_journal_that_a_database_has_replaced_are_a_warning(operator: Operator) -> None:
+    operator.configure(CONSOLE)
+    with closing(open_journal(operator.settings)) as journal:
+        journal.accept([Arrival(name, b"", NOON) for name in "abc"])
+        journal.route([(event, ["console", "erp"]) for event in journal.unrouted(1)])
+    assert operator.run("check", DATABASE_URL=new_database()) == (
+        0,
+        ["config.toml is valid. Enabled sinks: console. Signature secrets: 1."],
+        [
+            f"warning: the journal {operator.folder}/data/journal.sqlite is not used while DATABASE_URL is set, and "
+            "has 4 pending deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+        ],
+    )
+
+
+def test_every_problem_of_plugins_and_sinks_has_a_line(operator: Operator) -> None:
+    (operator.folder / "mine.py").write_text(BROKEN_PLUGIN)
+    operator.configure("""
+        [receiver]
+        plugins = ["mine.py", "nowhere.py"]
+        [sinks.a]
+        type = "cvs"
+        [sinks.b]
+        type = "csv"
+        path = "b.csv"
+        row = "events"
+        [sinks.c]
+        type = "mine"
+        [sinks.d]
+        type = "csv"
+        path = "d.csv"
+        columns = ["tiem"]
+        [sinks.e]
+        type = "webhook"
+        url = { env = "NOT_SET" }
+        [sinks.f]
+        type = "webhook"
+        url = { env = "URL" }
+        concurrency = "x"
+        [sinks.g]
+        type = "stdout"
+        enabled = false
+        retry = { max_age = "x" }
+        """)
+    code, out, errors = operator.run("check", URL="value-from-the-environment")
+    known = f"{THERE_ARE}; 2 plugin(s) could not be loaded"
+    assert (code, out) == (1, [])
+    assert [re.sub(r"\S+\.py:\d+: ValueError", "LINE: ValueError", line) for line in errors] == [
+        f"error: plugin {operator.folder}/mine.py: mine.py:1: "
+        "ModuleNotFoundError: No module named 'not_installed_here'",
+        f"error: plugin {operator.folder}/nowhere.py: no such file",
+        f"error: config.toml [sinks.a]: no sink type 'cvs' (did you mean 'csv'?); {known}",
+        "error: config.toml [sinks.b]: no option 'row' (did you mean 'rows'?)",
+        f"error: config.toml [sinks.c]: no sink type 'mine'; {known}",
+        f"error: config.toml [sinks.d]: LINE: ValueError: no column 'tiem'; there are: {COLUMNS}",
+        "error: config.toml [sinks.e]: url: the environment variable NOT_SET is not set",
+        "error: config.toml [sinks.f]: concurrency = 'x': Input should be a valid integer, "
+        "unable to parse string as an integer",
+        "error: config.toml [sinks.g]: retry.max_age: "
+        'give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"',
+    ]
+
+
+def test_problems_of_sinks_are_reported_together_with_those_of_the_receivers_own_settings(operator: Operator) -> None:
+    operator.configure("[receiver]\nthread = 1\n[sinks.a]\ntype = 'csv'\npth = 'a.csv'\n[sinks.b]\ntype = 'csf'\n")
+    assert operator.run("check", **{SECRET: ""}) == (
+        1,
+        [],
+        [
+            "error: config.toml [receiver]: no option 'thread' (did you mean 'threads'?)",
+            "error: environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+            "error: config.toml [sinks.a]: option 'path' is missing",
+            "error: config.toml [sinks.a]: no option 'pth' (did you mean 'path'?)",
+            f"error: config.toml [sinks.b]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}",
+        ],
+    )
+
+
+def test_an_empty_sink_type_is_a_problem(operator: Operator) -> None:
+    operator.configure("[sinks.a]\ntype = ''\n")
+    assert operator.run("check") == (1, [], [f"error: config.toml [sinks.a]: no sink type ''; {THERE_ARE}"])
+
+
+def test_an_event_type_in_a_filter_that_dt_does_not_document_is_a_warning(operator: Operator) -> None:
+    operator.configure(f"{CONSOLE}[sinks.console.filter]\nevent_types = ['touch', 'temperatur']\n")
+    assert operator.run("check") == (
+        0,
+        ["config.toml is valid. Enabled sinks: console. Signature secrets: 1."],
+        [
+            "warning: config.toml [sinks.console]: filter.event_types: "
+            "DT documents no event type 'temperatur' (did you mean 'temperature'?)"
+        ],
+    )
+
+
+def test_a_removed_sink_with_pending_deliveries_is_a_warning(operator: Operator) -> None:
+    operator.add_events({"a": ["old", "archive"], "b": ["old"]})
+    operator.configure(f"{JOURNAL}[sinks.archive]\ntype = 'csv'\npath = 'events.csv'\n")
+    assert operator.run("check") == (
+        0,
+        ["config.toml is valid. Enabled sinks: archive. Signature secrets: 1."],
+        [
+            "warning: sink old is no longer enabled and has 2 pending deliveries; enable it, or delete them with "
+            "`python -m receiver sinks remove old`"
+        ],
+    )
+    operator.lines("sinks", "remove", "old")
+    assert operator.run("check").errors == []
+
+
+def test_the_last_use_of_each_of_several_secrets_is_shown(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator.configure(JOURNAL + CONSOLE)
+    for name in ("OLD", "NEXT"):
+        monkeypatch.setenv(f"{SECRET}_{name}", f"{STRONG_SECRET} {name}")
+    a_day_ago = datetime.now(UTC) - timedelta(hours=24, minutes=1)
+    with time_machine.travel(a_day_ago):  # a journal reads the clock when it is opened
+        operator.open_journal().accept([Arrival("a", event_body("a"), time.time(), secret=f"{SECRET}_OLD")])
+    operator.open_journal().accept([Arrival("b", event_body("b"), time.time(), secret=SECRET)])
+    current, *others = operator.lines("check")
+    assert is_recent(current.removeprefix(f"{SECRET} was last used ").replace(" UTC", "+00:00"))
+    assert others == [
+        f"{SECRET}_NEXT has not been used yet",
+        f"{SECRET}_OLD was last used {a_day_ago:%Y-%m-%d %H:%M} UTC; it is safe to remove",
+        "config.toml is valid. Enabled sinks: console. Signature secrets: 3.",
+    ]
+
+
+LOCAL_PLUGIN = """
+from pathlib import Path
+from receiver import hookimpl
+
+class Mine:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @hookimpl
+    def local_path(self):
+        return self.path
+
+    @hookimpl
+    def deliver(self, event):
+        pass
+
+@hookimpl
+def register_sinks(register):
+    register("mine", Mine)
+"""
+STORING_SINKS = """
+[receiver]
+plugins = ["mine.py"]
+[sinks.archive]
+type = "csv"
+path = "events.csv"
+[sinks.local_readings]
+type = "sql"
+url = "sqlite:///readings.sqlite"
+[sinks.remote_readings]
+type = "sql"
+url = "postgresql://user@db.example/readings"
+[sinks.own]
+type = "mine"
+path = "own.txt"
+[sinks.console]
+type = "stdout"
+[sinks.disabled]
+type = "csv"
+path = "disabled.csv"
+enabled = false
+"""
+
+
+def test_sinks_that_store_events_on_a_dynos_disk_are_warnings(operator: Operator) -> None:
+    (operator.folder / "mine.py").write_text(LOCAL_PLUGIN)
+    operator.configure(STORING_SINKS)
+    assert operator.run("check", DYNO="web.1") == (
+        0,
+        [
+            "config.toml is valid. Enabled sinks: archive, local_readings, remote_readings, own, console. "
+            "Signature secrets: 1."
+        ],
+        [
+            "warning: the journal is on the dyno's disk, which is lost at each restart together with all pending "
+            "events; run `heroku addons:create heroku-postgresql:essential-0`",
+            *(
+                f"warning: sink {sink} writes to the dyno's disk, and its file is lost at each restart; "
+                f'replace [sinks.{sink}] with one of type = "sql" and url = {{ env = "DATABASE_URL" }}'
+                for sink in ("archive", "local_readings", "own")
+            ),
+        ],
+    )
+
+
+def test_sinks_that_store_events_on_any_other_machine_are_no_warnings(operator: Operator) -> None:
+    (operator.folder / "mine.py").write_text(LOCAL_PLUGIN)
+    operator.configure(STORING_SINKS)
+    assert operator.run("check").errors == []
+
+
+def test_keys_that_were_renamed_are_reported_with_their_new_names(operator: Operator) -> None:
+    operator.configure(f"{CONSOLE}retry = {{ first_pause = 1, longest_pause = 60 }}\n[receiver]\nmax_body = 2048\n")
+    assert operator.run("check") == (
+        1,
+        [],
+        [
+            "error: config.toml [receiver]: option 'max_body' is now called 'max_body_bytes'",
+            "error: config.toml [sinks.console]: option 'retry.first_pause' is now called 'initial_backoff'",
+            "error: config.toml [sinks.console]: option 'retry.longest_pause' is now called 'max_backoff'",
+        ],
+    )

@@ -1,0 +1,41 @@
+"""`demo` runs a receiver with simulated sensors, and leaves files and no processes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+from support.commands import Shell, living_processes
+
+from receiver.settings import SECRET
+
+
+def test_the_demo_runs_in_any_folder_and_leaves_what_its_sinks_wrote(shell: Shell) -> None:
+    code, out, errors = shell.run("demo", "--seconds", "0.5", "--rate", "30", **{SECRET: "not-that-of-the-demo"})
+    assert (code, errors) == (0, [])
+    counts = [line for line in out if line.startswith("pushed ")][-1]
+    pushed = re.match(r"pushed (\d+), received (\d+)   ", counts)
+    assert pushed
+    assert pushed[1] == pushed[2]
+    number = int(pushed[1])
+    assert 1 <= number <= 16
+    assert f"archive: {number} delivered, 0 pending" in counts
+    assert f"console: {number} delivered, 0 pending" in counts
+
+    shown = next(line for line in out if line.endswith("events.csv:"))
+    path = Path(shown.removeprefix("The last lines of ").removesuffix(":"))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["event_id"] for row in rows}) == number
+    assert path.parent.parent == shell.folder
+    assert len((path.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()) == number
+    assert "Traceback" not in (path.parent / "log.txt").read_text(encoding="utf-8")
+    assert [pid for pid, _ in living_processes() if str(path.parent) in environment_of(pid)] == []
+
+
+def environment_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""

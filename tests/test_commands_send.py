@@ -1,0 +1,104 @@
+"""`send` signs test events, pushes them, and prints each response."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import StartReceiver, wait_until
+from pytest_httpserver import HTTPServer
+from support.commands import Operator, Shell
+
+from receiver.event import TYPES
+from receiver.settings import SECRET
+from receiver.testing.ports import reserve_port
+from receiver.testing.samples import TEST_SECRET
+
+
+def last_column(out: list[str]) -> list[str]:
+    """Status and text of each response."""
+    return [line.split("  ")[-1] for line in out]
+
+
+def test_send_pushes_signed_events_and_prints_each_response(
+    shell: Shell, operator: Operator, start_receiver: StartReceiver
+) -> None:
+    receiver = start_receiver(WEB_CONCURRENCY="1")
+
+    code, out, errors = shell.run(
+        "send", receiver.url, "--type", "touch", "--type", "co2", "--count", "2", **{SECRET: TEST_SECRET}
+    )
+    assert (code, errors) == (0, [])
+    sent = [re.fullmatch(r"(\w+) +([0-9a-v]{20})  200 accepted", line) for line in out]
+    assert [match and match[1] for match in sent] == ["touch", "co2", "touch", "co2"]
+
+    code, out, errors = operator.run("send", f"{receiver.url}/", **{SECRET: TEST_SECRET})
+    assert (code, [line.split()[0] for line in out], errors) == (0, list(TYPES), [])
+    assert set(last_column(out)) == {"200 accepted"}
+
+    code, out, errors = operator.run("send", receiver.url, "--type", "touch", **{SECRET: "another-secret"})
+    assert (code, last_column(out)) == (1, ["400 wrong secret"])
+    assert errors == ["error: 1 of 1 events were not accepted"]
+
+    code, out, errors = operator.run("send", f"{receiver.url}/hook", "--type", "touch", **{SECRET: TEST_SECRET})
+    assert (code, last_column(out)[0][:14]) == (1, "404 Not Found.")
+
+    rows = wait_until(lambda: len({row["event_id"] for row in receiver.rows()}) == 4 + len(TYPES) and receiver.rows())
+    assert {row["device_id"][:3] for row in rows} == {"emu"}
+    assert {len(row["device_id"]) for row in rows} == {23}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "error"),
+    [
+        (["example.com"], {}, "the URL must begin with http:// or https://"),
+        (["ftp://example.com"], {}, "the URL must begin with http:// or https://"),
+        (
+            ["http://127.0.0.1:1"],
+            {SECRET: ""},
+            "DT_SIGNATURE_SECRET is not set; set it to the signature secret of the receiver",
+        ),
+    ],
+    ids=["no scheme", "another scheme", "no secret"],
+)
+def test_send_reports_what_cannot_work_before_it_pushes(
+    arguments: list[str], environment: dict[str, str], error: str, operator: Operator
+) -> None:
+    assert operator.run("send", *arguments, **environment) == (1, [], [f"error: {error}"])
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("http://127.0.0.1:{port}", "NewConnectionError"),
+        ("http://", "LocationValueError"),
+        ("http://[::1", "LocationParseError"),
+        ("http://127.0.0.1:99999", "LocationParseError"),
+        ("http://a..b", "LocationParseError"),
+    ],
+)
+def test_send_reports_that_there_was_no_response(url: str, kind: str, operator: Operator) -> None:
+    code, out, errors = operator.run("send", url.format(port=reserve_port()), "--type", "touch")
+    assert (code, errors) == (1, ["error: 1 of 1 events were not accepted"])
+    assert last_column(out) == [f"--- no response: {kind}"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "response", "code"),
+    [
+        (200, b"", "200", 0),
+        (204, b"", "204", 1),
+        (503, b"<html>\r\nbusy", "503 <html>", 1),
+        (301, b"\n", "301", 1),
+        (500, b"\xff\xfe\x00", "500", 1),
+    ],
+    ids=["200 without a body", "204", "503 with HTML", "301", "500 that is not text"],
+)
+def test_send_prints_any_response_of_another_server(
+    status: int, body: bytes, response: str, code: int, operator: Operator, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/", method="POST").respond_with_data(body, status=status)
+    done = operator.run("send", httpserver.url_for("/"), "--type", "touch")
+    assert (done.exit_code, len(done.out)) == (code, 1)
+    assert last_column(done.out)[0].startswith(response)
+    assert done.errors == ([] if code == 0 else ["error: 1 of 1 events were not accepted"])

@@ -1,0 +1,216 @@
+"""`sinks` shows every sink type with its options; `sinks resume` and `sinks remove` change a sink."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+
+from conftest import ROOT, StartReceiver, sink_types, wait_until
+from support.commands import ARCHIVE, BROKEN_PLUGIN, CONSOLE, JOURNAL, LONG_AGO, PLUGIN, SCRIPTED, TWO_SINKS, Operator
+
+from receiver.journal import Result, Settlement, SinkState
+from receiver.settings import SECRET
+from receiver.simulator import Simulator
+
+DOCUMENTED_PLUGIN = '''
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from receiver import Secret, hookimpl
+
+
+@dataclass
+class Pager:
+    """Pages the engineer on duty.
+
+    An event that is delivered again
+    is paged again.
+
+    token: the token of the pager, as its own page shows it; a token with a long explanation like this one is
+        wrapped.
+    rooms: only these rooms. Default: all.
+    """
+
+    token: Secret
+    path: Path
+    rooms: list[str] | None = None
+    priority: Literal["low", "high"] = "low"
+    tries: int = 3
+
+    @hookimpl
+    def deliver(self, event):
+        pass
+
+
+@hookimpl
+def register_sinks(register):
+    register("pager", Pager)
+'''
+
+
+def test_sinks_shows_the_sink_types_of_plugins_with_their_options(operator: Operator) -> None:
+    (operator.folder / "pager.py").write_text(DOCUMENTED_PLUGIN)
+    operator.configure("[receiver]\nplugins = ['pager.py']\n")
+    done = operator.invoke("sinks", **{SECRET: None})
+    assert (done.exit_code, done.stderr) == (0, "")
+    out = done.stdout.splitlines()
+    titles = dict(re.findall(r"^(\w+)  \((.+)\)$", "\n".join(out), re.MULTILINE))
+    assert list(titles) == sink_types("pager")
+    assert [name for name in ("csv", "sql", "stdout", "webhook") if f"{ROOT}/plugins/" not in titles[name]] == []
+    begin = out.index(f"pager  ({operator.folder}/pager.py)")
+    end = next(n for n in range(begin + 1, len(out)) if re.match(r"\w+  \(", out[n]))
+    assert out[begin + 1 : end] == [
+        "Pages the engineer on duty.",
+        "",
+        "An event that is delivered again",
+        "is paged again.",
+        "",
+        "  token  (secret, required)",
+        "      the token of the pager, as its own page shows it; a token with a long explanation like this",
+        "      one is wrapped.",
+        "  path  (path, required)",
+        "  rooms  (list of text, optional)",
+        "      only these rooms. Default: all.",
+        '  priority  ("low" or "high", default "low")',
+        "  tries  (whole number, default 3)",
+        "",
+        "  [sinks.pager]",
+        '  type = "pager"',
+        '  token = { env = "PAGER_TOKEN" }',
+        '  path = "data/pager"',
+        "  # rooms = []",
+        '  # priority = "low"',
+        "  # tries = 3",
+        "",
+    ]
+
+
+def test_sinks_reports_plugins_that_are_broken_and_shows_the_others(operator: Operator) -> None:
+    (operator.folder / "mine.py").write_text(PLUGIN)
+    (operator.folder / "broken.py").write_text(BROKEN_PLUGIN)
+    operator.configure("[receiver]\nplugins = ['mine.py', 'broken.py']\n")
+    code, out, errors = operator.run("sinks")
+    assert (code, f"mine  ({operator.folder}/mine.py)" in out) == (0, True)
+    assert errors == [
+        f"plugin left out: {operator.folder}/broken.py: broken.py:1: "
+        "ModuleNotFoundError: No module named 'not_installed_here'"
+    ]
+
+
+def test_sinks_as_json_has_no_options_for_a_constructor_with_invalid_annotations(operator: Operator) -> None:
+    (operator.folder / "mine.py").write_text(PLUGIN.replace("path: Path)", "path: 'Unknown')"))
+    operator.configure("[receiver]\nplugins = ['mine.py']\n")
+    types = operator.json("sinks")
+    assert (sorted(types), types["mine"]["options"]) == (sink_types("mine"), [])
+    format_option = types["stdout"]["options"][0]
+    assert format_option.pop("meaning")
+    assert types["stdout"].pop("description").startswith("Prints each event as one line on standard output.\n\n")
+    assert types["stdout"] == {
+        "source": f"{ROOT}/plugins/stdout.py",
+        "options": [{"name": "format", "type": '"json" or "text"', "required": False, "default": '"json"'}],
+        "example": '[sinks.stdout]\ntype = "stdout"\n# format = "json"',
+    }
+
+
+def test_the_example_of_every_sink_type_is_valid_when_it_is_pasted_into_config_toml(operator: Operator) -> None:
+    environment = {"WEBHOOK_SECRET": "c2VjcmV0", "SQL_URL": "sqlite:///data/readings.sqlite"}
+    examples = "\n".join(shown["example"] for shown in operator.json("sinks").values())
+    operator.configure(examples)
+    assert operator.run("check", **environment)[::2] == (0, [])
+    with_defaults = examples.replace("# ", "").replace("columns = []", 'columns = ["time"]')
+    operator.configure(with_defaults.replace('ca_file = "data/webhook"\n', ""))
+    assert operator.run("check", **environment).exit_code == 0
+
+
+def test_a_resumed_sink_is_due_for_a_probe_and_still_in_the_same_pause(operator: Operator) -> None:
+    paused = SinkState("erp", pauses=3, paused_until=time.time() + 3600, pause_reason="401 Unauthorized")
+    operator.journal.save_sink_state(paused)
+    operator.journal.save_sink_state(replace(paused, name="archive"))
+    assert operator.lines("sinks", "resume", "erp") == ["Sink erp is probed now. It was paused: 401 Unauthorized"]
+    assert operator.journal.sink_states() == {
+        "erp": replace(paused, paused_until=0.0),
+        "archive": replace(paused, name="archive"),
+    }
+
+
+def test_a_running_receiver_probes_a_sink_as_soon_as_it_is_resumed(
+    start_receiver: StartReceiver, operator: Operator
+) -> None:
+    folder = operator.folder / "not a folder yet"
+    folder.touch()
+    config = f"""
+        [sinks.blocked]
+        type = "csv"
+        path = "{folder}/events.csv"
+        retry = {{ initial_backoff = "1h" }}
+        """
+    receiver = start_receiver(config, ready=False, WEB_CONCURRENCY="1")
+    receiver.push(Simulator().body("touch"))
+    operator.operate(receiver)
+    wait_until(lambda: operator.sink_status("blocked")["pause_reason"])
+    folder.unlink()
+    (line,) = operator.lines("sinks", "resume", "blocked")
+    assert line.startswith("Sink blocked is probed now. It was paused: ")
+    wait_until(lambda: len(receiver.rows(f"{folder}/events.csv")) == 1)
+
+
+def test_a_removed_sink_is_deleted_with_its_deliveries_and_no_other_sink_changes(operator: Operator) -> None:
+    operator.add_events({"a": ["old", "erp"], "b": ["old"], "c": ["old"]})
+    results = (Result.DEAD, Result.DELIVERED)
+    operator.journal.settle(
+        [
+            Settlement(delivery, result, reason="no")
+            for delivery, result in zip(operator.journal.claim("old", 2, 60), results, strict=True)
+        ]
+    )
+    assert operator.lines("sinks", "remove", "old") == ["Removed sink old, and 2 deliveries that were pending or dead."]
+    assert [row["sink"] for row in operator.json("status")] == ["erp", "archive"]
+    assert (operator.counts("old"), operator.counts("erp")) == ((0, 0, 0), (1, 0, 0))
+    assert operator.json("dead-letters", "list") == []
+    assert operator.run("sinks", "remove", "old") == (1, [], ["error: there is no sink old in the journal"])
+
+
+def test_a_disabled_sink_can_be_removed(operator: Operator) -> None:
+    operator.add_pending("erp", "a")
+    operator.configure(TWO_SINKS.replace('type = "webhook"', 'type = "webhook"\nenabled = false'))
+    assert operator.lines("sinks", "remove", "erp") == ["Removed sink erp, and 1 deliveries that were pending or dead."]
+
+
+def test_a_new_sink_gets_nothing_that_an_old_dispatcher_routes_to_a_removed_one(operator: Operator) -> None:
+    operator.add_pending("old", "a")
+    operator.lines("sinks", "remove", "old")
+    operator.add_pending("old", "b")
+    newer = operator.open_journal()
+    newer.save_sink_state(SinkState("new"))
+    assert [delivery.event.id for delivery in newer.claim("new", 10, 60)] == []
+    assert [row["sink"] for row in operator.json("status") if row["pending"]] in ([], ["old"])
+
+
+def test_a_result_for_a_removed_sink_does_not_settle_a_delivery_of_a_new_one(operator: Operator) -> None:
+    operator.add_pending("old", "a")
+    claimed = operator.journal.claim("old", 10, 60)
+    operator.lines("sinks", "remove", "old")
+    operator.configure(JOURNAL + CONSOLE)
+    operator.lines("replay", "console", "--since", LONG_AGO)
+    operator.journal.settle([Settlement(claimed[0], Result.DELIVERED)])
+    assert operator.explain("a")["console"]["state"] == "pending"
+
+
+def test_what_an_old_dispatcher_routes_to_a_removed_sink_reaches_no_new_one(operator: Operator) -> None:
+    operator.configure(SCRIPTED)
+    operator.script("pause closed")
+    with operator.dispatcher():
+        operator.accept("a")
+        wait_until(lambda: operator.sink_status("scripted")["pause_reason"] == "closed")
+        operator.configure(JOURNAL + ARCHIVE)
+        assert operator.lines("sinks", "remove", "scripted") == [
+            "Removed sink scripted, and 1 deliveries that were pending or dead."
+        ]
+        operator.accept("b")
+        wait_until(lambda: operator.journal.counts().unrouted == 0)
+    with operator.dispatcher():
+        operator.accept("c")
+        wait_until(lambda: "c" in operator.archived)
+    assert operator.archived == ["c"]

@@ -1,0 +1,120 @@
+"""`status` shows the state of each sink: what is pending, delivered and dead, its last failure and its pause."""
+
+from __future__ import annotations
+
+import time
+
+from conftest import wait_until
+from support.commands import JOURNAL, SCRIPTED, TWO_SINKS, Operator, is_recent, seconds_since_1970
+
+from receiver.journal import Result, SinkState
+
+
+def test_without_a_journal_every_configured_sink_has_no_deliveries(operator: Operator) -> None:
+    nothing = {
+        "configured": "enabled",
+        "pending": 0,
+        "oldest_pending_age_seconds": None,
+        "delivered": 0,
+        "dead": 0,
+        "last_success_at": None,
+        "last_failure_at": None,
+        "last_failure_reason": None,
+        "paused_until": None,
+        "pause_reason": None,
+    }
+    assert operator.json("status") == [{"sink": "erp", **nothing}, {"sink": "archive", **nothing}]
+    assert operator.lines("status") == [
+        "sink     configured  pending  delivered  dead",
+        "erp      enabled     0        0          0",
+        "archive  enabled     0        0          0",
+    ]
+
+
+def test_without_any_sink_the_status_says_so(operator: Operator) -> None:
+    operator.configure(JOURNAL)
+    assert operator.lines("status") == ["No sink is configured, and none was before."]
+    assert operator.json("status") == []
+
+
+def test_the_status_of_a_sink_is_complete_also_when_it_is_disabled_or_removed(operator: Operator) -> None:
+    operator.configure(TWO_SINKS + "[sinks.off]\ntype = 'stdout'\nenabled = false\n")
+    now = time.time()
+    operator.add_events({"a": ["erp", "removed"]}, received_at=now - 7200)
+    operator.settle_due("erp", Result.DELIVERED)
+    operator.add_pending("erp", "b", "c", received_at=now - 3600)
+    operator.settle_due("erp", Result.FAILED, "HTTP 500", due=now + 3600)
+    operator.add_pending("erp", "d", received_at=now - 1)
+    operator.settle_due("erp", Result.DEAD, "HTTP 422")
+    until = operator.journal.now() + 600
+    operator.journal.save_sink_state(SinkState("erp", 2, until, "it keeps failing: HTTP 500"))
+
+    rows = {row["sink"]: row for row in operator.json("status")}
+
+    assert [(row["sink"], row["configured"]) for row in rows.values()] == [
+        ("erp", "enabled"),
+        ("archive", "enabled"),
+        ("off", "disabled"),
+        ("removed", "removed"),
+    ]
+    erp = rows["erp"]
+    assert is_recent(erp.pop("last_success_at"))
+    assert is_recent(erp.pop("last_failure_at"))
+    assert 3600 <= erp.pop("oldest_pending_age_seconds") < 3660
+    assert abs(seconds_since_1970(erp.pop("paused_until")) - until) < 1
+    assert erp == {
+        "sink": "erp",
+        "configured": "enabled",
+        "pending": 2,
+        "delivered": 1,
+        "dead": 1,
+        "last_failure_reason": "HTTP 422",
+        "pause_reason": "it keeps failing: HTTP 500",
+    }
+    assert (rows["removed"]["pending"], rows["off"]["pending"]) == (1, 0)
+    assert 7200 <= rows["removed"]["oldest_pending_age_seconds"] < 7260
+
+
+def test_the_status_for_people_is_a_table_and_a_line_for_each_sink_that_is_paused_or_has_failed(
+    operator: Operator,
+) -> None:
+    operator.add_events({"a": ["erp", "archive"]}, received_at=time.time())
+    operator.settle_due("archive", Result.FAILED, "OSError: disk full")
+    operator.settle_due("erp", Result.POSTPONED, "HTTP 503")
+    operator.journal.save_sink_state(SinkState("erp", 1, operator.journal.now() + 60, "HTTP 503"))
+    heading, erp, archive, *reasons = operator.lines("status")
+    assert heading.split("  ")[0] == "sink"
+    assert erp[heading.index("pending") :].split()[0] == "1"
+    assert archive[heading.index("paused until") :].split() == ["-"]
+    assert erp[heading.index("paused until") :].startswith("20")
+    assert reasons == ["erp is paused: HTTP 503", "last failure of archive: OSError: disk full"]
+
+
+def test_a_sink_whose_pause_ended_is_not_shown_as_paused(operator: Operator) -> None:
+    operator.journal.save_sink_state(SinkState("erp", 1, operator.journal.now() + 60, "HTTP 503"))
+    operator.journal.save_sink_state(SinkState("erp"))
+    row = operator.sink_status("erp")
+    assert (row["paused_until"], row["pause_reason"]) == (None, None)
+
+
+def test_a_pause_that_a_batch_asked_for_is_the_reason_of_its_sink_and_of_each_of_its_events(operator: Operator) -> None:
+    operator.configure(SCRIPTED.replace('"scripted"', '"scripted-batch"'))
+    with operator.dispatcher():
+        operator.accept("a", "b", "c")
+        wait_until(lambda: operator.sink_status("scripted")["delivered"] == 3)
+        operator.script("pause closed for the night")
+        assert operator.json("replay", "scripted", "--since", "1h")["requeued"] == 3
+        wait_until(lambda: operator.sink_status("scripted")["last_failure_at"])
+    status = operator.sink_status("scripted")
+    assert (status["pause_reason"], status["last_failure_reason"]) == ("closed for the night", "closed for the night")
+    assert operator.explain("a")["scripted"]["reason"] == "closed for the night"
+
+
+def test_a_failure_whose_text_is_not_valid_unicode_is_recorded(operator: Operator) -> None:
+    operator.configure(SCRIPTED)
+    operator.script("surrogate")
+    with operator.dispatcher():
+        operator.accept("a")
+        wait_until(lambda: operator.sink_status("scripted")["last_failure_at"])
+    assert operator.explain("a")["scripted"]["reason"] == "ValueError: ? is odd"
+    assert operator.lines("status")[-1] == "last failure of scripted: ValueError: ? is odd"

@@ -1,0 +1,217 @@
+"""What only the journal on PostgreSQL does: several machines share it, wake each other and follow its clock."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import wait_until
+from sqlalchemy import make_url
+from support.journals import accept, claim, event_ids, route_events, settle
+from support.postgresql import LISTENING, WAITING_FOR_A_LOCK, Deployment
+
+from receiver.errors import JournalUnavailable
+from receiver.journal import Arrival, Journal, Outcome, Result
+from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql.journal import SqlJournal
+from receiver.journal.sql.postgresql import PostgresqlDatabase
+
+
+def wait_for_events_returns(journal: Journal) -> None:
+    """Wait for events as a dispatcher does; fails if that takes much longer than it may."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(journal.wait_for_events).result(20)
+
+
+def shift_clock(deployment: Deployment, hours: int) -> None:
+    """Let the clock of the database be wrong by so many hours, for connections that are opened from now on."""
+    name = make_url(deployment.url).database
+    deployment.sql("CREATE SCHEMA IF NOT EXISTS shifted")
+    deployment.sql(
+        "CREATE OR REPLACE FUNCTION shifted.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS "
+        f"'SELECT pg_catalog.clock_timestamp() + interval ''{hours} hours'''"
+    )
+    deployment.sql(f"ALTER DATABASE {name} SET search_path = public, shifted, pg_catalog")
+
+
+def test_dispatchers_and_their_threads_claim_every_delivery_once(deployment: Deployment) -> None:
+    dispatchers = [deployment.open() for _ in range(3)]
+    ids = [f"{number:03}" for number in range(400)]
+    dispatchers[0].accept([Arrival(event_id, b"", 1000.0) for event_id in ids])
+    dispatchers[0].route([(event, ["s"]) for event in dispatchers[0].unrouted(1000)])
+    claims: list[list[tuple[str, int]]] = []
+
+    def work(dispatcher: Journal) -> None:
+        while claimed := dispatcher.claim("s", 7, 600.0):
+            claims.append([(delivery.event.id, delivery.attempt) for delivery in claimed])
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(work, dispatchers * 4))
+    assert sorted(each for claimed in claims for each in claimed) == [(event_id, 1) for event_id in ids]
+
+
+def test_claims_that_ended_are_taken_over_and_others_are_not(deployment: Deployment) -> None:
+    first, second = deployment.open(), deployment.open()
+    route_events(first, "s", "a", "b")
+    held = claim(first, "s", limit=1, seconds=600.0)
+    lost = claim(first, "s", limit=1, seconds=0.3)
+    assert (event_ids(held), event_ids(lost)) == (["a"], ["b"])
+
+    again = wait_until(lambda: claim(second, "s"))
+
+    assert [(delivery.event.id, delivery.attempt) for delivery in again] == [("b", 2)]
+    first.extend([*lost, *held], 600.0)
+    settle(first, lost, Result.FAILED, due=0.0)
+    assert claim(second, "s") == claim(first, "s") == []
+    settle(second, again, Result.DELIVERED)
+    settle(first, held, Result.DELIVERED)
+    rows = deployment.sql("SELECT state, holder, attempts FROM deliveries ORDER BY event")
+    assert rows == [(1, None, 1), (1, None, 2)]
+
+
+def test_a_dispatcher_that_is_started_again_voids_its_own_claims_and_no_others(deployment: Deployment) -> None:
+    one, other = deployment.open("one"), deployment.open("other")
+    route_events(one, "s", "a", "b", "c", "d")
+    claim(one, "s", limit=2)
+    held = claim(other, "s", limit=1)
+    claim(deployment.open("third"), "s", limit=1, seconds=0.01)
+
+    assert deployment.open("one").start_dispatching() == ["s"]
+    assert deployment.open("new").start_dispatching() == []
+
+    wait_until(lambda: len(claim(one, "s", seconds=0.01)) == 3, what="the claim of a, b and d")
+    wait_until(lambda: event_ids(claim(one, "s")) == ["a", "b", "d"])
+    settle(other, held, Result.FAILED, due=0.0)
+    assert event_ids(claim(other, "s")) == ["c"]
+
+
+def test_the_clock_is_that_of_the_database_and_follows_it(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift_clock(deployment, hours=-5)
+    journal = deployment.open()
+    assert journal.now() == pytest.approx(time.time() - 5 * 3600, abs=60)
+    route_events(journal, "s", "a")
+    claim(journal, "s", seconds=3600.0)
+    assert deployment.sql("SELECT due FROM deliveries")[0][0] == pytest.approx(time.time() - 4 * 3600, abs=60)
+
+    shift_clock(deployment, hours=2)
+    monkeypatch.setattr(postgresql_module, "CLOCK_SECONDS", 0.0)
+    journal.counts()
+    assert journal.now() == pytest.approx(time.time() + 2 * 3600, abs=60)
+    assert event_ids(claim(journal, "s")) == ["a"]
+
+
+def test_the_clock_of_a_database_that_took_over_is_read_at_once(deployment: Deployment) -> None:
+    """A fail-over leads to another machine with another clock; old claims would end too soon or too late."""
+    journal = deployment.open()
+    shift_clock(deployment, hours=2)
+    assert deployment.cut_connections() == 1
+    journal.counts()
+    assert journal.now() == pytest.approx(time.time() + 2 * 3600, abs=60)
+
+
+def test_a_new_event_wakes_a_waiting_dispatcher(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, intake = deployment.open(), deployment.open()
+    monkeypatch.setattr(postgresql_module, "NOTIFY_SECONDS", 0.01)
+    dispatcher.wait_for_events()  # listens from now on
+    monkeypatch.setattr(postgresql_module, "NOTIFY_SECONDS", 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(dispatcher.wait_for_events)
+        accept(intake, "a")
+        waiting.result(20)
+    assert event_ids(dispatcher.unrouted(10)) == ["a"]
+
+
+def test_a_duplicate_wakes_no_dispatcher(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, intake = deployment.open(), deployment.open()
+    accept(intake, "a")
+    monkeypatch.setattr(postgresql_module, "NOTIFY_SECONDS", 0.01)
+    dispatcher.wait_for_events()
+    assert accept(intake, "a") == [Outcome.DUPLICATE]
+    monkeypatch.setattr(postgresql_module, "NOTIFY_SECONDS", 0.3)
+    start = time.monotonic()
+    dispatcher.wait_for_events()
+    assert time.monotonic() - start >= 0.25
+
+
+def test_a_dispatcher_that_cannot_listen_polls_and_listens_again_later(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher, intake = deployment.open(), deployment.open()
+    dispatcher.wait_for_events()
+    assert deployment.cut_connections(LISTENING) == 1
+    accept(intake, "a")
+    wait_for_events_returns(dispatcher)
+    assert event_ids(dispatcher.unrouted(10)) == ["a"]
+    wait_for_events_returns(dispatcher)
+    assert [message.partition(" (")[0] for message in caplog.messages] == ["LISTEN does not work"]
+
+    monkeypatch.setattr(postgresql_module, "RELISTEN_SECONDS", 0.0)
+    dispatcher.wait_for_events()
+    assert deployment.connections(LISTENING) == 1
+
+
+def test_an_intake_process_has_one_connection_and_a_dispatcher_two(deployment: Deployment) -> None:
+    intake, dispatcher = deployment.open(), deployment.open()
+    route_events(dispatcher, "s", "a", "b")
+    seen: list[int] = []
+    calls: list[Callable[[], object]] = [
+        *(lambda number=number: accept(intake, f"event-{number}") for number in range(12)),
+        intake.counts,
+        intake.check_writable,
+        intake.liveness,
+        *(lambda: dispatcher.claim("s", 1, 1.0) for _ in range(4)),
+        dispatcher.wait_for_events,
+        dispatcher.report_alive,
+        dispatcher.sink_states,
+        *(lambda: seen.append(deployment.connections()) for _ in range(4)),
+    ]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for future in [pool.submit(call) for _ in range(5) for call in calls]:
+            future.result(20)
+    assert max(seen) == deployment.connections() == 3
+    intake.close()
+    dispatcher.close()
+    wait_until(lambda: deployment.connections() == 0)
+
+
+def test_processes_that_create_the_tables_at_once_all_succeed(deployment: Deployment) -> None:
+    barrier = Barrier(12)
+
+    def create() -> Outcome:
+        barrier.wait(20)
+        journal = SqlJournal(PostgresqlDatabase(deployment.url, None))
+        try:
+            return accept(journal, uuid.uuid4().hex)[0]
+        finally:
+            journal.close()
+
+    with ThreadPoolExecutor(12) as pool:
+        outcomes = [future.result() for future in [pool.submit(create) for _ in range(12)]]
+    assert outcomes == [Outcome.ACCEPTED] * 12
+    assert deployment.sql("SELECT version FROM receiver_schema") == [(3,)]
+
+
+def test_an_event_that_one_dispatcher_routes_is_skipped_by_others_unless_that_one_fails(
+    deployment: Deployment,
+) -> None:
+    one, other = deployment.open(), deployment.open()
+    accept(one, "a")
+    events = one.unrouted(10)
+    accept(one, "b")
+    with psycopg.connect(deployment.url) as blocking, ThreadPoolExecutor(1) as pool:
+        blocking.execute("LOCK TABLE deliveries")
+        routing: Any = pool.submit(one.route, [(events[0], ["s"])])
+        wait_until(lambda: deployment.connections(WAITING_FOR_A_LOCK))
+        assert event_ids(other.unrouted(10)) == ["b"]
+        deployment.cut_connections(WAITING_FOR_A_LOCK)
+        with pytest.raises(JournalUnavailable):
+            routing.result()
+    assert event_ids(other.unrouted(10)) == ["a", "b"]

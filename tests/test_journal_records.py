@@ -1,0 +1,324 @@
+"""The contract of the journal's records, on every database: what operators read, retry, delete and replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from support.journals import (
+    Clock,
+    Store,
+    accept,
+    body,
+    claim,
+    delivery_counts,
+    event_ids,
+    route_events,
+    settle,
+    unrouted_and_quarantined,
+)
+
+from receiver.errors import JournalUnavailable
+from receiver.journal import (
+    Arrival,
+    DeadLetter,
+    DeliveryState,
+    EventHistory,
+    Journal,
+    Outcome,
+    QuarantinedPush,
+    Records,
+    Result,
+    SinkCounts,
+    SinkState,
+    StoredEvent,
+)
+
+
+def let_die(journal: Journal, clock: Clock, sink: str, *ids: str, reason: str = "HTTP 404") -> None:
+    """Route these events to a sink, one second apart, and give each up at its first attempt."""
+    for event_id in ids:
+        route_events(journal, sink, event_id)
+        settle(journal, claim(journal, sink), Result.DEAD, reason=reason)
+        clock.advance(1)
+
+
+def quarantine(journal: Journal, *ids: str) -> None:
+    for number, push_id in enumerate(ids):
+        journal.accept([Arrival(push_id, body(push_id), 1000.0 + number, f"reason {number}")])
+
+
+def test_dead_letters_are_listed_newest_first_of_one_sink_or_of_all(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    died_at = clock.now
+    route_events(journal, "x", "a", received_at=500.0)
+    settle(journal, claim(journal, "x"), Result.FAILED, clock.now)
+    settle(journal, claim(journal, "x"), Result.DEAD, reason="HTTP 410")
+    clock.advance(1)
+    let_die(journal, clock, "x", "b")
+    let_die(journal, clock, "y", "c")
+    a = DeadLetter("x", "a", 500.0, 2, died_at, "HTTP 410")
+    b = DeadLetter("x", "b", 1000.0, 1, died_at + 1, "HTTP 404")
+    c = DeadLetter("y", "c", 1000.0, 1, died_at + 2, "HTTP 404")
+    assert records.dead_letters(None, 10) == [c, b, a]
+    assert records.dead_letters(None, 2) == [c, b]
+    assert records.dead_letters("x", 10) == [b, a]
+    assert records.dead_letters("unknown", 10) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "number", "remaining"),
+    [
+        pytest.param(None, 3, [], id="all"),
+        pytest.param(["a", "c", "d", "unknown"], 2, ["b"], id="some, and others that are not dead there"),
+        pytest.param([], 0, ["a", "b", "c"], id="none"),
+    ],
+)
+def test_dead_letters_that_are_retried_are_pending_as_if_they_were_never_attempted(
+    chosen: list[str] | None, number: int, remaining: list[str], journal: Journal, records: Records, clock: Clock
+) -> None:
+    let_die(journal, clock, "x", "a", "b", "c")
+    let_die(journal, clock, "y", "d")
+    assert records.retry_dead_letters("x", chosen) == number
+    assert sorted(letter.event_id for letter in records.dead_letters("x", 10)) == remaining
+    assert [letter.event_id for letter in records.dead_letters("y", 10)] == ["d"]
+    again = claim(journal, "x")
+    assert sorted(event_ids(again)) == sorted({"a", "b", "c"} - set(remaining))
+    assert {(delivery.attempt, delivery.failures, delivery.age) for delivery in again} <= {(1, 0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "number", "remaining"),
+    [
+        pytest.param(None, 3, [], id="all"),
+        pytest.param(["a", "c", "d", "unknown"], 2, ["b"], id="some, and others that are not dead there"),
+        pytest.param([], 0, ["a", "b", "c"], id="none"),
+    ],
+)
+def test_dead_letters_that_are_deleted_are_gone_and_nothing_else_is(
+    chosen: list[str] | None, number: int, remaining: list[str], journal: Journal, records: Records, clock: Clock
+) -> None:
+    let_die(journal, clock, "x", "a", "b", "c")
+    let_die(journal, clock, "y", "d")
+    route_events(journal, "x", "pending")
+    assert records.delete_dead_letters("x", chosen) == number
+    assert sorted(letter.event_id for letter in records.dead_letters("x", 10)) == remaining
+    assert [letter.event_id for letter in records.dead_letters("y", 10)] == ["d"]
+    assert event_ids(claim(journal, "x")) == ["pending"]
+    assert accept(journal, "a") == [Outcome.DUPLICATE]
+
+
+@pytest.mark.parametrize("sink", ["s", "unknown"])
+def test_only_dead_deliveries_are_retried_or_deleted(sink: str, journal: Journal, records: Records) -> None:
+    route_events(journal, "s", "delivered")
+    settle(journal, claim(journal, "s"), Result.DELIVERED)
+    route_events(journal, "s", "claimed")
+    claimed = claim(journal, "s")
+    route_events(journal, "s", "pending")
+    before = journal.counts()
+    assert (records.retry_dead_letters(sink, None), records.delete_dead_letters(sink, None)) == (0, 0)
+    assert (journal.counts(), event_ids(claim(journal, "s"))) == (before, ["pending"])
+    settle(journal, claimed, Result.DEAD)
+    assert delivery_counts(journal, "s") == (1, 1, 1)
+
+
+def test_quarantined_pushes_are_listed_newest_first_with_body_and_reason(journal: Journal, records: Records) -> None:
+    quarantine(journal, "aa", "ab", "b%")
+    pushes = [
+        QuarantinedPush("b%", 1002.0, "reason 2", body("b%")),
+        QuarantinedPush("ab", 1001.0, "reason 1", body("ab")),
+        QuarantinedPush("aa", 1000.0, "reason 0", body("aa")),
+    ]
+    assert records.quarantined(10) == pushes
+    assert records.quarantined(2) == pushes[:2]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found"), [("a", ["aa", "ab"]), ("aa", ["aa"]), ("", ["aa", "ab", "b%"]), ("%", []), ("b%", ["b%"])]
+)
+def test_quarantined_pushes_are_found_by_the_begin_of_their_id(
+    prefix: str, found: list[str], journal: Journal, records: Records
+) -> None:
+    quarantine(journal, "aa", "ab", "b%")
+    assert sorted(push.id for push in records.find_quarantined(prefix)) == found
+
+
+def test_a_released_push_becomes_an_event_that_is_not_routed_yet(journal: Journal, records: Records) -> None:
+    quarantine(journal, "5f" * 32)
+    (push,) = records.quarantined(10)
+    records.release(push, "a")
+    assert unrouted_and_quarantined(journal) == (1, 0)
+    (event,) = journal.unrouted(10)
+    assert event == StoredEvent(event.key, "a", push.body, push.received_at)
+
+
+def test_a_push_whose_event_is_known_leaves_quarantine_and_changes_nothing(journal: Journal, records: Records) -> None:
+    route_events(journal, "s", "a")
+    quarantine(journal, "5f" * 32)
+    (push,) = records.quarantined(10)
+    records.release(push, "a")
+    assert unrouted_and_quarantined(journal) == (0, 0)
+    assert [delivery.event.body for delivery in claim(journal, "s")] == [body("a")]
+
+
+def test_received_returns_routed_events_of_a_period_in_the_order_of_keys(journal: Journal, records: Records) -> None:
+    for number, event_id in enumerate("abcd"):
+        route_events(journal, "s", event_id, received_at=1000.0 + number)
+    accept(journal, "unrouted", received_at=1001.0)
+    found = records.received(1001.0, 1003.0, 0, 10)
+    assert event_ids(found) == ["b", "c"]
+    assert [(event.body, event.received_at) for event in found] == [(body("b"), 1001.0), (body("c"), 1002.0)]
+    assert event_ids(records.received(0.0, 5000.0, 0, 3)) == ["a", "b", "c"]
+    assert event_ids(records.received(0.0, 5000.0, found[-1].key, 10)) == ["d"]
+    assert (records.count_received(1001.0, 1003.0), records.count_received(0.0, 5000.0)) == (2, 4)
+    assert records.count_received(5000.0, 6000.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("results", "requeued"),
+    [
+        pytest.param([Result.DELIVERED], 1, id="delivered"),
+        pytest.param([Result.DEAD], 1, id="dead"),
+        pytest.param([], 0, id="pending"),
+    ],
+)
+def test_a_requeued_event_is_pending_unless_it_was_already(
+    results: list[Result], requeued: int, journal: Journal, records: Records
+) -> None:
+    (event,) = route_events(journal, "s", "a")
+    for result in results:
+        settle(journal, claim(journal, "s"), result)
+    assert records.requeue("s", [event]) == requeued
+    (delivery,) = claim(journal, "s")
+    assert (delivery.event, delivery.attempt, delivery.failures, delivery.age) == (event, 1, 0, 0.0)
+
+
+def test_an_event_can_be_requeued_for_a_sink_that_never_had_it(journal: Journal, records: Records) -> None:
+    (event,) = route_events(journal, "s", "a")
+    assert records.requeue("new", [event]) == 1
+    assert event_ids(claim(journal, "new")) == event_ids(claim(journal, "s")) == ["a"]
+
+
+def test_requeueing_does_not_end_a_claim(journal: Journal, records: Records) -> None:
+    (event,) = route_events(journal, "s", "a")
+    claimed = claim(journal, "s")
+    assert records.requeue("s", [event]) == 0
+    assert claim(journal, "s") == []
+    settle(journal, claimed, Result.DELIVERED)
+    assert delivery_counts(journal, "s") == (1, 0, 0)
+
+
+def test_an_event_that_retention_removed_is_not_requeued(journal: Journal, records: Records) -> None:
+    removed, *_ = route_events(journal, "s", "removed", "later")
+    settle(journal, claim(journal, "s", limit=1), Result.DELIVERED)
+    journal.remove_expired(2000.0, 10)
+    assert (records.requeue("s", [removed]), records.requeue("s", [])) == (0, 0)
+    assert event_ids(claim(journal, "s")) == ["later"]
+
+
+def test_the_history_of_an_event_has_its_delivery_at_each_sink(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    accept(journal, "a")
+    assert records.history("unknown") is None
+    (event,) = journal.unrouted(10)
+    assert records.history("a") == EventHistory(event, routed=False, deliveries=())
+    journal.route([(event, ["pending", "failed", "dead", "delivered"])])
+    routed_at = clock.now
+    clock.advance(5)
+    settle(journal, claim(journal, "failed"), Result.FAILED, clock.now + 30, reason="HTTP 500")
+    settle(journal, claim(journal, "dead"), Result.DEAD, reason="HTTP 410")
+    settle(journal, claim(journal, "delivered"), Result.DELIVERED, reason="")
+    assert records.history("a") == EventHistory(
+        event,
+        routed=True,
+        deliveries=(
+            DeliveryState("dead", "dead", 1, clock.now, "HTTP 410", None),
+            DeliveryState("delivered", "delivered", 1, clock.now, "", None),
+            DeliveryState("failed", "pending", 1, clock.now, "HTTP 500", clock.now + 30),
+            DeliveryState("pending", "pending", 0, None, None, routed_at),
+        ),
+    )
+
+
+def test_resuming_a_sink_ends_its_pause_now_and_changes_nothing_else(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    for sink in ("s", "other"):
+        journal.save_sink_state(SinkState(sink, 3, clock.now + 600, "HTTP 401"))
+    records.resume("s")
+    records.resume("unknown")
+    expected = {"s": SinkState("s", 3, 0.0, "HTTP 401"), "other": SinkState("other", 3, clock.now + 600, "HTTP 401")}
+    assert records.sink_states() == journal.sink_states() == expected
+
+
+def test_a_removed_sink_is_gone_with_its_deliveries_and_leaves_other_sinks_alone(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    let_die(journal, clock, "s", "dead")
+    route_events(journal, "s", "delivered")
+    settle(journal, claim(journal, "s"), Result.DELIVERED)
+    route_events(journal, "s", "pending")
+    route_events(journal, "other", "a")
+    journal.save_sink_state(SinkState("s", 1, 5.0, "HTTP 401"))
+    journal.set_enabled_sinks(["s", "other"])
+    assert records.remove_sink("s") == 2
+    assert (set(records.sink_states()), set(journal.counts().sinks)) == ({"other"}, {"other"})
+    assert journal.enabled_sinks() == {"other"}
+    assert (records.remove_sink("s"), records.remove_sink("unknown")) == (0, 0)
+    assert claim(journal, "s") == []
+    assert journal.counts().sinks["s"] == SinkCounts()
+    assert event_ids(claim(journal, "other")) == ["a"]
+
+
+def test_results_for_a_sink_that_was_removed_meanwhile_change_nothing(journal: Journal, records: Records) -> None:
+    route_events(journal, "s", "a", "b")
+    first, second = claim(journal, "s")
+    assert records.remove_sink("s") == 2
+    journal.extend([first, second], 60.0)
+    settle(journal, [first], Result.DELIVERED)
+    settle(journal, [second], Result.FAILED)
+    assert journal.counts().sinks["s"] == SinkCounts()
+    assert claim(journal, "s") == []
+
+
+def everything(records: Records) -> object:
+    return (
+        records.counts(),
+        records.sink_states(),
+        records.dead_letters(None, 10),
+        records.quarantined(10),
+        records.received(0.0, 5000.0, 0, 10),
+        [records.history(event_id) for event_id in ("dead", "delivered", "released")],
+    )
+
+
+WRITES: dict[str, Callable[[Records], object]] = {
+    "retry_dead_letters": lambda records: records.retry_dead_letters("s", None),
+    "delete_dead_letters": lambda records: records.delete_dead_letters("s", None),
+    "release": lambda records: records.release(records.quarantined(1)[0], "released"),
+    "requeue": lambda records: records.requeue("s", records.received(0.0, 5000.0, 0, 10)),
+    "requeue for a new sink": lambda records: records.requeue("new", records.received(0.0, 5000.0, 0, 10)),
+    "resume": lambda records: records.resume("s"),
+    "remove_sink": lambda records: records.remove_sink("s"),
+}
+
+
+@pytest.mark.parametrize("call", WRITES)
+def test_a_call_whose_commit_fails_does_nothing_and_works_when_it_is_repeated(call: str, store: Store) -> None:
+    journal, records = store.open(), store.records()
+    let_die(journal, store.clock, "s", "dead")
+    route_events(journal, "s", "delivered")
+    settle(journal, claim(journal, "s"), Result.DELIVERED)
+    quarantine(journal, "5f" * 32)
+    journal.save_sink_state(SinkState("s", 1, 5.0, "HTTP 401"))
+
+    before = everything(records)
+    store.disk_full = True
+    with pytest.raises(JournalUnavailable):
+        WRITES[call](records)
+    assert everything(records) == before
+    store.disk_full = False
+    WRITES[call](records)
+    assert everything(records) != before

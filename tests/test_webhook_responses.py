@@ -1,0 +1,205 @@
+"""What the webhook sink does with each response: delivered, retried, paused or given up, as its status says."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from email.utils import format_datetime
+
+import pytest
+import time_machine
+from support.built_in_sinks import Signal
+from support.endpoints import (
+    Connection,
+    OpenWebhook,
+    StartEndpoint,
+    outcome,
+    respond,
+    send_and_close,
+    webhook_event,
+)
+from support.events import NOW
+
+from receiver import GiveUp, Pause, Retry
+from receiver.testing.running import wait_until
+
+REDIRECT = "redirects are not followed; set url to its target"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        ("200 OK", [], None),
+        ("201 Created", [], None),
+        ("202 Accepted", [], None),
+        ("204 No Content", [], None),
+        ("299 Odd", [], None),
+        ("301 Moved", ["Location: /elsewhere"], Signal(Pause, f"HTTP 301: {REDIRECT}")),
+        ("302 Found", ["Location: /elsewhere"], Signal(Pause, f"HTTP 302: {REDIRECT}")),
+        ("303 See Other", ["Location: /elsewhere"], Signal(Pause, f"HTTP 303: {REDIRECT}")),
+        ("307 Temporary", ["Location: /elsewhere"], Signal(Pause, f"HTTP 307: {REDIRECT}")),
+        ("308 Permanent", ["Location: /elsewhere"], Signal(Pause, f"HTTP 308: {REDIRECT}")),
+        ("304 Not Modified", [], Signal(Pause, f"HTTP 304: {REDIRECT}")),
+        ("400 Bad", [], Signal(Retry, "HTTP 400")),
+        ("401 No", [], Signal(Pause, "HTTP 401: it rejects our credentials")),
+        ("403 No", [], Signal(Pause, "HTTP 403: it forbids us")),
+        ("404 Not Found", [], Signal(Retry, "HTTP 404")),
+        ("408 Timeout", [], Signal(Retry, "HTTP 408")),
+        ("410 Gone", [], Signal(Pause, "HTTP 410: it is gone")),
+        ("422 What", [], Signal(Retry, "HTTP 422")),
+        ("425 Early", [], Signal(Retry, "HTTP 425")),
+        ("429 Slow", [], Signal(Retry, "HTTP 429")),
+        ("429 Slow", ["Retry-After: 7"], Signal(Pause, "HTTP 429: it asks us to wait", 7.0)),
+        ("500 Oops", [], Signal(Retry, "HTTP 500")),
+        ("500 Oops", ["Retry-After: 7"], Signal(Retry, "HTTP 500")),
+        ("502 Oops", [], Signal(Retry, "HTTP 502")),
+        ("503 Busy", [], Signal(Retry, "HTTP 503")),
+        ("503 Busy", ["Retry-After: 120"], Signal(Pause, "HTTP 503: it asks us to wait", 120.0)),
+        ("504 Oops", [], Signal(Retry, "HTTP 504")),
+        ("999 Odd", [], Signal(Retry, "HTTP 999")),
+    ],
+)
+def test_each_status_has_its_outcome(
+    status: str, headers: list[str], expected: Signal | None, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(respond(status, *headers))
+    assert outcome(open_webhook(endpoint.url)) == expected
+    assert [request.line for request in endpoint.requests] == ["POST /hook HTTP/1.1"]
+
+
+DAY = 24 * 3600.0
+
+
+@pytest.mark.parametrize(
+    ("value", "after"),
+    [
+        ("1", 1.0),
+        (" 30 ", 30.0),
+        ("86400", DAY),
+        ("86401", DAY),
+        ("9" * 400, DAY),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90.0),
+        (format_datetime(NOW + timedelta(seconds=90)), 90.0),
+        ("Saturday, 14-Mar-26 12:01:30 GMT", 90.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", DAY),
+        ("Fri, 31 Dec 9999 23:59:59 -1200", DAY),
+    ],
+)
+@time_machine.travel(NOW, tick=False)
+def test_retry_after_is_the_length_of_the_pause_up_to_a_day(
+    value: str, after: float, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(respond("503 Busy", f"Retry-After: {value}"))
+    assert outcome(open_webhook(endpoint.url)) == Signal(Pause, "HTTP 503: it asks us to wait", after)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "soon",
+        "-5",
+        "1.5",
+        "1e9",
+        "5, 7",
+        "²",
+        "0",
+        "Sat, 14 Mar 2026 11:00:00 GMT",
+        "Mon, 32 Jan 2026 00:00:00 GMT",
+        "Mon, 99999999999999999999 Jan 2026 00:00:00 GMT",
+        "Mon, 01 Jan 2026 00:00:00 +99999999999999999999",
+    ],
+)
+@time_machine.travel(NOW, tick=False)
+def test_a_retry_after_that_is_invalid_or_past_is_ignored(
+    value: str, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(respond("429 Slow", f"Retry-After: {value}"))
+    assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 429")
+
+
+@pytest.mark.parametrize("status", ["400 Bad", "404 Not Found", "413 Large", "422 What"])
+def test_an_event_that_is_rejected_three_times_is_given_up(
+    status: str, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(*[respond(status)] * 3)
+    sink = open_webhook(endpoint.url)
+    code = status.partition(" ")[0]
+    assert [outcome(sink, attempt=attempt) for attempt in (1, 2, 3)] == [
+        Signal(Retry, f"HTTP {code}"),
+        Signal(Retry, f"HTTP {code}"),
+        Signal(GiveUp, f"HTTP {code}: it rejects this event"),
+    ]
+    assert len(endpoint.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("401 No", Pause),
+        ("403 No", Pause),
+        ("410 Gone", Pause),
+        ("302 Found", Pause),
+        ("408 Timeout", Retry),
+        ("425 Early", Retry),
+        ("429 Slow", Retry),
+        ("500 Oops", Retry),
+        ("503 Busy", Retry),
+    ],
+)
+def test_no_event_is_given_up_for_a_fault_of_the_endpoint(
+    status: str, expected: type, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(respond(status))
+    signal = outcome(open_webhook(endpoint.url), attempt=100)
+    assert signal is not None
+    assert signal.type is expected
+
+
+def test_a_redirect_is_not_followed(start_endpoint: StartEndpoint, open_webhook: OpenWebhook) -> None:
+    target = start_endpoint()
+    endpoint = start_endpoint(respond("307 Temporary", f"Location: {target.url}"))
+    assert outcome(open_webhook(endpoint.url)) == Signal(Pause, f"HTTP 307: {REDIRECT}")
+    assert (len(endpoint.requests), target.connections) == (1, 0)
+
+
+@pytest.mark.parametrize(("status", "expected"), [("200 OK", None), ("500 Oops", Signal(Retry, "HTTP 500"))])
+def test_a_response_of_20_megabytes_is_not_read_to_its_end(
+    status: str, expected: Signal | None, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    sent: list[int] = []
+
+    def send_20_megabytes(connection: Connection) -> None:
+        connection.send(f"HTTP/1.1 {status}\r\nContent-Length: 20971520\r\n\r\n".encode())
+        for _ in range(320):
+            connection.send(b"x" * 65536)
+            sent.append(65536)
+
+    endpoint = start_endpoint(send_20_megabytes)
+    sink = open_webhook(endpoint.url)
+    assert outcome(sink) == expected
+    wait_until(lambda: endpoint.closed == 1, what="the end of the connection")
+    assert sum(sent) < 20971520
+    assert outcome(sink) is None
+    assert [request.connection for request in endpoint.requests] == [1, 2]
+
+
+def test_100_continue_is_skipped(start_endpoint: StartEndpoint, open_webhook: OpenWebhook) -> None:
+    final = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
+    endpoint = start_endpoint(send_and_close(b"HTTP/1.1 100 Continue\r\n\r\n" + final))
+    assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 503")
+
+
+@pytest.mark.parametrize("status", ["102 Processing", "103 Early Hints", "199 Odd"])
+def test_a_late_response_is_never_read_as_the_response_to_the_next_event(
+    status: str, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    def respond_twice(connection: Connection) -> bool:
+        connection.send(f"HTTP/1.1 {status}\r\n\r\n".encode())
+        connection.test_is_over.wait(0.5)
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+    endpoint = start_endpoint(respond_twice, respond("500 Oops"))
+    sink = open_webhook(endpoint.url)
+    outcome(sink, webhook_event("e1"))
+    assert outcome(sink, webhook_event("e2")) == Signal(Retry, "HTTP 500")
