@@ -1,4 +1,4 @@
-"""The receiver as an installed package, beside a plugin that is one: as those who do not clone the repository have it."""
+"""The receiver as an installed package, with a plugin that is one: as those who do not clone the repository have it."""
 
 from __future__ import annotations
 
