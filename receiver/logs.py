@@ -23,7 +23,8 @@ def set_up(log_format: str, redactor: Redactor) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(redactor) if log_format == "json" else TextLines(redactor))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    for library in ("urllib3", "psycopg"):  # they log what they raise
+        logging.getLogger(library).setLevel(logging.ERROR)
     logging.captureWarnings(True)
     sys.excepthook = lambda kind, error, trace: log.critical("uncaught exception", exc_info=error)
     sys.unraisablehook = lambda hook: log.error("unraisable exception", exc_info=hook.exc_value)

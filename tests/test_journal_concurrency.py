@@ -28,7 +28,7 @@ import json, random, sys
 from concurrent.futures import ThreadPoolExecutor
 from receiver.intake.group_commit import GroupCommit
 from receiver.journal import Arrival
-from receiver.journal.sql import postgresql
+from receiver.journal.sql import postgresql, postgresql_connection
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 
@@ -37,7 +37,7 @@ class NothingRecorded(dict):
         pass  # so that each commit records the use of secrets
 
 url, seed = sys.argv[1:]
-postgresql.STATEMENT_SECONDS = postgresql.POOL_SECONDS = postgresql.ANSWER_SECONDS = 60.0
+postgresql.STATEMENT_SECONDS = postgresql.POOL_SECONDS = postgresql_connection.RESPONSE_SECONDS = 60.0
 journal = SqlJournal(PostgresqlDatabase(url, None))
 journal._secret_use_recorded_at = NothingRecorded()
 group = GroupCommit(journal.accept, turn_seconds=60.0)
@@ -60,12 +60,12 @@ with ThreadPoolExecutor(16) as pool:
 DISPATCHING = """
 import json, random, sys, threading, time
 from receiver.journal import Result, Settlement
-from receiver.journal.sql import postgresql
+from receiver.journal.sql import postgresql, postgresql_connection
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 
 url, seed = sys.argv[1:]
-postgresql.STATEMENT_SECONDS = postgresql.POOL_SECONDS = postgresql.ANSWER_SECONDS = 60.0
+postgresql.STATEMENT_SECONDS = postgresql.POOL_SECONDS = postgresql_connection.RESPONSE_SECONDS = 60.0
 journal = SqlJournal(PostgresqlDatabase(url, None))
 dice = random.Random(seed)
 sinks = ["a", "b", "c"]

@@ -400,3 +400,18 @@ def test_only_commits_that_need_not_be_durable_do_not_wait_for_the_disk(store: S
             assert [each.exec_driver_sql("PRAGMA synchronous").scalar_one() for each in (durable, reading)] == [2, 2]
         with database.write(durable=False) as not_durable:
             assert not_durable.exec_driver_sql("PRAGMA synchronous").scalar_one() == 1
+
+
+def test_a_lock_that_cannot_be_guarded_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no file descriptor")
+
+    lock = sqlite_module.FileLock(tmp_path / "lock")
+    lock.exit_when_stuck()
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_module.faulthandler, "dump_traceback_later", fail)
+        with pytest.raises(RuntimeError, match="no file descriptor"):
+            lock.acquire(1.0)
+    assert lock.acquire(1.0)
+    lock.release()
+    lock.close()

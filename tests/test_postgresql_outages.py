@@ -19,6 +19,7 @@ from receiver.errors import JournalUnavailable
 from receiver.intake.group_commit import GroupCommit
 from receiver.journal import Arrival, Journal, Outcome, Result, SinkState
 from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql import postgresql_connection
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 from receiver.journal.sql.schema import events
@@ -80,7 +81,7 @@ def test_events_that_the_database_does_not_store_in_time_are_not_sent_to_it_agai
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 1.0)
-    monkeypatch.setattr(postgresql_module, "ANSWER_SECONDS", 20.0)
+    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 20.0)
     journal = deployment.open()
     accept(journal, "a")
     with psycopg.connect(deployment.url) as blocking:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import tempfile
 from pathlib import Path
 
 PORTS = range(20_000, 32_000)
@@ -16,7 +15,7 @@ _reserved: list[int] = []
 
 def reserve_port() -> int:
     """A free port, reserved until this process ends: no other test process gets it, even if nothing listens there."""
-    folder = Path(tempfile.gettempdir()) / f"receiver-ports-{os.getuid()}"
+    folder = Path(f"/tmp/receiver-ports-{os.getuid()}")  # the same for all processes, whatever their TMPDIR is
     folder.mkdir(exist_ok=True)
     for port in PORTS:
         lock = os.open(folder / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from receiver.errors import JournalUnavailable
 from receiver.journal import Arrival, Delivery, Journal, Outcome, Records, Result, Settlement, StoredEvent
 from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql import postgresql_connection
 from receiver.journal.sql import sqlite as sqlite_module
 from receiver.journal.sql.database import Database
 from receiver.journal.sql.journal import SqlJournal
@@ -218,8 +219,9 @@ STORES: list[Any] = [pytest.param(SqliteStore, id="sqlite"), pytest.param(Postgr
 @pytest.fixture
 def long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a call of the journal take so long that it does not fail on a busy machine."""
-    for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "ANSWER_SECONDS", "IDLE_SECONDS"):
+    for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS"):
         monkeypatch.setattr(postgresql_module, name, 60.0)
+    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 60.0)
     for name in ("LOCK_SECONDS", "BUSY_SECONDS"):
         monkeypatch.setattr(sqlite_module, name, 60.0)
 

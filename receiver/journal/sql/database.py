@@ -11,6 +11,11 @@ from sqlalchemy import Connection, Table
 from receiver.journal.contract import Arrival
 
 
+def storable(text: str) -> str:
+    """Text that every database can store in UTF-8: without NUL and lone surrogates."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
 class Database(Protocol):
     """An open database. Calls may come from many threads, and raise nothing but JournalError."""
 
@@ -26,6 +31,9 @@ class Database(Protocol):
         In the write transaction of `connection`; without one in its own, which is faster and committed durably.
         The commit ends every `wait`.
         """
+
+    def storable(self, text: str) -> str:
+        """Text that this database can store; what it cannot is replaced. Call it inside a transaction."""
 
     def now(self) -> float:
         """Seconds since 1970 on the clock that all claims are on."""

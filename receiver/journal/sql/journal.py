@@ -36,7 +36,7 @@ from receiver.journal.sql.schema import (
     sinks,
     versions,
 )
-from receiver.journal.sql.state import STORED_EVENT, SqlState, storable
+from receiver.journal.sql.state import STORED_EVENT, SqlState
 
 SECRET_USE_SECONDS = 5.0
 """How often the use of a signature secret is recorded: often enough for people, rarely enough to cost nothing."""
@@ -195,9 +195,13 @@ class SqlJournal(SqlState):
             connection.execute(delete(dispatchers))
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
-        values = {"alive_at": time.time(), "clock": self.now(), "warnings": storable("\n".join(warnings))}
-        report = self._database.insert(dispatchers).values(holder=self._holder, **values)
         with self._database.write() as connection:
+            values = {
+                "alive_at": time.time(),
+                "clock": self.now(),
+                "warnings": self._database.storable("\n".join(warnings)),
+            }
+            report = self._database.insert(dispatchers).values(holder=self._holder, **values)
             connection.execute(report.on_conflict_do_update(index_elements=["holder"], set_=values))
 
     def liveness(self) -> Liveness | None:
@@ -224,7 +228,7 @@ class SqlJournal(SqlState):
                 .values(
                     pauses=state.pauses,
                     paused_until=state.paused_until,
-                    pause_reason=storable(state.pause_reason),
+                    pause_reason=self._database.storable(state.pause_reason),
                     on_trial=self._holder if state.on_trial else None,
                     **changes,
                 )
@@ -267,7 +271,7 @@ class SqlJournal(SqlState):
             {
                 "id": arrival.id,
                 "received_at": arrival.received_at,
-                "reason": arrival.quarantine_reason,
+                "reason": self._database.storable(arrival.quarantine_reason or ""),
                 "body": arrival.body,
             }
             for arrival in arrivals
@@ -285,7 +289,7 @@ class SqlJournal(SqlState):
     def _record_secret_use(self, connection: Connection, names: Sequence[str]) -> None:
         now = self.now()
         for name in names:
-            row = self._database.insert(secrets).values(name=name, last_at=now)
+            row = self._database.insert(secrets).values(name=self._database.storable(name), last_at=now)
             connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"last_at": now}))
             self._secret_use_recorded_at[name] = now
 
@@ -297,7 +301,11 @@ class SqlJournal(SqlState):
 
     def _settle(self, connection: Connection, key: int, group: Sequence[Settlement]) -> None:
         one = group[0]
-        ended: dict[str, Any] = {"holder": None, "settled_at": self.now(), "reason": one.reason}
+        ended: dict[str, Any] = {
+            "holder": None,
+            "settled_at": self.now(),
+            "reason": self._database.storable(one.reason),
+        }
         values: dict[Result, dict[str, Any]] = {
             Result.DELIVERED: {"state": DELIVERED, "due": None, **ended},
             Result.DEAD: {"state": DEAD, "due": None, "failures": deliveries.c.failures + 1, **ended},
@@ -329,7 +337,7 @@ class SqlJournal(SqlState):
             **attempts,
             "failures": sinks.c.failures + failures,
             "last_failure_at": self.now(),
-            "last_failure_reason": reason,
+            "last_failure_reason": self._database.storable(reason),
         }
 
     def _active_time(self, connection: Connection, key: int, now: float) -> float:

@@ -1,42 +1,56 @@
 """PostgreSQL as the journal's database: for machines without a persistent disk, and for several machines at once.
 
 Claims are on the database's clock. An intake process holds one connection and a dispatcher two, since small database
-plans allow twenty in all.
+plans allow twenty in all. A pooler may share a connection with other programs, so what a transaction needs is set in it
+and ends with it.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import URL, Connection, Table, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from receiver.errors import JournalError, JournalUnavailable
+from receiver.errors import JournalUnavailable, ReceiverError
 from receiver.journal.contract import Arrival
+from receiver.journal.sql.database import storable
+from receiver.journal.sql.postgresql_connection import (
+    SESSION,
+    TimeoutConnection,
+    connection_parameters,
+    reason,
+    session_is_useless,
+)
 
 log = logging.getLogger(__name__)
 
 CHANNEL = "receiver"
 TABLES_LOCK = 0x7265636569766572 & 0x7FFFFFFFFFFFFFFF
-CONNECT_SECONDS = 2
-STATEMENT_SECONDS = 2.0
-ANSWER_SECONDS = 2.5
-IDLE_SECONDS = 5.0
 POOL_SECONDS = 2.0
+STATEMENT_SECONDS = 2.0
+IDLE_SECONDS = 5.0
+"""A client that vanishes in a transaction keeps its rows locked for so long."""
+
 NOTIFY_SECONDS = 0.5
-CLOCK_SECONDS = 10.0
+CLOCK_STEP_SECONDS = 0.05
+"""A smaller difference of the clocks is that of round trips: following it would let the time run backwards."""
+
 SIZE_SECONDS = 10.0
 RELISTEN_SECONDS = 5.0
+STABLE_SECONDS = 60.0
+"""LISTEN works again when its session has lasted for so long: some servers end idle sessions within seconds."""
+
 _MB = 1_000_000
-ADD_EVENTS = f"""
+INSERT_EVENTS = f"""
 WITH given AS (
     SELECT * FROM unnest(%b::text[], %b::float8[], %b::bytea[]) AS columns (id, received_at, body)
 ), added AS (
@@ -54,60 +68,65 @@ class PostgresqlDatabase:
 
     def __init__(self, url: str, max_size_mb: int | None) -> None:
         """`url` as in DATABASE_URL. Raises JournalError when it is not a URL of PostgreSQL."""
-        self._url = database_url(url)
+        parameters = connection_parameters(url)
+        self._parameters: Callable[[], dict[str, str]] = lambda: (
+            parameters
+        )  # a function, so that no repr shows the password
         self._max_size_mb = max_size_mb
         self._engine = create_engine(
-            self._url,
+            "postgresql+psycopg://",
+            creator=self._connect,
             pool_size=1,
             max_overflow=0,
             pool_timeout=POOL_SECONDS,
-            connect_args=CONNECT,
             hide_parameters=True,
         )
-        event.listen(self._engine, "do_connect", _connect)
-        event.listen(self._engine, "connect", self._prepare)
-        self._offset = 0.0
-        self._offset_at: float | None = None
-        self._clock_changed = True
+        event.listen(self._engine, "handle_error", _drop_session)
+        event.listen(self._engine, "begin", self._start)
+        self._encoding = "UTF8"
+        self._offset: float | None = None
         self._size = 0
         self._size_at = float("-inf")
-        self._listener: psycopg.Connection[Any] | None = None
-        self._listen_at = float("-inf")
+        self._listener = Listener(self._connect)
 
     def insert(self, table: Table) -> Any:
         return postgresql.insert(table)
 
     def insert_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
-        """One statement, which is its own transaction and one round trip.
+        """Without `connection`, the whole transaction is one round trip.
 
-        A ping before it would be one more. A connection that turns out to be lost is replaced here, because this
-        statement can be repeated: rows that the first try did insert are then reported as duplicates.
+        A session that turns out to be useless is then replaced, because this statement can be repeated: rows that the
+        first try did insert are reported as duplicates.
         """
         columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
-        given = tuple(map(list, columns))
+        values = tuple(map(list, columns))
         if connection is not None:
-            return set(connection.exec_driver_sql(ADD_EVENTS, given).scalars())
+            return set(connection.exec_driver_sql(INSERT_EVENTS, values).scalars())
         with _translated_errors():
-            return self._add(given)
+            try:
+                return self._insert(values)
+            except psycopg.Error as error:
+                if not session_is_useless(error):
+                    raise
+            return self._insert(values)
 
     def now(self) -> float:
-        """The database's clock, read every CLOCK_SECONDS and extrapolated with our own."""
-        if self._offset_at is None:
-            with self.read():  # reads the clock
-                return self._offset + time.monotonic()
-        return self._offset + time.monotonic()
+        """The database's clock, read in each transaction and extrapolated with our own."""
+        if self._offset is None:
+            with self.read():
+                pass
+        return (self._offset or 0.0) + time.monotonic()
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
-        """Always durable: asking for less would cost one more round trip."""
-        with _translated_errors(), self._connection() as connection, connection.begin():
-            self._read_clock(connection)
+        """Always durable: less would gain little here."""
+        with _translated_errors(), self._transaction() as connection:
             yield connection
+            connection.commit()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with _translated_errors(), self._connection() as connection:
-            self._read_clock(connection)
+        with _translated_errors(), self._transaction() as connection:
             yield connection
 
     def check_capacity(self) -> None:
@@ -122,6 +141,12 @@ class PostgresqlDatabase:
                 f"the database has {self._size // _MB} MB, and [journal] max_size_mb is {self._max_size_mb}"
             )
 
+    def storable(self, text: str) -> str:
+        """Databases with another encoding than UTF-8 lack most characters; those are escaped."""
+        if self._encoding in ("UTF8", "SQL_ASCII"):
+            return storable(text)
+        return storable(text).encode("ascii", "backslashreplace").decode()
+
     def lock_dispatcher(self) -> None:
         """Nothing to do: any number of dispatchers share the work."""
 
@@ -129,158 +154,137 @@ class PostgresqlDatabase:
         connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
 
     def wait(self) -> None:
-        """LISTEN; where that does not work, sleep and let the caller poll."""
-        try:
-            if self._listener is None and time.monotonic() - self._listen_at > RELISTEN_SECONDS:
-                self._listen_at = time.monotonic()
-                self._listener = TimeoutConnection.connect(_conninfo(self._url), autocommit=True, **CONNECT)
-                self._listener.execute(f"LISTEN {CHANNEL}")
-            if self._listener is not None:
-                for _ in self._listener.notifies(timeout=NOTIFY_SECONDS, stop_after=1):
-                    pass
-                return
-        except psycopg.Error as error:
-            log.warning("LISTEN does not work (%s); the dispatcher polls the journal instead", _reason(error))
-            self._stop_listening()
-        time.sleep(NOTIFY_SECONDS / 4)
+        self._listener.wait()
 
     def close(self) -> None:
         self._engine.dispose()
-        self._stop_listening()
+        self._listener.close()
 
-    def _add(self, given: tuple[list[Any], ...], *, retry: bool = True) -> set[str]:
-        """The statement of `insert_events`, repeated once on another connection if this one was lost."""
+    def _connect(self) -> TimeoutConnection:
+        connection = TimeoutConnection.connect(**{**self._parameters(), **SESSION})
+        self._encoding = connection.info.parameter_status("server_encoding") or "UTF8"
+        return connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """A transaction on a session that works: one that turns out to be lost when it begins is replaced."""
+        with self._engine.connect() as connection:
+            try:
+                connection.begin()
+            except psycopg.Error:
+                connection.invalidate()
+                connection.begin()
+            yield connection
+
+    def _start(self, connection: Connection) -> None:
+        """BEGIN and the settings of the transaction in one round trip."""
+        driver: Any = connection.connection.driver_connection
+        asked_at = time.monotonic()
+        with driver.pipeline():
+            started = driver.execute(_start())
+        self._read_clock(started, asked_at)
+
+    def _insert(self, values: tuple[list[Any], ...]) -> set[str]:
+        """BEGIN, the settings of the transaction, the statement and COMMIT in one round trip."""
         with closing(self._engine.raw_connection()) as pooled:
             driver: Any = pooled.driver_connection
             try:
-                driver.autocommit = True
-                added = {row[0] for row in driver.execute(ADD_EVENTS, given)}
-                driver.autocommit = False
-                return added
-            except BaseException as error:
-                lost = driver.closed and isinstance(error, psycopg.Error) and not isinstance(error, ServerTimeout)
+                asked_at = time.monotonic()
+                with driver.pipeline():
+                    started = driver.execute(_start())
+                    inserted = driver.execute(INSERT_EVENTS, values)
+                    driver.commit()
+                self._read_clock(started, asked_at)
+                return {row[0] for row in inserted}
+            except BaseException:
                 pooled.invalidate()  # its state is unknown
-                if not lost or not retry:
-                    raise
-        return self._add(given, retry=False)
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        """A connection that has just answered a ping, or a new one."""
-        with self._engine.connect() as connection:
-            driver: Any = connection.connection.driver_connection
-            try:
-                self._engine.dialect.do_ping(driver)
-            except psycopg.Error:
-                connection.invalidate()
-                self._clock_changed = True  # its next statement connects again
-            yield connection
-
-    def _read_clock(self, connection: Connection) -> None:
-        asked_at = time.monotonic()
-        if self._offset_at is None or self._clock_changed or asked_at - self._offset_at > CLOCK_SECONDS:
-            its = connection.scalar(select(func.extract("epoch", func.clock_timestamp())))
-            self._offset, self._offset_at = float(its or 0.0) - asked_at, asked_at
-            self._clock_changed = False
-
-    def _prepare(self, connection: Any, record: object) -> None:
-        """Make commits durable, limit statements so that no push waits for long, and free the rows of a client that
-        vanished in a transaction. A new connection may lead to another machine with another clock."""
-        with connection.cursor() as cursor:
-            cursor.execute("SET synchronous_commit = on")
-            cursor.execute(f"SET statement_timeout = {int(STATEMENT_SECONDS * 1000)}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_SECONDS * 1000)}")
-        connection.commit()
-        self._clock_changed = True
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        self._listener = None
-
-
-CONNECT: dict[str, Any] = {
-    "connect_timeout": CONNECT_SECONDS,
-    "application_name": "receiver",
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 2,
-    "tcp_user_timeout": 2000,
-    "prepare_threshold": None,
-}
-"""A connection that notices a lost server within seconds, and works behind a pooler (no prepared statements)."""
-
-
-def database_url(text: str) -> URL:
-    """A DATABASE_URL, also one that begins with postgres://. Raises JournalError, without the URL in it."""
-    try:
-        url = make_url(text)
-        _conninfo(url)
-    except (ArgumentError, ValueError, psycopg.Error):
-        raise JournalError("DATABASE_URL is not a URL such as postgres://user:password@host:5432/name") from None
-    if url.get_backend_name() not in ("postgres", "postgresql"):
-        raise JournalError("DATABASE_URL must begin with postgres:// or postgresql://")
-    return url.set(drivername="postgresql+psycopg")
-
-
-def _conninfo(url: URL) -> str:
-    given = url.translate_connect_args(username="user", database="dbname")
-    return psycopg.conninfo.make_conninfo(**{**given, **url.query})
-
-
-class ServerTimeout(psycopg.OperationalError):
-    """The server accepted a statement and does not respond."""
-
-
-class TimeoutConnection(psycopg.Connection[Any]):
-    """A connection that is closed when the server accepts a statement and does not respond."""
-
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        try:
-            return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:
-            if timeout is not None:
                 raise
-            self.close()
-            raise ServerTimeout("the server does not respond") from None
+
+    def _read_clock(self, started: Any, asked_at: float) -> None:
+        """Compare the clocks anew: another session may lead to another machine with another clock."""
+        offset = started.fetchone()[0] - asked_at
+        if self._offset is None or abs(offset - self._offset) > CLOCK_STEP_SECONDS:
+            self._offset = offset
 
 
-def _connect(dialect: object, record: object, arguments: Any, options: Any) -> Any:
-    return TimeoutConnection.connect(*arguments, **options)
+class Listener:
+    """Waits for events with LISTEN; where that does not work it sleeps, and the dispatcher polls the journal."""
+
+    def __init__(self, connect: Callable[[], TimeoutConnection]) -> None:
+        self._connect = connect
+        self._connection: TimeoutConnection | None = None
+        self._tried_at = float("-inf")
+        self._failed = False
+
+    def wait(self) -> None:
+        try:
+            if self._connection is None and time.monotonic() - self._tried_at > RELISTEN_SECONDS:
+                self._tried_at = time.monotonic()
+                self._listen()
+            if self._connection is not None:
+                for _ in self._connection.notifies(timeout=NOTIFY_SECONDS, stop_after=1):
+                    pass
+                self._report_success()
+                return
+        except psycopg.Error as error:
+            self._report_failure(reason(error))
+        time.sleep(NOTIFY_SECONDS / 4)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _listen(self) -> None:
+        self._connection = self._connect()
+        self._connection.autocommit = True
+        if self._connection.is_direct():
+            self._connection.execute(f"LISTEN {CHANNEL}")
+        else:
+            self._report_failure("a connection pooler is in between")
+
+    def _report_failure(self, why: str) -> None:
+        self.close()
+        if not self._failed:
+            self._failed = True
+            log.warning("LISTEN does not work (%s); the dispatcher polls the journal instead", why)
+
+    def _report_success(self) -> None:
+        if self._failed and time.monotonic() - self._tried_at > STABLE_SECONDS:
+            self._failed = False
+            log.info("LISTEN works again")
+
+
+def _start() -> str:
+    """The first statement of each transaction: reads the clock, limits statements so that no push waits for long, and
+    makes the commit durable; a stricter setting of the server is kept."""
+    return f"""
+        SELECT
+            extract(epoch FROM clock_timestamp())::float8,
+            set_config('statement_timeout', '{int(STATEMENT_SECONDS * 1000)}', true),
+            set_config('idle_in_transaction_session_timeout', '{int(IDLE_SECONDS * 1000)}', true),
+            CASE WHEN current_setting('synchronous_commit') IN ('on', 'remote_apply') THEN NULL
+            ELSE set_config('synchronous_commit', 'on', true) END
+    """
+
+
+def _drop_session(context: ExceptionContext) -> None:
+    """After any error the next transaction gets another session: this one may lead to the wrong server by now."""
+    context.is_disconnect = True
 
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Turn every exception of the database into JournalUnavailable, with a reason in our own words."""
+    """Turn every exception into JournalUnavailable, with a reason in our own words."""
     try:
         yield
-    except (DBAPIError, psycopg.Error) as error:
-        reason = _reason(getattr(error, "orig", error))
-        raise JournalUnavailable(f"the database of DATABASE_URL cannot be used now: {reason}") from None
+    except ReceiverError:
+        raise
     except PoolTimeout:
         raise JournalUnavailable("the database of DATABASE_URL does not respond in time") from None
-
-
-REASONS = {
-    'password authentication failed|no password supplied|role ".*" does not exist': "wrong user or password",
-    "no pg_hba.conf entry": "pg_hba.conf allows no such connection",
-    '^3D000$|database ".*" does not exist': "no such database",
-    "^53300$|too many connections|too many clients|remaining connection slots": "too many connections",
-    "^53100$": "its disk is full",
-    "^57014$": "statement timeout",
-    "^57P0|the database system is": "it is starting up or shutting down",
-    "^42501$|permission denied": "permission denied",
-    "^25006$": "it is read-only",
-    "failed to resolve host|could not translate host name": "unknown host",
-    "Connection refused|No such file or directory": "connection refused",
-    "timeout expired|timed out|does not respond|No route to host|Network is unreachable": "no response",
-    "SSL|certificate": "no TLS connection can be established",
-    "closed the connection|reset by peer|connection is (lost|closed)": "connection lost",
-}
-"""Our words by SQLSTATE, or by the text where there is none: while connecting, the driver never has one."""
-
-
-def _reason(error: BaseException | None) -> str:
-    """Why the database cannot be used; never in its own text, which holds host, user and values."""
-    code_or_text = getattr(error, "sqlstate", None) or str(error)
-    return next((words for pattern, words in REASONS.items() if re.search(pattern, code_or_text)), type(error).__name__)
+    except (DBAPIError, psycopg.Error) as error:
+        cause = reason(getattr(error, "orig", error))
+        raise JournalUnavailable(f"the database of DATABASE_URL cannot be used now: {cause}") from None
+    except Exception as error:
+        log.exception("internal error in the journal")
+        raise JournalUnavailable(f"internal error in the journal: {type(error).__name__}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
+import logging
 import os
 import shutil
 import sqlite3
@@ -23,8 +24,11 @@ from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, even
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from receiver.errors import JournalError, JournalUnavailable
+from receiver.errors import JournalError, JournalUnavailable, ReceiverError
 from receiver.journal.contract import Arrival
+from receiver.journal.sql.database import storable
+
+log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 2.0
 """How long to wait for another process of the receiver."""
@@ -34,6 +38,9 @@ BUSY_SECONDS = 0.5
 
 STUCK_SECONDS = 5.0
 """How long a dispatcher may hold the lock before it is ended."""
+
+STDERR = 2
+"""The file descriptor: `sys.stderr` may have none."""
 
 POLL_SECONDS = 0.05
 _MB = 1_000_000
@@ -77,6 +84,9 @@ class SqliteDatabase:
         ):
             self._check_file()
             return _insert(pooled.driver_connection, arrivals)
+
+    def storable(self, text: str) -> str:
+        return storable(text)
 
     def now(self) -> float:
         """Seconds since 1970 that never jump while this process runs."""
@@ -203,22 +213,21 @@ class FileLock:
         end = time.monotonic() + seconds
         if not self._threads.acquire(timeout=seconds):
             return False
-        if self._exits_when_stuck:  # armed before the lock is acquired: the interpreter may be blocked right after
-            faulthandler.dump_traceback_later(seconds + STUCK_SECONDS, exit=True)
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
+        try:
+            self._arm(
+                seconds + STUCK_SECONDS
+            )  # before it is acquired: the interpreter may be blocked right after
+            while not self._try_lock():
                 if time.monotonic() > end:
                     self._disarm()
                     self._threads.release()
                     return False
                 time.sleep(0.0005)
-            except BaseException:
-                self._disarm()
-                self._threads.release()
-                raise
+            return True
+        except BaseException:
+            self._disarm()
+            self._threads.release()
+            raise
 
     def release(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
@@ -229,6 +238,17 @@ class FileLock:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _arm(self, seconds: float) -> None:
+        if self._exits_when_stuck:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
 
     def _disarm(self) -> None:
         if self._exits_when_stuck:
@@ -248,10 +268,15 @@ def _insert(connection: Any, arrivals: Sequence[Arrival]) -> set[str]:
 
 @contextmanager
 def _translated_errors(path: Path) -> Iterator[None]:
-    """Turn every exception of the database into JournalUnavailable; its text never holds a value from a row."""
+    """Turn every exception into JournalUnavailable; its text never holds a value from a row."""
     try:
         yield
+    except ReceiverError:
+        raise
     except (DBAPIError, sqlite3.Error) as error:
         raise JournalUnavailable(f"journal {path}: SQLite reports: {getattr(error, 'orig', error)}") from None
     except OSError as error:
         raise JournalUnavailable(f"journal {path}: {error.strerror}") from None
+    except Exception as error:
+        log.exception("internal error in the journal")
+        raise JournalUnavailable(f"internal error in the journal: {type(error).__name__}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, inspect, select, update
 
 from receiver.errors import JournalError
 from receiver.journal.contract import Counts, SinkCounts, SinkState, StoredEvent
@@ -25,11 +25,6 @@ from receiver.journal.sql.schema import (
 
 STORED_EVENT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
 """The columns of a StoredEvent, in its order."""
-
-
-def storable(text: str) -> str:
-    """Text that every database can store: without NUL and lone surrogates."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 class SqlState:
@@ -101,6 +96,7 @@ class SqlState:
     def _create_tables(self) -> None:
         with self._database.write() as connection:
             self._database.lock_schema(connection)
+            _check_tables(connection)
             metadata.create_all(connection)
             version = connection.scalar(select(versions.c.version))
             if version is None:
@@ -134,3 +130,13 @@ class SqlState:
         """The keys of the events that retention has not removed meanwhile, and will not before the commit."""
         query = select(events.c.key).where(events.c.key.in_([event.key for event in stored])).order_by(events.c.key)
         return set(connection.scalars(query.with_for_update(key_share=True)))
+
+
+def _check_tables(connection: Connection) -> None:
+    """Raise JournalError if tables or views with our names belong to another program."""
+    inspector = inspect(connection)
+    found = {*inspector.get_table_names(), *inspector.get_view_names()}
+    if versions.name not in found and (foreign := sorted({*metadata.tables} & found)):
+        raise JournalError(
+            f"the database has a table '{foreign[0]}' of another program; use a database of its own for the journal"
+        )

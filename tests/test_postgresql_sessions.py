@@ -1,0 +1,191 @@
+"""What a session of the journal leaves to others, and databases that are set up in another way than ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from receiver.errors import JournalError, JournalUnavailable
+from receiver.journal import Arrival, Outcome, Result, Settlement, SinkState
+from receiver.journal.sql.journal import SqlJournal
+from receiver.journal.sql.postgresql import PostgresqlDatabase
+from receiver.journal.sql.records import SqlRecords
+from receiver.testing.postgresql import new_database, postgresql
+
+SETTINGS = ("statement_timeout", "idle_in_transaction_session_timeout", "synchronous_commit")
+ARRIVAL = Arrival("a", b"{}", 1000.0)
+DELIVERED_WITH = """
+CREATE TABLE seen (setting text, value text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO seen SELECT name, current_setting(name) FROM unnest(ARRAY[
+        'statement_timeout', 'idle_in_transaction_session_timeout', 'synchronous_commit']) AS name;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER note BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+@pytest.fixture
+def url() -> str:
+    return new_database()
+
+
+@pytest.fixture
+def open_journal(url: str) -> Iterator[Callable[[], SqlJournal]]:
+    opened: list[SqlJournal] = []
+
+    def open_one() -> SqlJournal:
+        opened.append(SqlJournal(PostgresqlDatabase(url, None)))
+        return opened[-1]
+
+    yield open_one
+    for journal in opened:
+        journal.close()
+
+
+def execute(url: str, statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statements)
+
+
+def database_in(encoding: str) -> str:
+    """The URL of a new database in another encoding."""
+    name = f"in_{encoding.lower()}_{id(object())}"
+    execute(
+        postgresql(), f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    return make_url(postgresql()).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize("secret", ["", "DT_SIGNATURE_SECRET"], ids=["events alone", "with a secret"])
+@pytest.mark.parametrize(("default", "used"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")])
+def test_commits_are_durable_whatever_the_default_of_the_database_is_and_a_stricter_one_is_kept(
+    url: str, open_journal: Callable[[], SqlJournal], default: str, used: str, secret: str
+) -> None:
+    journal = open_journal()
+    execute(url, DELIVERED_WITH + f"ALTER DATABASE {make_url(url).database} SET synchronous_commit = {default}")
+    other = open_journal()
+    other.accept([Arrival("a", b"{}", 1000.0, secret=secret)])
+    with psycopg.connect(url) as connection:
+        seen = dict(connection.execute("SELECT setting, value FROM seen").fetchall())
+    assert seen == {
+        "statement_timeout": "2s",
+        "idle_in_transaction_session_timeout": "5s",
+        "synchronous_commit": used,
+    }
+    assert journal.unrouted(10)[0].id == "a"
+
+
+def test_nothing_is_set_beyond_the_end_of_a_transaction_because_a_pooler_may_share_the_session(url: str) -> None:
+    database = PostgresqlDatabase(url, None)
+    journal = SqlJournal(database)
+    calls: list[Callable[[], object]] = [
+        lambda: journal.accept([ARRIVAL]),
+        lambda: journal.accept([Arrival("q", b"", 1.0, quarantine_reason="not JSON", secret="S")]),
+        lambda: journal.unrouted(1),
+        lambda: journal.report_alive(),
+        journal.counts,
+    ]
+    with psycopg.connect(url) as connection:
+        defaults = [connection.execute(f"SHOW {name}").fetchone() for name in SETTINGS]
+    for call in calls:
+        call()
+        with closing(database._engine.raw_connection()) as session:
+            driver = session.driver_connection
+            assert driver is not None
+            assert [driver.execute(f"SHOW {name}").fetchone() for name in SETTINGS] == defaults
+    journal.close()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252", "EUC_JP"])
+def test_databases_in_other_encodings_store_every_text_or_escape_it(encoding: str) -> None:
+    journal = SqlJournal(PostgresqlDatabase(url := database_in(encoding), None))
+    text = "HTTP 500: … 冷 \0 \ud83e é"
+    journal.accept([ARRIVAL, Arrival("q", b"\xff", 1.0, quarantine_reason=text, secret=f"S_{text}")])
+    journal.route([(event, ["s"]) for event in journal.unrouted(10)])
+    (delivery,) = journal.claim("s", 10, 60.0)
+    journal.settle([Settlement(delivery, Result.DEAD, reason=text)])
+    journal.save_sink_state(SinkState("s", 1, 5.0, text))
+    journal.report_alive([text])
+    with closing(SqlRecords(PostgresqlDatabase(url, None))) as records:
+        stored = "HTTP 500: … 冷 ? ? é" if encoding == "SQL_ASCII" else r"HTTP 500: \u2026 \u51b7 ? ? \xe9"
+        assert [dead.reason for dead in records.dead_letters(None, 10)] == [stored]
+        assert [push.reason for push in records.quarantined(10)] == [stored]
+        assert records.sink_states()["s"].pause_reason == stored
+        assert records.counts().sinks["s"].last_failure_reason == stored
+    liveness = journal.liveness()
+    assert liveness is not None
+    assert liveness.warnings == (stored,)
+    journal.close()
+
+
+def test_a_table_of_another_program_is_named_and_left_alone(url: str) -> None:
+    execute(url, "CREATE TABLE events (id integer, title text)")
+    with pytest.raises(JournalError, match="the database has a table 'events' of another program; use a database of"):
+        SqlJournal(PostgresqlDatabase(url, None))
+    with psycopg.connect(url) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert tables == [("events",)]
+
+
+def test_a_view_of_another_program_is_named(url: str) -> None:
+    execute(url, "CREATE VIEW events AS SELECT 1 AS id")
+    with pytest.raises(JournalError, match="another program"):
+        SqlJournal(PostgresqlDatabase(url, None))
+
+
+def test_where_listen_does_not_work_one_line_says_so(
+    url: str, open_journal: Callable[[], SqlJournal], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.journal.sql.postgresql.RELISTEN_SECONDS", 0.0)
+    monkeypatch.setattr("receiver.journal.sql.postgresql.NOTIFY_SECONDS", 0.01)
+    monkeypatch.setattr("receiver.journal.sql.postgresql.STABLE_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    journal = open_journal()
+    with monkeypatch.context() as pooler:
+        pooler.setattr("receiver.journal.sql.postgresql_connection.TimeoutConnection.is_direct", lambda self: False)
+        for _ in range(5):
+            journal.wait_for_events()
+    for _ in range(5):
+        journal.wait_for_events()
+    assert [record.getMessage() for record in caplog.records] == [
+        "LISTEN does not work (a connection pooler is in between); the dispatcher polls the journal instead",
+        "LISTEN works again",
+    ]
+
+
+def test_a_listening_session_that_the_server_ends_again_and_again_causes_one_line(
+    url: str, open_journal: Callable[[], SqlJournal], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.journal.sql.postgresql.RELISTEN_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    execute(url, f"ALTER DATABASE {make_url(url).database} SET idle_session_timeout = '50ms'")
+    journal = open_journal()
+    for _ in range(4):
+        journal.wait_for_events()
+        assert journal.accept([ARRIVAL])[0] in (Outcome.ACCEPTED, Outcome.DUPLICATE)
+    assert len([record for record in caplog.records if "LISTEN" in record.getMessage()]) == 1
+
+
+WORDS: dict[str, tuple[Callable[[str], str], str]] = {
+    "no such database": (lambda url: make_url(url).set(database="nowhere").render_as_string(False), "no such database"),
+    "unknown role": (
+        lambda url: make_url(url).set(username="nobody").render_as_string(False),
+        "wrong user or password",
+    ),
+    "refused": (lambda url: "postgres://u:p@127.0.0.1:1/d", "connection refused"),
+    "unknown host": (lambda url: "postgres://u:p@no-such-host.invalid/d", "unknown host"),
+    "read-only": (lambda url: f"{url}&options=-c%20default_transaction_read_only%3Don", "it is read-only"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_each_reason_why_a_database_cannot_be_used_has_its_words(url: str, case: str) -> None:
+    change, words = WORDS[case]
+    with pytest.raises(JournalUnavailable, match=f"the database of DATABASE_URL cannot be used now: {words}$"):
+        SqlJournal(PostgresqlDatabase(change(url), None))
