@@ -137,13 +137,13 @@ def dead_letters(records: Records, settings: Settings, sink: str | None) -> list
 
 
 def retry_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
-    """Make dead letters of an enabled sink pending again: those named, or all if none is. How many."""
+    """Make dead letters of an enabled sink pending again: those named, or all if none is. Returns how many."""
     enabled_sink(settings, sink)
     return require_some(records.retry_dead_letters(sink, event_ids or None), sink, event_ids)
 
 
 def delete_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
-    """Delete dead letters: those named, or all if none is. How many."""
+    """Delete dead letters: those named, or all if none is. Returns how many."""
     require_known(records, settings, sink)
     return require_some(records.delete_dead_letters(sink, event_ids or None), sink, event_ids)
 
@@ -264,7 +264,7 @@ def delivery_row(delivery: DeliveryState, state: SinkState | None) -> DeliveryRo
 
 
 def resume(records: Records, settings: Settings, sink: str) -> str:
-    """End the pause of a sink now; the reason why it was paused."""
+    """End the pause of a sink now; returns the reason why it was paused."""
     enabled_sink(settings, sink)
     state = records.sink_states().get(sink)
     if state is None or not state.pauses:
@@ -274,7 +274,7 @@ def resume(records: Records, settings: Settings, sink: str) -> str:
 
 
 def remove_sink(records: Records, settings: Settings, sink: str) -> int:
-    """Delete a sink that is no longer enabled, and its deliveries; how many of those were pending or dead."""
+    """Delete a sink that is no longer enabled, and its deliveries; returns how many of those were pending or dead."""
     if sink in {each.name for each in settings.enabled_sinks}:
         raise ReceiverError(f"sink {sink} is enabled in {settings.path.name}; remove it there and restart first")
     if sink not in records.sink_states():

@@ -63,7 +63,7 @@ class JournalError(ReceiverError):
 
 
 class JournalUnavailable(JournalError):
-    """The journal cannot be read or written right now: disk full, over its size limit, locked, or database away."""
+    """The journal cannot be read or written right now: disk full, over its size limit, locked, or database down."""
 
 
 class PluginError(ReceiverError):
@@ -103,7 +103,7 @@ class Retry(SinkSignal):
 class Pause(SinkSignal):
     """Do not call this sink for `after` seconds (or with its own backoff), then probe it with one event.
 
-    No event is lost, and no attempt is counted.
+    No event is lost, and the call does not count toward `retry.max_attempts`.
     """
 
     def __init__(self, why: str, after: float | None = None) -> None:

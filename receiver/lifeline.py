@@ -30,7 +30,7 @@ class Lifeline:
             try:
                 self._line.send(b".", socket.MSG_DONTWAIT)
             except OSError:
-                return  # a full socket holds reports enough, and `stopping` notices a closed one
+                return  # a full socket already holds enough reports, and `stopping` notices a closed one
 
     def supervisor_connected(self) -> bool:
         """Whether there is a supervisor that has not closed its end."""

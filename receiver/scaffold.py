@@ -1,4 +1,4 @@
-"""`new-sink`: the first version of a plugin and its test. Both work as written, and explain themselves in comments."""
+"""`new-sink`: the first version of a plugin and its test. Both work as written, and are explained in comments."""
 
 from __future__ import annotations
 

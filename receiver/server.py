@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DATABASE_AWAY_SECONDS = 45.0
-"""How long to wait at the start for a database that is away: less than Heroku's 60 s to bind the port."""
+"""How long to wait at the start for an unavailable database: less than Heroku's 60 s to bind the port."""
 
 CONNECT_AGAIN_SECONDS = 1.0
 
@@ -51,7 +51,7 @@ def serve(
     lifeline: Lifeline | None = None,
     listener: socket.socket | None = None,
 ) -> int:
-    """Receive and deliver until SIGTERM or SIGINT, or until the other end of `lifeline` is closed; the exit code.
+    """Receive and deliver until SIGTERM or SIGINT, or until `lifeline` is closed at its other end; the exit code.
 
     Listens on the configured address, or on a bound `listener`. Raises ReceiverError when it cannot start.
     """
@@ -144,7 +144,7 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
 
 
 def wait_for_journal(settings: Settings, lifeline: Lifeline | None = None) -> None:
-    """Create or upgrade the tables. Waits for a database that is away: a restart by the platform would take longer."""
+    """Create or upgrade the tables. Waits for an unavailable database: a restart by the platform would take longer."""
     end = time.monotonic() + DATABASE_AWAY_SECONDS
     while True:
         try:

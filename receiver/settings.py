@@ -1,6 +1,6 @@
 """config.toml and the environment, read once into typed, frozen settings.
 
-All problems are reported at once, and each names its place, what is wrong and the nearest right name. What intake needs
+All problems are reported together, each with its place, what is wrong and the closest valid name. What intake needs
 must be valid; an invalid `[sinks.NAME]` is loaded with its problems, so that a typo in one sink never stops receiving.
 """
 

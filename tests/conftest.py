@@ -24,6 +24,7 @@ from support.postgresql import deployment, own_deployment, server
 from support.sql_databases import postgresql_database, sql_database, sqlite_database
 
 from receiver.delivery.plugins import load_plugins
+from receiver.journal.sql import sqlite
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, load
 from receiver.testing.fixtures import StartReceiver
@@ -75,6 +76,7 @@ def pytest_configure() -> None:
     """Keep temporary files in memory where there is enough: no test turns the machine off, and flushing takes long."""
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+    sqlite.STUCK_SECONDS = 300.0  # or a dispatcher in this process would end it when the machine is busy
 
 
 @pytest.hookimpl(wrapper=True)

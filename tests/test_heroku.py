@@ -34,7 +34,7 @@ from receiver.testing.postgresql import Server, own_server
 
 log = logging.getLogger(__name__)
 
-EVENTS = int(os.environ.get("HEROKU_EVENTS", "700"))
+EVENTS = int(os.environ.get("HEROKU_EVENTS", "420"))
 PUSHERS = 12
 MAX_CONNECTIONS = 20
 SILENT_SECONDS = 20
@@ -253,20 +253,20 @@ def test_while_dynos_come_and_go_and_the_database_is_killed_no_event_is_lost_or_
     recoveries: list[float] = []
 
     def scale_up() -> None:
-        cloud.receivers.append(app.web(workers=2))
+        cloud.receivers.append(app.web(workers=2, ready=False))
 
     def replace() -> None:
         """A deploy: the new dyno is started before the old one is told to stop."""
-        cloud.receivers.append(app.web(workers=1))
+        cloud.receivers.append(app.web(workers=1, ready=False))
         exit_codes.append(cloud.receivers.pop(0).terminate())
 
     def kill() -> None:
         cloud.receivers[0].kill_all()
-        cloud.receivers[0].start()
+        cloud.receivers[0].start(ready=False)
 
     def restart() -> None:
         exit_codes.append(cloud.receivers[1].terminate())
-        cloud.receivers[1].start()
+        cloud.receivers[1].start(ready=False)
 
     def restart_database() -> None:
         app.server.restart()
@@ -275,7 +275,7 @@ def test_while_dynos_come_and_go_and_the_database_is_killed_no_event_is_lost_or_
         recoveries.append(time.monotonic() - restarted_at)
 
     bodies = bodies_by_id(EVENTS)
-    faults = [scale_up, kill, restart, restart_database, kill, replace, restart_database]
+    faults = [scale_up, kill, restart_database, kill, restart, replace, restart_database]
     try:
         for fault, part in zip(faults, in_parts(bodies, len(faults)), strict=True):
             with cloud.pushing(part) as count_accepted:

@@ -402,9 +402,62 @@ QUICK_RULES = (
 )
 """These are tested with every broken sink, too: that a sink breaks one rule is no reason to fail another."""
 
+SLOW = (
+    "test_sinks.py::TestHttpSink::test_delivers_a_thousand_events_of_every_type",
+    "test_sinks.py::TestHttpSink::test_delivers_every_event_although_calls_fail_at_random",
+)
+"""Hundreds of HTTP requests would show nothing that the correct sink with a file does not show."""
 
-def run_suites(folder: Path, *tests: str) -> dict[str, dict[str, str]]:
-    """Run pytest as an author does. Returns the failed rules by suite: what an assertion says, or the whole error."""
+BROKEN_PLUGINS = {
+    "broken.py": "nonsense\n",
+    "two.py": (
+        "from receiver import hookimpl\n"
+        "@hookimpl\ndef register_sinks(register):\n    register('one', int)\n    register('two', int)\n"
+    ),
+}
+CANNOT_LOAD = {
+    "Broken": (
+        "plugin='broken.py'",
+        "the plugin cannot be loaded: {folder}/broken.py: broken.py:1: NameError: name 'nonsense' is not defined",
+    ),
+    "Missing": ("plugin='missing.py'", "the plugin cannot be loaded: {folder}/missing.py: no such file"),
+    "Ambiguous": ("plugin='two.py'", "select one of the plugin's sink types with type=: one, two"),
+    "Unknown": ("plugin='two.py', type='three'", "select one of the plugin's sink types with type=: one, two"),
+}
+"""Suites whose plugin cannot be tested: their arguments, and the error."""
+
+one_worker = pytest.mark.xdist_group("testing")  # or each would run the suites again
+
+
+class Results(NamedTuple):
+    """The folder in which pytest ran, and by suite the errors by rule: what an assertion says, or the whole error."""
+
+    folder: Path
+    failed: dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What pytest says about all of these suites, in one run."""
+    folder = tmp_path_factory.mktemp("suites")
+    for file, text in {"sinks.py": PLUGIN, **BROKEN_PLUGINS}.items():
+        (folder / file).write_text(text)
+    arguments = {name: f"plugin='sinks.py', type='{name}', {case.arguments}" for name, case in CASES.items()}
+    arguments |= {name: rest for name, (rest, _) in CANNOT_LOAD.items()}
+    bases = {name: f"{case.base}, SinkSuite" for name, case in CASES.items()}
+    suites = [f"class Test{name}({bases.get(name, 'SinkSuite')}, {arguments[name]}):\n    pass\n" for name in arguments]
+    (folder / "test_sinks.py").write_text(SUITES + "\n".join(suites))
+    tests = [f"test_sinks.py::Test{name}" for name, case in CASES.items() if not case.rule]
+    for name, case in CASES.items():
+        if case.rule:
+            tests += [f"test_sinks.py::Test{name}::{rule}" for rule in dict.fromkeys([case.rule, *QUICK_RULES])]
+    tests += [f"test_sinks.py::Test{name}::{QUICK_RULES[0]}" for name in CANNOT_LOAD]
+    tests += [f"--deselect={test}" for test in SLOW]
+    return Results(folder, run_suites(folder, tests))
+
+
+def run_suites(folder: Path, tests: list[str]) -> dict[str, dict[str, str]]:
+    """Run pytest as an author does, and read its report."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     plugins = ("-p", "receiver.testing.fixtures", "-p", "no:cacheprovider", "-p", "no:randomly")
     command = [sys.executable, "-m", "pytest", "-q", *plugins, "--junitxml=results.xml", *tests]
@@ -420,21 +473,9 @@ def run_suites(folder: Path, *tests: str) -> dict[str, dict[str, str]]:
     return failed
 
 
-def test_a_correct_sink_passes_every_rule_and_a_broken_one_fails_the_rule_that_it_breaks(tmp_path: Path) -> None:
-    (tmp_path / "sinks.py").write_text(PLUGIN)
-    suites = [
-        f"class Test{name}({case.base}, SinkSuite, plugin='sinks.py', type='{name}', {case.arguments}):\n    pass\n"
-        for name, case in CASES.items()
-    ]
-    (tmp_path / "test_sinks.py").write_text(SUITES + "\n".join(suites))
-    correct = [f"test_sinks.py::Test{name}" for name, case in CASES.items() if not case.rule]
-    broken = [
-        f"test_sinks.py::Test{name}::{rule}"
-        for name, case in CASES.items()
-        if case.rule
-        for rule in dict.fromkeys([case.rule, *QUICK_RULES])
-    ]
-    failed = run_suites(tmp_path, *correct, *broken)
+@one_worker
+def test_a_correct_sink_passes_every_rule_and_a_broken_one_fails_the_rule_that_it_breaks(results: Results) -> None:
+    failed = {name: results.failed[name] for name in CASES}
     assert {name: list(errors) for name, errors in failed.items()} == {
         name: [case.rule] if case.rule else [] for name, case in CASES.items()
     }
@@ -442,35 +483,16 @@ def test_a_correct_sink_passes_every_rule_and_a_broken_one_fails_the_rule_that_i
     assert errors == {name: case.error for name, case in CASES.items() if case.error}
 
 
+@one_worker
+def test_a_plugin_that_cannot_be_tested_is_reported_in_one_line(results: Results) -> None:
+    assert {name: list(results.failed[name].values()) for name in CANNOT_LOAD} == {
+        name: [error.format(folder=results.folder)] for name, (_, error) in CANNOT_LOAD.items()
+    }
+
+
 def test_every_rule_is_broken_by_a_sink() -> None:
     rules = {name for name in vars(SinkSuite) if name.startswith("test_")}
     assert {case.rule for case in CASES.values() if case.rule} == rules
-
-
-def test_a_plugin_that_cannot_be_tested_is_reported_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("nonsense\n")
-    register = "@hookimpl\ndef register_sinks(register):\n    register('one', int)\n    register('two', int)\n"
-    (tmp_path / "two.py").write_text(f"from receiver import hookimpl\n{register}")
-    suites = {
-        "Broken": "plugin='broken.py'",
-        "Missing": "plugin='missing.py'",
-        "Ambiguous": "plugin='two.py'",
-        "Unknown": "plugin='two.py', type='three'",
-    }
-    (tmp_path / "test_plugins.py").write_text(
-        "from receiver.testing import SinkSuite\n"
-        + "".join(f"class Test{name}(SinkSuite, {arguments}):\n    pass\n" for name, arguments in suites.items())
-    )
-    rule = "test_every_option_is_documented"
-    failed = run_suites(tmp_path, *(f"test_plugins.py::Test{name}::{rule}" for name in suites))
-    loading = "the plugin cannot be loaded"
-    several = "select one of the plugin's sink types with type=: one, two"
-    assert {name: errors[rule] for name, errors in failed.items()} == {
-        "Broken": f"{loading}: {tmp_path}/broken.py: broken.py:1: NameError: name 'nonsense' is not defined",
-        "Missing": f"{loading}: {tmp_path}/missing.py: no such file",
-        "Ambiguous": several,
-        "Unknown": several,
-    }
 
 
 def test_a_sample_event_has_the_type_fields_and_labels_that_were_asked_for() -> None:

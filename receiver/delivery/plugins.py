@@ -1,7 +1,7 @@
 """Finds and loads plugins.
 
 They come from `plugins/`, from `[receiver] plugins`, and from installed packages with an entry point in the group
-`receiver.plugins`. Intake never loads them. A broken plugin is reported in one line and left out; it takes no other
+`receiver.plugins`. Intake never loads them. A broken plugin is reported in one line and skipped; it takes no other
 plugin, no sink of another type and no push down with it.
 """
 
@@ -34,7 +34,7 @@ INSTALLED = (PACKAGE / "plugins").is_dir()
 
 FOLDER = PACKAGE / "plugins" if INSTALLED else PACKAGE.parent / "plugins"
 BUILT_IN = ("csv_file/__init__.py", "sql/__init__.py", "stdout.py", "webhook/__init__.py")
-"""The plugins of the receiver itself in FOLDER; in a checkout, users add theirs beside them."""
+"""The plugins of the receiver itself in FOLDER; in a checkout, users add theirs to the same folder."""
 
 ENTRY_POINTS = "receiver.plugins"
 

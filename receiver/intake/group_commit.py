@@ -1,7 +1,7 @@
 """Group commit: one commit for all pushes that wait for one.
 
 A commit costs one flush of the disk, whatever is in it. A push that finds no commit under way commits for all that
-wait by then, wakes each of them, and leaves the next commit to the first of those that arrived meanwhile.
+wait by then, wakes each of them, and hands the next commit to the first that arrived meanwhile.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class GroupCommit:
         self._failing_since: float | None = None
         """When the first commit began that was not followed by a successful one yet."""
         self._lock = threading.Lock()
-        """Held for moments, around the queue and the state of the commits."""
+        """Held briefly, around the queue and the state of the commits."""
 
     def submit(self, arrival: Arrival) -> Outcome:
         """Store one arrival; returns its outcome after the commit. Raises JournalUnavailable.
 
         When no commit has succeeded for longer than a push waits, one at a time keeps trying and the others are
-        rejected at once: if all of them waited, their threads would be missing for those that come after.
+        rejected immediately: if all of them waited, no threads would be left for later pushes.
         """
         waiting = _Waiting(arrival)
         with self._lock:
@@ -107,7 +107,7 @@ class GroupCommit:
                 group.append(self._queue.popleft())
 
     def _wake_next(self) -> None:
-        """Leave the next commit to the arrival that has waited for the longest time."""
+        """Hand the next commit to the arrival that has waited for the longest time."""
         with self._lock:
             self._committing = bool(self._queue)
             if self._queue:
@@ -115,7 +115,7 @@ class GroupCommit:
 
 
 class _Waiting:
-    """An arrival in the queue. `turn` is released when it is done, or when the next commit is up to its thread."""
+    """An arrival in the queue. `turn` is released when it is done, or when its thread must run the next commit."""
 
     def __init__(self, arrival: Arrival) -> None:
         self.arrival = arrival

@@ -1,6 +1,6 @@
 """gunicorn, configured and limited so that slow and greedy clients cannot block it.
 
-Its threaded worker waits for ever on a client that sends half a request, and its main loop waits for clients that do
+Its threaded worker waits forever for a client that sends half a request, and its main loop waits for clients that do
 not close. Both are limited here.
 """
 
@@ -33,7 +33,7 @@ REQUEST_SECONDS = 2.0
 """How long a client may take to send a complete request, from its first byte on."""
 
 CONNECTIONS = 4000
-"""Connections a worker holds at once; most of them idle."""
+"""Connections that a worker holds open; most of them are idle."""
 
 SPARE_FILES = 500
 """Open files of a worker besides its connections, most of them the journal's."""
@@ -75,7 +75,7 @@ class WebServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        """The server has created the tables; a worker must be able to start while the journal is away."""
+        """The server has created the tables; a worker must be able to start while the journal is unavailable."""
         return create_app(self._settings, open_journal(self._settings, create_tables=False))
 
     def run(self) -> None:

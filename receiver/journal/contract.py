@@ -7,7 +7,7 @@ dispatcher's work.
 The guarantees:
 
 * When `accept` returns, its arrivals survive a power cut. An event id is stored once.
-* A delivery is *pending* until it is settled as *delivered* or *dead*; no other way leads out of the journal.
+* A delivery is *pending* until it is settled as *delivered* or *dead*; it never leaves the journal in any other way.
 * A claimed delivery is given to no other dispatcher until its claim ends. *Delivered* is accepted from anyone; every
   other result only from the holder of the claim.
 * Any call may raise JournalUnavailable. It has then done all of its work or none of it, never a part.
@@ -205,7 +205,7 @@ class Journal(Protocol):
         """Return when there may be new events, and after half a second at most."""
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
-        """Store all arrivals whose id is new in one durable commit; the outcome of each, in the same order."""
+        """Store all arrivals whose id is new in one durable commit; returns the outcome of each, in the same order."""
 
     def unrouted(self, limit: int) -> list[StoredEvent]:
         """Up to `limit` events that were not routed yet, oldest first."""
@@ -249,7 +249,7 @@ class Journal(Protocol):
     def remove_expired(self, received_before: float, limit: int) -> bool:
         """Check the next `limit` events; remove those received before, routed, and delivered at all their sinks.
 
-        Whether all of them were received before that time, so that the caller should go on at once.
+        Returns whether all of them were received before that time, so that the caller should continue immediately.
         """
 
     def counts(self) -> Counts:
@@ -275,10 +275,10 @@ class Records(Protocol):
         """Up to `limit` dead letters, of one sink or of all, newest first."""
 
     def retry_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        """Make dead letters pending again with no attempts counted: those named, or all; how many."""
+        """Make dead letters pending again with no attempts counted: those named, or all; returns how many."""
 
     def delete_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        """Delete dead letters: those named, or all; how many."""
+        """Delete dead letters: those named, or all; returns how many."""
 
     def quarantined(self, limit: int) -> list[QuarantinedPush]:
         """Up to `limit` quarantined pushes, newest first."""
@@ -296,7 +296,7 @@ class Records(Protocol):
         """Up to `limit` routed events received in [since, until) with a key above `after`, in the order of keys."""
 
     def requeue(self, sink: str, events: Sequence[StoredEvent]) -> int:
-        """Make events pending for a sink, also delivered and dead ones; how many were not pending before."""
+        """Make events pending for a sink, also delivered and dead ones; returns how many were not pending before."""
 
     def history(self, event_id: str) -> EventHistory | None:
         """What happened to an event; None when it is not in the journal."""
@@ -305,7 +305,7 @@ class Records(Protocol):
         """End the pause of a sink now, so that its probe is due."""
 
     def remove_sink(self, sink: str) -> int:
-        """Delete a sink and its deliveries; how many of those were pending or dead."""
+        """Delete a sink and its deliveries; returns how many of those were pending or dead."""
 
     def close(self) -> None:
         """Release files and connections."""

@@ -187,7 +187,7 @@ class SinkSuite:
         self._assert_at_destination([accepted], delivered_ids)
 
     def test_calls_end_in_time_when_the_destination_hangs(self, harness: Harness) -> None:
-        """Calls cannot be cancelled, so one that never ends blocks the sink for ever."""
+        """Calls cannot be cancelled, so one that never returns blocks the sink forever."""
         call = threading.Thread(target=_error_of_call, args=(harness.build(), self._accepted_event()), daemon=True)
         with network.hanging():
             call.start()

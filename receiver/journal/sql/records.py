@@ -132,7 +132,7 @@ class SqlRecords(SqlState):
         return (events.c.received_at >= since, events.c.received_at < until, events.c.routed.is_(True))
 
     def _change_dead(self, sink: str, event_ids: Sequence[str] | None, change: Update | Delete) -> int:
-        """Change dead letters a batch at a time; how many."""
+        """Change dead letters a batch at a time; returns how many."""
         changed = after = 0
         while True:
             with self._database.write() as connection:
