@@ -214,9 +214,7 @@ class FileLock:
         if not self._threads.acquire(timeout=seconds):
             return False
         try:
-            self._arm(
-                seconds + STUCK_SECONDS
-            )  # before it is acquired: the interpreter may be blocked right after
+            self._arm(seconds + STUCK_SECONDS)  # before it is acquired: the interpreter may be blocked right after
             while not self._try_lock():
                 if time.monotonic() > end:
                     self._disarm()
