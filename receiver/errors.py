@@ -92,7 +92,7 @@ def _wait(after: float | None) -> float | None:
 class Retry(SinkSignal):
     """Deliver this event again: after `after` seconds, or with the backoff of `[sinks.NAME.retry]`.
 
-    Counts as an attempt toward `retry.max_attempts`.
+    Counts toward `retry.max_attempts`, unless the sink is being probed.
     """
 
     def __init__(self, why: str = "the sink asked for a retry", after: float | None = None) -> None:
