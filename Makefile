@@ -21,12 +21,12 @@ test: $(VENV)/development
 ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
 else
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup -m "not serial"
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not serial"
 	$(BIN)/python -m pytest -m serial
 endif
 
 coverage: $(VENV)/development
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --cov --cov-branch --cov-report=term-missing:skip-covered $(TESTS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --cov --cov-branch --cov-report=term-missing:skip-covered $(TESTS)
 
 format: $(VENV)/development
 	$(BIN)/ruff check --fix .

@@ -50,8 +50,6 @@ from receiver.signature import HEADER, sign, verify
 from receiver.simulator import Simulator
 from receiver.testing.ports import reserve_port
 
-pytestmark = pytest.mark.xdist_group("no_leaks")  # one worker, or each would run the receiver again
-
 
 def word(kind: str, number: int = 0) -> str:
     """A word that appears nowhere else, the same in every run."""

@@ -11,9 +11,6 @@ import pytest
 from conftest import ROOT
 from support.installed import Installed
 
-pytestmark = pytest.mark.xdist_group("package")
-"""The environment is created once, in one process."""
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
