@@ -426,8 +426,6 @@ CANNOT_LOAD = {
 }
 """Suites whose plugin cannot be tested: their arguments, and the error."""
 
-one_worker = pytest.mark.xdist_group("testing")  # or each would run the suites again
-
 
 class Results(NamedTuple):
     """The folder in which pytest ran, and by suite the errors by rule: what an assertion says, or the whole error."""
@@ -473,7 +471,6 @@ def run_suites(folder: Path, tests: list[str]) -> dict[str, dict[str, str]]:
     return failed
 
 
-@one_worker
 def test_a_correct_sink_passes_every_rule_and_a_broken_one_fails_the_rule_that_it_breaks(results: Results) -> None:
     failed = {name: results.failed[name] for name in CASES}
     assert {name: list(errors) for name, errors in failed.items()} == {
@@ -483,7 +480,6 @@ def test_a_correct_sink_passes_every_rule_and_a_broken_one_fails_the_rule_that_i
     assert errors == {name: case.error for name, case in CASES.items() if case.error}
 
 
-@one_worker
 def test_a_plugin_that_cannot_be_tested_is_reported_in_one_line(results: Results) -> None:
     assert {name: list(results.failed[name].values()) for name in CANNOT_LOAD} == {
         name: [error.format(folder=results.folder)] for name, (_, error) in CANNOT_LOAD.items()
