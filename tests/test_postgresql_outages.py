@@ -219,6 +219,23 @@ def test_while_the_database_is_frozen_every_call_raises_in_time_and_works_when_i
         wait_until(lambda journal=journal: accepts(journal, "after"))  # type: ignore[misc]
 
 
+def test_a_frozen_database_costs_a_call_one_time_limit_because_it_connects_no_second_time(
+    server: Server, own_deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pushes have 5 s in all, and some of them are spent on the wait for a turn to commit."""
+    database = own_deployment.database()
+    journal = SqlJournal(database)
+    connect, connects = database._connect, list[None]()
+    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 0.5)
+    monkeypatch.setattr(database, "_connect", lambda: connects.append(None) or connect())
+    monkeypatch.setattr(database._engine.pool, "_creator", lambda record: database._connect())
+    with server.frozen(), pytest.raises(JournalUnavailable, match="no response"):
+        journal.check_writable()
+    assert connects == []
+    wait_until(lambda: accepts(journal, "after"), what="the database to respond again")
+    assert connects == [None]
+
+
 @pytest.mark.serial
 def test_waiting_for_events_returns_in_time_though_the_database_is_frozen(
     server: Server, own_deployment: Deployment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -55,7 +56,7 @@ def execute(url: str, statements: str) -> None:
 
 def database_in(encoding: str) -> str:
     """The URL of a new database in another encoding."""
-    name = f"in_{encoding.lower()}_{id(object())}"
+    name = f"in_{encoding.lower()}_{uuid.uuid4().hex}"
     execute(
         postgresql(), f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     )

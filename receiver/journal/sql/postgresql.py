@@ -171,8 +171,10 @@ class PostgresqlDatabase:
         with self._engine.connect() as connection:
             try:
                 connection.begin()
-            except psycopg.Error:
+            except psycopg.Error as error:
                 connection.invalidate()
+                if not session_is_useless(error):
+                    raise
                 connection.begin()
             yield connection
 
