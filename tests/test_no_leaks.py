@@ -603,8 +603,8 @@ INVALID = {
     },
     **{
         f"a sink's {key}": f'[sinks.a]\ntype = "csv"\npath = "a.csv"\n{key} = {ANY}'
-        for key in ("enabled", "concurrency", "batch_size", "retry", "retry.max_age", "retry.first_pause", "filter")
-        + ("rows", "unknown")
+        for key in ("enabled", "concurrency", "batch_size", "retry", "retry.max_age", "filter")
+        + ("retry.initial_backoff", "retry.max_backoff", "retry.first_pause", "rows", "unknown")
     },
     "a sink's type": f"[sinks.a]\ntype = {ANY}",
     "csv: columns": f'[sinks.a]\ntype = "csv"\npath = "a.csv"\ncolumns = [{ALL_ODD}]',
