@@ -13,6 +13,7 @@ from receiver.delivery.crash_guard import CrashGuard
 from receiver.delivery.plugins import load_plugins
 from receiver.delivery.sinks import find_problems
 from receiver.health import local_files
+from receiver.journal import Journal
 from receiver.lifeline import Lifeline
 from receiver.redaction import Redactor
 from receiver.server import dispatch
@@ -113,7 +114,8 @@ def test_the_dispatcher_reports_the_warnings_with_its_liveness_and_logs_them(
     class Started(Exception):
         """A dispatcher was created."""
 
-    def dispatcher(*arguments: object, warnings: list[str], **options: Any) -> None:
+    def dispatcher(journal: Journal, *arguments: object, warnings: list[str], **options: Any) -> None:
+        journal.close()
         raise Started(*warnings)
 
     monkeypatch.setattr(dispatcher_module, "Dispatcher", dispatcher)
