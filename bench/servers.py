@@ -23,7 +23,7 @@ from receiver.testing.postgresql import new_database
 ROOT = Path(__file__).parent.parent
 WORKERS, THREADS = 2, 32
 START_SECONDS = 30.0
-RECEIVER = f'[receiver]\nhost = "127.0.0.1"\nthreads = {THREADS}\ndeliver = true\n'
+RECEIVER = '[receiver]\nhost = "127.0.0.1"\ndeliver = true\n'
 STDOUT = '[sinks.console]\ntype = "stdout"\n'
 CSV = '[sinks.archive]\ntype = "csv"\npath = "events.csv"\n'
 

@@ -28,7 +28,6 @@ class ReceiverTable(Table):
     """[receiver]: the program as a whole."""
 
     host: str = "0.0.0.0"
-    threads: Whole = Field(default=32, ge=1, le=512)
     max_body_bytes: Whole = Field(default=256 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_format: Literal["text", "json"] = "text"
     plugins: Annotated[tuple[str, ...], list_of_text("plugins/mine.py")] = ()

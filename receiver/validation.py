@@ -21,6 +21,9 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 RENAMED = {"max_body": "max_body_bytes", "first_pause": "initial_backoff", "longest_pause": "max_backoff"}
 """Old keys of the receiver's own tables, and the new ones."""
 
+REMOVED = {"threads": "is gone, since pushes no longer wait in threads; delete it"}
+"""Old keys of [receiver] that have no successor, and what to do."""
+
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
@@ -132,6 +135,8 @@ def _message(
     if kind == "extra_forbidden" and not choice:
         if (new := RENAMED.get(path[-1])) and new in _names(model, path[:-1]):
             return f"{where}: option '{key}' is now called '{new}'", "", ""
+        if where.endswith("[receiver]") and key in REMOVED:
+            return f"{where}: option '{key}' {REMOVED[key]}", "", ""
         valid = [*_names(model, path[:-1]), *(other_keys if len(path) == 1 else ())]
         return f"{where}: no option '{key}'{nearest(path[-1], valid)}", "", ""
     if kind == "missing" and not choice:

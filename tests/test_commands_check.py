@@ -163,12 +163,14 @@ def test_every_problem_of_plugins_and_sinks_has_a_line(operator: Operator) -> No
 
 
 def test_problems_of_sinks_are_reported_together_with_those_of_the_receivers_own_settings(operator: Operator) -> None:
-    operator.configure("[receiver]\nthread = 1\n[sinks.a]\ntype = 'csv'\npth = 'a.csv'\n[sinks.b]\ntype = 'csf'\n")
+    operator.configure(
+        "[receiver]\nmax_body_byte = 1\n[sinks.a]\ntype = 'csv'\npth = 'a.csv'\n[sinks.b]\ntype = 'csf'\n"
+    )
     assert operator.run("check", **{SECRET: ""}) == (
         1,
         [],
         [
-            "error: config.toml [receiver]: no option 'thread' (did you mean 'threads'?)",
+            "error: config.toml [receiver]: no option 'max_body_byte' (did you mean 'max_body_bytes'?)",
             "error: environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
             "error: config.toml [sinks.a]: option 'path' is missing",
             "error: config.toml [sinks.a]: no option 'pth' (did you mean 'path'?)",

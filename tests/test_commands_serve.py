@@ -58,9 +58,9 @@ from receiver.testing.ports import reserve_port
             id="invalid TOML",
         ),
         pytest.param(
-            "[receiver]\nthread = 4\n",
+            "[receiver]\nmax_body_byte = 4\n",
             {},
-            "config.toml [receiver]: no option 'thread' (did you mean 'threads'?)",
+            "config.toml [receiver]: no option 'max_body_byte' (did you mean 'max_body_bytes'?)",
             id="misspelt key",
         ),
         pytest.param(CONSOLE, {"PORT": "http"}, "environment: PORT must be a whole number from 1 to 65535", id="port"),

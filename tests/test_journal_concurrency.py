@@ -25,7 +25,7 @@ DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_data
 
 ACCEPTING = """
 import json, random, sys
-from concurrent.futures import ThreadPoolExecutor
+from gevent.pool import Pool
 from receiver.intake.group_commit import GroupCommit
 from receiver.journal import Arrival
 from receiver.journal.sql import postgresql, postgresql_connection
@@ -40,7 +40,7 @@ url, seed = sys.argv[1:]
 postgresql.STATEMENT_SECONDS = postgresql.POOL_SECONDS = postgresql_connection.RESPONSE_SECONDS = 60.0
 journal = SqlJournal(PostgresqlDatabase(url, None))
 journal._secret_use_recorded_at = NothingRecorded()
-group = GroupCommit(journal.accept, turn_seconds=60.0)
+group = GroupCommit(journal.accept, failing_seconds=60.0, wait_seconds=60.0)
 dice = random.Random(seed)
 work = [Arrival(f"{n:03}", b"x" * 300, 1000.0, secret=f"S{n % 3}") for n in range(150)]
 work += [Arrival(f"{n:03}", b"x" * 300, 1000.0, quarantine_reason="no event", secret=f"S{n % 3}") for n in range(30)]
@@ -54,8 +54,7 @@ def push(arrival):
 
 print("ready", flush=True)
 sys.stdin.readline()
-with ThreadPoolExecutor(16) as pool:
-    print(json.dumps(list(pool.map(push, work))))
+print(json.dumps(list(Pool(16).imap(push, work))))
 """
 DISPATCHING = """
 import json, random, sys, threading, time

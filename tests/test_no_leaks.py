@@ -593,7 +593,7 @@ ANY = ENV["ODD_4"]
 INVALID = {
     **{
         f"[receiver] {key}": f"[receiver]\n{key} = {given}"
-        for key in ("threads", "max_body_bytes", "max_body", "log_format", "deliver", "legacy_sha1", "plugins", "other")
+        for key in ("max_body_bytes", "max_body", "log_format", "deliver", "legacy_sha1", "plugins", "other")
         for given in [ANY]
     },
     "missing plugins": f"[receiver]\nplugins = [{ALL_ODD}]",

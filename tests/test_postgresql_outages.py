@@ -7,16 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import psycopg
 import pytest
 from conftest import wait_until
 from sqlalchemy import make_url, text
+from support.greenlets import submit_at_once
 from support.journals import accept, body, claim, event_ids, route_events, settle
 from support.postgresql import LISTENING, NOT_LISTENING, Deployment
 
 from receiver.errors import JournalUnavailable
-from receiver.intake.group_commit import GroupCommit
 from receiver.journal import Arrival, Journal, Outcome, Result, SinkState
 from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql import postgresql_connection
@@ -132,19 +133,25 @@ def test_a_connection_that_is_cut_at_the_commit_stores_no_event_though_the_state
     assert len(journal.unrouted(1000)) == number
 
 
+def rejection_of_all(journal: Journal, ids: str) -> NoReturn:
+    """Push events at once, none of which is stored. Raises the JournalUnavailable of the last one."""
+    *others, last = submit_at_once(journal.accept, [Arrival(event_id, b"", 1000.0) for event_id in ids])
+    assert [type(result) for result in others] == [JournalUnavailable] * len(others)
+    assert isinstance(last, JournalUnavailable)
+    raise last
+
+
 @pytest.mark.serial
 def test_while_the_database_is_away_every_call_raises_in_time_and_works_when_it_is_back(
     server: Server, own_deployment: Deployment
 ) -> None:
     journal = own_deployment.open()
-    group = GroupCommit(journal.accept)
     route_events(journal, "s", "a")
     held = claim(journal, "s")
     journal.wait_for_events()
     server.kill()
     calls: list[Callable[[], object]] = [
-        lambda: group.submit(Arrival("b", b"", 1000.0)),
-        lambda: group.submit(Arrival("c", b"", 1000.0)),
+        lambda: rejection_of_all(journal, "bc"),
         journal.counts,
         journal.check_writable,
         journal.report_alive,
@@ -189,14 +196,13 @@ def test_while_the_database_is_frozen_every_call_raises_in_time_and_works_when_i
     server: Server, own_deployment: Deployment, request: pytest.FixtureRequest
 ) -> None:
     intake, dispatcher, connects_late = own_deployment.open(), own_deployment.open(), own_deployment.open()
-    group = GroupCommit(intake.accept)
     route_events(dispatcher, "s", "a")
     dispatcher.wait_for_events()
     own_deployment.cut_connections(NOT_LISTENING)
     accept(intake, "b")
     claim(dispatcher, "s")
     calls: list[Callable[[], object]] = [
-        *(lambda event_id=event_id: group.submit(Arrival(event_id, b"", 1000.0)) for event_id in "cdefg"),
+        lambda: rejection_of_all(intake, "cdefg"),
         intake.check_writable,
         dispatcher.counts,
         dispatcher.report_alive,

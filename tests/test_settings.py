@@ -45,7 +45,6 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     settings = load_config(tmp_path, "")
     assert settings.receiver.model_dump() == {
         "host": "0.0.0.0",
-        "threads": 32,
         "max_body_bytes": 262144,
         "log_format": "text",
         "plugins": (),
@@ -66,11 +65,11 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
 def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_name(tmp_path: Path) -> None:
     config = """
         [reciever]
-        threads = 8
+        max_body_bytes = 8
         [receiver]
-        thread = 8
+        max_body_byte = 8
         host = 5
-        threads = 0
+        max_body_bytes = 0
         log_format = "xml"
         plugins = 3
         [journal]
@@ -92,10 +91,10 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
     assert load_problems(tmp_path, config, **environ) == [
         "config.toml: no table [reciever] (did you mean 'receiver'?)",
         "config.toml [receiver]: host = 5: Input should be a valid string",
-        "config.toml [receiver]: threads = 0: Input should be greater than or equal to 1",
+        "config.toml [receiver]: max_body_bytes = 0: Input should be greater than or equal to 1024",
         "config.toml [receiver]: log_format: Input should be 'text' or 'json'",
         'config.toml [receiver]: plugins: give a list of text, such as ["plugins/mine.py"]',
-        "config.toml [receiver]: no option 'thread' (did you mean 'threads'?)",
+        "config.toml [receiver]: no option 'max_body_byte' (did you mean 'max_body_bytes'?)",
         "config.toml [journal]: retention_days = 0: Input should be greater than or equal to 1",
         "config.toml [journal]: max_size_mb: Input should be a valid integer, got a number with a fractional part",
         "config.toml [journal]: no option 'pth' (did you mean 'path'?)",
@@ -123,14 +122,20 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
         ("[sinks]\ntype = 'csv'", f"config.toml [sinks.type]: {NOT_A_SINK}"),
         ("[sink.a]\ntype = 'csv'", "config.toml: no table [sink] (did you mean 'sinks'?)"),
         ("wholly_other = 1", "config.toml: no table [wholly_other]"),
-        ("[receiver]\nthreads = '${N}'", f"config.toml [receiver]: threads = '${{N}}': {NOT_AN_INTEGER}"),
-        ("[receiver]\nthreads = nan", "config.toml [receiver]: threads = nan: Input should be a finite number"),
+        ("[receiver]\nmax_body_bytes = '${N}'", f"config.toml [receiver]: max_body_bytes = '${{N}}': {NOT_AN_INTEGER}"),
+        (
+            "[receiver]\nmax_body_bytes = nan",
+            "config.toml [receiver]: max_body_bytes = nan: Input should be a finite number",
+        ),
         (
             "[journal]\nretention_days = nan",
             "config.toml [journal]: retention_days = nan: Input should be greater than or equal to 1",
         ),
         ("[receiver]\ndeliver = 'later'", f"config.toml [receiver]: deliver = 'later': {NOT_A_BOOLEAN}"),
-        ("[receiver]\nthreads = 2026-01-31", "config.toml [receiver]: threads: Input should be a valid integer"),
+        (
+            "[receiver]\nmax_body_bytes = 2026-01-31",
+            "config.toml [receiver]: max_body_bytes: Input should be a valid integer",
+        ),
         ("[receiver]\nplugins = ['a.py', 3]", "config.toml [receiver]: plugins.1: Input should be a valid string"),
         (
             "[receiver]\nmetrics_token = { evn = 'X' }",
@@ -153,7 +158,6 @@ def test_a_table_of_the_wrong_kind_or_a_value_of_the_wrong_type_is_named(
 @pytest.mark.parametrize(
     ("table", "key"),
     [
-        ("receiver", "threads"),
         ("receiver", "max_body_bytes"),
         ("journal", "retention_days"),
         ("journal", "max_size_mb"),
@@ -210,7 +214,7 @@ def test_each_problem_is_one_line_whatever_a_key_is_called(tmp_path: Path) -> No
     ("content", "expected"),
     [
         (b"[receiver\n", "(at line 1, column 10)"),
-        (b"[receiver]\nthreads = \n", "(at line 2, column 11)"),
+        (b"[receiver]\ndeliver = \n", "(at line 2, column 11)"),
         (b"[receiver]\n# caf\xe9\n", "'utf-8' codec can't decode byte 0xe9 in position 16: invalid continuation byte"),
         ("[receiver]\n".encode("utf-16"), "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
         (b"\x7fELF\x00", "(at line 1, column 1)"),
@@ -229,14 +233,20 @@ def test_a_file_that_is_not_toml_is_one_problem(content: bytes, expected: str, t
 
 
 def test_a_number_with_too_many_digits_to_be_shown_is_a_problem(tmp_path: Path) -> None:
-    (line,) = load_problems(tmp_path, f"[receiver]\nthreads = 0x{'f' * 4000}")
-    assert line.startswith("config.toml [receiver]: threads")
+    (line,) = load_problems(tmp_path, f"[receiver]\nmax_body_bytes = 0x{'f' * 4000}")
+    assert line.startswith("config.toml [receiver]: max_body_bytes")
+
+
+def test_an_option_that_is_gone_is_a_problem_that_says_so(tmp_path: Path) -> None:
+    assert load_problems(tmp_path, "[receiver]\nthreads = 32\n") == [
+        "config.toml [receiver]: option 'threads' is gone, since pushes no longer wait in threads; delete it"
+    ]
 
 
 def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_bytes(b"\xef\xbb\xbf[receiver]\r\nthreads = 4\r\n")
+    (tmp_path / "config.toml").write_bytes(b"\xef\xbb\xbf[receiver]\r\nmax_body_bytes = 4096\r\n")
     settings = load({"RECEIVER_CONFIG": str(tmp_path / "config.toml"), SECRET: "a-secret"})
-    assert settings.receiver.threads == 4
+    assert settings.receiver.max_body_bytes == 4096
 
 
 def test_a_missing_file_is_named_with_a_remedy(tmp_path: Path) -> None:
@@ -267,17 +277,17 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
 def test_without_receiver_config_the_file_is_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.toml").write_text("[receiver]\nthreads = 5")
+    (tmp_path / "config.toml").write_text("[receiver]\nmax_body_bytes = 5000")
     monkeypatch.chdir(tmp_path)
     for environ in ({}, {"RECEIVER_CONFIG": ""}):
         settings = load({SECRET: "a-secret", **environ})
-        assert (settings.path, settings.receiver.threads) == (tmp_path / "config.toml", 5)
+        assert (settings.path, settings.receiver.max_body_bytes) == (tmp_path / "config.toml", 5000)
 
 
 def test_a_value_may_come_from_the_environment_anywhere_in_a_table(tmp_path: Path) -> None:
     config = """
         [receiver]
-        threads = { env = "THREADS" }
+        max_body_bytes = { env = "LIMIT" }
         plugins = ["a.py", { env = "PLUGIN" }]
         [journal]
         path = { env = "JOURNAL" }
@@ -289,7 +299,7 @@ def test_a_value_may_come_from_the_environment_anywhere_in_a_table(tmp_path: Pat
         both = { env = "URL", default = "x" }
         """
     environ = {
-        "THREADS": "8",
+        "LIMIT": "8000",
         "PLUGIN": "b.py",
         "JOURNAL": "/var/lib/j.sqlite",
         "URL": "https://example.com",
@@ -299,7 +309,7 @@ def test_a_value_may_come_from_the_environment_anywhere_in_a_table(tmp_path: Pat
         "EMPTY": "",
     }
     settings = load_config(tmp_path, config, **environ)
-    assert (settings.receiver.threads, settings.receiver.plugins) == (8, ("a.py", "b.py"))
+    assert (settings.receiver.max_body_bytes, settings.receiver.plugins) == (8000, ("a.py", "b.py"))
     assert settings.journal_path == Path("/var/lib/j.sqlite")
     (sink,) = settings.sinks
     assert sink.options == {
@@ -374,7 +384,7 @@ def test_nothing_is_looked_up_in_a_disabled_sink(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        "[receiver]\nhost = 5\nthreads = { env = 'MARK' }",
+        "[receiver]\nhost = 5\nmax_body_bytes = { env = 'MARK' }",
         "[receiver]\nlog_format = { env = 'MARK' }\nmax_body_bytes = { env = 'MARK' }\ndeliver = { env = 'MARK' }",
         "[receiver]\nplugins = { a = { env = 'MARK' } }",
         "[receiver]\nplugins = [5, { env = 'MARK' }]",
@@ -591,7 +601,7 @@ KEYS = st.sampled_from(
     [
         *(
             "host",
-            "threads",
+            "max_body_bytes",
             "max_body_bytes",
             "log_format",
             "plugins",

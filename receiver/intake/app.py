@@ -16,6 +16,7 @@ from receiver.health import Readiness
 from receiver.intake.group_commit import GroupCommit
 from receiver.intake.metrics import CONTENT_TYPE, Metrics
 from receiver.intake.pushes import PushHandler, discard_body, plain_response
+from receiver.intake.shared_call import SharedCall
 from receiver.journal import Journal
 from receiver.redaction import Redactor
 from receiver.settings import Settings
@@ -33,7 +34,8 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.receiver.max_body_bytes + 1
     metrics = Metrics(journal)
     pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics)
-    readiness = Readiness(settings, journal, Redactor(settings.secret_values))
+    readiness = SharedCall(Readiness(settings, journal, Redactor(settings.secret_values)).get)
+    metrics_page = SharedCall(metrics.page)
 
     app.before_request(assign_request_id)
     app.after_request(add_request_id)
@@ -50,7 +52,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        errors, warnings = readiness.get()
+        errors, warnings = readiness()
         details = {"errors": errors, "warnings": warnings} if is_authorized(settings, request) else {}
         return jsonify(ready=not errors, **details), 503 if errors else 200
 
@@ -60,7 +62,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
             response = plain_response(401, "send Authorization: Bearer with the [receiver] metrics_token")
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
-        return Response(metrics.page(), content_type=CONTENT_TYPE)
+        return Response(metrics_page(), content_type=CONTENT_TYPE)
 
     return app
 

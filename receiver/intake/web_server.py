@@ -1,25 +1,31 @@
-"""gunicorn, configured and limited so that slow and greedy clients cannot block it.
+"""gunicorn with its gevent worker, configured and limited so that slow and greedy clients cannot block it.
 
-Its threaded worker waits forever for a client that sends half a request, and its main loop waits for clients that do
-not close. Both are limited here.
+A connection costs a greenlet, not a thread. Only the sockets of the server are gevent's: nothing is monkey-patched,
+and whatever can block runs in native threads.
 """
 
 from __future__ import annotations
 
 import logging
 import resource
-import select
 import signal
 import socket
+import sys
 import time
+from functools import partial
 from typing import Any
 
-from gunicorn import util
+import gevent
+import gevent.socket
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
+from gunicorn.http import get_parser, wsgi
 from gunicorn.http.body import ChunkedReader, LengthReader
-from gunicorn.workers import gthread
+from gunicorn.http.errors import NoMoreData
+from gunicorn.workers.ggevent import GeventWorker
 
 from receiver.intake.app import create_app
 from receiver.journal import open_journal
@@ -30,13 +36,24 @@ from receiver.settings import Settings
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 2.0
-"""How long a client may take to send a complete request, from its first byte on."""
+"""How long a client may take to send a complete request, from its first byte on, and to read the response."""
+
+IDLE_SECONDS = 95.0
+"""How long a connection may be idle: longer than Heroku's router keeps one, or it would reuse one that is closed."""
 
 CONNECTIONS = 4000
 """Connections that a worker holds open; most of them are idle."""
 
 SPARE_FILES = 500
 """Open files of a worker besides its connections, most of them the journal's."""
+
+STOP_SECONDS = 8.0
+"""How long requests in progress may take when the worker stops."""
+
+TICK_SECONDS = 0.25
+
+SWITCH_SECONDS = 0.0005
+"""A thread that comes back from a commit waits for so long until the interpreter is handed to it."""
 
 
 def run(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
@@ -60,11 +77,10 @@ class WebServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         options = {
             "bind": f"fd://{self._listener.detach()}",
             "workers": self._settings.workers,
-            "threads": self._settings.receiver.threads,
-            "worker_class": DeadlineWorker,
+            "worker_class": PushWorker,
             "worker_connections": CONNECTIONS,
-            "keepalive": 95,
-            "graceful_timeout": 8,
+            "keepalive": int(IDLE_SECONDS),
+            "graceful_timeout": int(STOP_SECONDS),
             "timeout": 30,
             "http_parser": "python",
             "forwarded_allow_ips": "",
@@ -79,8 +95,6 @@ class WebServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         return create_app(self._settings, open_journal(self._settings, create_tables=False))
 
     def run(self) -> None:
-        gthread.DEFAULT_WORKER_DATA_TIMEOUT = 0.02
-        gthread.TConn = Connection
         SupervisedArbiter(self, self._lifeline).run()
 
 
@@ -98,62 +112,106 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         return signals
 
 
-class DeadlineWorker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's threaded worker with a deadline for each request, and without lingering close."""
+class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's gevent worker without monkey patching, with a deadline for each request and for each response."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._deadlines: dict[Connection, float] = {}
         self._log = RateLimitedLog(log)
+        self._new: dict[Connection, None] = {}
+        """Connections that have sent nothing yet, in the order in which they were opened."""
+        self._reusable: dict[Connection, None] = {}
+        """Connections that are idle after a request, in the order of its end."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.worker_connections = min(CONNECTIONS, max(files - SPARE_FILES, files // 2))
+        self._pool = Pool(min(CONNECTIONS, max(files - SPARE_FILES, files // 2)))
 
-    def handle(self, conn: Connection) -> Any:
-        """Serve one request; one that is not complete in time gets 408, and its connection is closed."""
-        conn.request = None
-        self._deadlines[conn] = time.monotonic() + REQUEST_SECONDS
+    def patch(self) -> None:
+        """Wrap the listening sockets; gunicorn's own method would replace the standard library's as well."""
+        self.sockets: list[Any] = [
+            gevent.socket.socket(each.FAMILY, socket.SOCK_STREAM, fileno=each.sock.detach()) for each in self.sockets
+        ]
+
+    def run(self) -> None:
+        sys.setswitchinterval(SWITCH_SECONDS)
+        servers = [StreamServer(each, handle=partial(self.handle, each), spawn=self._pool) for each in self.sockets]
+        for server in servers:
+            server.max_accept = 1  # or one worker would take all of many clients that connect at once
+            server.start()
+        while self.alive:
+            self.notify()
+            gevent.sleep(TICK_SECONDS)
+        for server in servers:
+            server.close()
+        for connection in (*self._new, *self._reusable):
+            connection.shut_down()
+        end = time.monotonic() + STOP_SECONDS
+        while not self._pool.join(timeout=TICK_SECONDS) and time.monotonic() < end:
+            self.notify()
+
+    def handle(self, listener: socket.socket, client: socket.socket, address: Any) -> None:
+        """Serve the requests of one connection."""
+        connection = Connection(client)
         try:
-            keep = super().handle(conn)
+            self._make_room()
+            parser = get_parser(self.cfg, connection, address)
+            server = listener.getsockname()
+            idle = self._new
+            while self.alive and self._wait_for_request(connection, parser, idle):
+                if not self._serve(connection, parser, server, address):
+                    break
+                idle = self._reusable
+        except (OSError, NoMoreData, StopIteration) as error:
+            log.debug("a connection ended: %s", type(error).__name__)
+        except Exception as error:
+            self.handle_error(None, connection, address, error)
         finally:
-            del self._deadlines[conn]
-        if conn.cut_off and conn.request is None:
-            respond(conn.sock, 408, "Request Timeout", "request incomplete")
-        return False if conn.cut_off else keep
+            connection.close()
 
-    def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
-        """Whether the connection can be reused. gunicorn's own check mistakes a busy moment for a slow client."""
-        return keepalive and conn.complete()
+    def _wait_for_request(self, connection: Connection, parser: Any, idle: dict[Connection, None]) -> bool:
+        """Wait for the first bytes of a request; its deadline begins with them. False if the client is gone."""
+        data = parser.unreader.take_buffered()
+        if not data:
+            idle[connection] = None
+            try:
+                data = connection.wait()
+            finally:
+                idle.pop(connection, None)
+        connection.begin_request()
+        parser.unreader.unread(data)
+        return bool(data)
 
-    def handle_request(self, req: Any, conn: Connection) -> Any:
-        conn.request = req
-        return super().handle_request(req, conn)
-
-    def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        super().wait_for_and_dispatch_events(min(timeout, 0.25))
-        now = time.monotonic()
-        for conn, deadline in self._deadlines.copy().items():
-            if deadline < now:
-                if not conn.cut_off and not conn.complete():
-                    conn.cut_off = True
-                    shut_down(conn.sock, socket.SHUT_RD)
-                if not writable(conn.sock):
-                    shut_down(conn.sock, socket.SHUT_WR)
-        self._make_room()
+    def _serve(self, connection: Connection, parser: Any, server: Any, address: Any) -> bool:
+        """Serve one request. Returns whether the connection can be reused."""
+        try:
+            request = next(parser)
+            response, environ = wsgi.create(request, connection, address, server, self.cfg)
+        except TimeoutError:
+            connection.respond(408, "Request Timeout", "request incomplete")
+            return False
+        if not self.alive:
+            response.force_close()
+        body = self.wsgi(environ, response.start_response)
+        for part in body:
+            response.write(part)
+        response.close()
+        body.close()
+        connection.send_response()
+        return not response.should_close() and is_complete(request.body)
 
     def _make_room(self) -> None:
-        """Close the connections that have been idle for the longest time, those without any request first."""
-        while self.nr_conns >= self.worker_connections and (idle := self.pending_conns or self.keepalived_conns):
-            conn = idle.popleft()
-            self.poller.unregister(conn.sock)
-            self.nr_conns -= 1
-            conn.close()
+        """Close the connection that has been idle for the longest time, preferably one without any request."""
+        idle = self._new or self._reusable
+        if idle and self._pool.full():
+            oldest = next(iter(idle))
+            del idle[oldest]
+            oldest.shut_down()
 
-    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+    def handle_error(self, req: Any, client: Connection, addr: Any, exc: Exception) -> None:
         """Respond to a request that gunicorn cannot parse; its own response and log line repeat parts of it."""
         kind = type(exc).__name__
         self._log.warning(kind, "request rejected: %s (from %s)", kind, addr[0] if addr else "unknown")
         status, reason = ERRORS.get(kind, (400, "Bad Request"))
-        respond(client, status, reason, "malformed request")
+        client.respond(status, reason, "malformed request")
 
 
 ERRORS = {
@@ -163,32 +221,81 @@ ERRORS = {
 }
 
 
-class Connection(gthread.TConn):  # type: ignore[misc]  # gunicorn has no types
-    """A connection that knows whether its current request is complete, or was cut off."""
+class Connection:
+    """A client's socket as gunicorn reads and writes it: with a deadline for each request and each response."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.request: Any = None
-        self.cut_off = False
+    def __init__(self, client: gevent.socket.socket) -> None:
+        self._socket = client
+        self._deadline = 0.0
+        self._response: list[bytes] = []
 
-    def complete(self) -> bool:
-        """Whether the current request has been read to its end, so that the client cannot delay it any more."""
-        if self.request is None or self.request.body.failed:
-            return False
-        reader = self.request.body.reader
-        if isinstance(reader, LengthReader):
-            return bool(reader.length == 0)
-        return isinstance(reader, ChunkedReader) and reader.parser is None
+    def wait(self) -> bytes:
+        """The first bytes of a request; b"" if the client closes. Raises TimeoutError."""
+        self._socket.settimeout(IDLE_SECONDS)
+        data: bytes = self._socket.recv(8192)
+        return data
 
-    def close(self, graceful: bool = False) -> None:
-        """Close at once, after reading what is there: unread bytes would cause a reset that loses the response."""
-        shut_down(self.sock, socket.SHUT_WR)
+    def begin_request(self) -> None:
+        self._deadline = time.monotonic() + REQUEST_SECONDS
+
+    def recv(self, size: int) -> bytes:
+        """More bytes of a request. Raises TimeoutError at its deadline."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        data: bytes = self._socket.recv(size)
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send an interim response at once: the client waits for it before it sends the body."""
+        self._socket.settimeout(REQUEST_SECONDS)
+        self._socket.sendall(data)
+
+    def sendall(self, data: bytes) -> None:
+        """Add to the response."""
+        self._response.append(data)
+
+    def send_response(self) -> None:
+        """Send the response in one piece. Raises TimeoutError for a client that does not read it."""
+        data, self._response = b"".join(self._response), []
+        self.send(data)
+
+    def respond(self, status: int, reason: str, line: str) -> None:
+        """Send a response where there is no parsed request."""
+        head = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8"
         try:
-            self.sock.setblocking(False)
-            self.sock.recv(65536)
+            self.send(f"{head}\r\nContent-Length: {len(line)}\r\n\r\n{line}".encode("ascii"))
+        except OSError:
+            log.debug("the client was gone before the response")
+
+    def shut_down(self) -> None:
+        """Let the greenlet that waits for this connection end it."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            log.debug("the connection was closed already")
+
+    def close(self) -> None:
+        """Close without waiting, after reading what is there: unread bytes would cause a reset that loses the
+        response."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(0)
+            self._socket.recv(65536)
         except OSError:
             log.debug("nothing more to read")
-        util.close(self.sock)
+        self._socket.close()
+
+
+def is_complete(body: Any) -> bool:
+    """Whether the body of a request has been read to its end, so that another request can follow it."""
+    reader = body.reader
+    if body.failed:
+        return False
+    if isinstance(reader, LengthReader):
+        return bool(reader.length == 0)
+    return isinstance(reader, ChunkedReader) and reader.parser is None
 
 
 class ReceiverLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -198,29 +305,3 @@ class ReceiverLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         self.error_log = logging.getLogger("gunicorn")
         self.access_log = logging.getLogger("gunicorn.access")
         self.error_log.setLevel(logging.WARNING)
-
-
-def respond(client: socket.socket, status: int, reason: str, line: str) -> None:
-    """Send a response where there is no parsed request."""
-    head = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8"
-    try:
-        util.write_nonblock(client, f"{head}\r\nContent-Length: {len(line)}\r\n\r\n{line}".encode("ascii"))
-    except OSError:
-        log.debug("the client was gone before the response")
-
-
-def writable(sock: socket.socket) -> bool:
-    """Whether the client reads what is sent to it; a thread that sends to one that does not is blocked."""
-    poll = select.poll()
-    try:
-        poll.register(sock, select.POLLOUT)
-    except ValueError:  # it has been closed meanwhile
-        return True
-    return bool(poll.poll(0))
-
-
-def shut_down(sock: socket.socket, how: int) -> None:
-    try:
-        sock.shutdown(how)
-    except OSError:
-        log.debug("the connection was closed already")

@@ -32,6 +32,7 @@ LIBRARIES = {
     "jwt": ("receiver/signature.py",),
     "dtintegrations": ("receiver/signature.py",),
     "gunicorn": ("receiver/intake/web_server.py",),
+    "gevent": ("receiver/intake/",),
     "prometheus_client": ("receiver/intake/metrics.py",),
     "click": ("receiver/commands/",),
     "pluggy": ("receiver/hookspecs.py", "receiver/delivery/hooks.py", "receiver/delivery/source_lines.py"),

@@ -62,5 +62,8 @@ class Database(Protocol):
     def wait(self) -> None:
         """Return when there may be new events, and after half a second at most."""
 
+    def wake(self) -> None:
+        """End the wait of dispatchers: new events were committed."""
+
     def close(self) -> None:
         """Release files and connections."""

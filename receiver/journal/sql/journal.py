@@ -76,6 +76,7 @@ class SqlJournal(SqlState):
                 self._record_secret_use(connection, secrets_used)
         else:
             new = self._database.insert_events(valid)
+        self._database.wake()
         return [_outcome(arrival, new) for arrival in arrivals]
 
     def unrouted(self, limit: int) -> list[StoredEvent]:

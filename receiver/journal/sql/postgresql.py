@@ -156,6 +156,9 @@ class PostgresqlDatabase:
     def wait(self) -> None:
         self._listener.wait()
 
+    def wake(self) -> None:
+        """Nothing to do: the commit of the events has sent a notification."""
+
     def close(self) -> None:
         self._engine.dispose()
         self._listener.close()

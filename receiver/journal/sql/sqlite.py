@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from receiver.errors import JournalError, JournalUnavailable, ReceiverError
 from receiver.journal.contract import Arrival
 from receiver.journal.sql.database import storable
+from receiver.journal.sql.sqlite_wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,6 @@ STUCK_SECONDS = 5.0
 STDERR = 2
 """The file descriptor: `sys.stderr` may have none."""
 
-POLL_SECONDS = 0.05
 _MB = 1_000_000
 LAST_EVENTS = "SELECT id FROM events ORDER BY key DESC LIMIT ?"
 
@@ -62,6 +62,7 @@ class SqliteDatabase:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path.with_name(path.name + ".lock"))
             self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
+            self._wakeup = Wakeup(path.with_name(path.name + ".wakeup"))
         except (OSError, ValueError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise JournalError(f"journal {path}: {reason}; make it writable or set another [journal] path") from None
@@ -130,8 +131,11 @@ class SqliteDatabase:
 
     def lock_dispatcher(self) -> None:
         """SQLite allows one dispatcher."""
-        if not self._dispatches and not self._dispatcher.acquire(LOCK_SECONDS):
+        if self._dispatches:
+            return
+        if not self._dispatcher.acquire(LOCK_SECONDS):
             raise JournalUnavailable(f"another dispatcher uses {self._path}; stop it first")
+        self._wakeup.listen()
         self._dispatches = True
         self._lock.exit_when_stuck()
 
@@ -139,12 +143,16 @@ class SqliteDatabase:
         """Nothing to do: a writer is alone already."""
 
     def wait(self) -> None:
-        time.sleep(POLL_SECONDS)
+        self._wakeup.wait()
+
+    def wake(self) -> None:
+        self._wakeup.send()
 
     def close(self) -> None:
         with self._lock.held(LOCK_SECONDS):
             self._engine.dispose()
             self._not_durable.dispose()
+        self._wakeup.close()
         self._dispatcher.close()
         self._lock.close()
 
