@@ -24,7 +24,7 @@ from receiver.commands.output import cell, print_json, show_type
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
-from receiver.settings import SECRET, Settings, load_with_problems
+from receiver.settings import SECRET, Settings, load_with_problems, read_secret
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -168,8 +168,8 @@ def send(url: str, types: tuple[str, ...], count: int) -> None:
     """
     from receiver.simulator import Pusher, Simulator
 
-    secret = os.environ.get(SECRET)
-    if not secret:
+    secret = read_secret(os.environ, SECRET)
+    if secret is None:
         raise ReceiverError(f"{SECRET} is not set; set it to the signature secret of the receiver")
     if not url.startswith(("http://", "https://")):
         raise ReceiverError("the URL must begin with http:// or https://")

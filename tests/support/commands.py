@@ -274,8 +274,8 @@ class Operator:
 
 def is_setting(name: str) -> bool:
     """Whether a variable of the environment is one that the receiver reads."""
-    variables = ("DATABASE_URL", "DYNO", "PORT", "RECEIVER_CONFIG", "WEB_CONCURRENCY")
-    return name.startswith("DT_") or name in variables
+    variables = ("DATABASE_URL", "DATABASE_URL_FILE", "DYNO", "PORT", "RECEIVER_CONFIG", "WEB_CONCURRENCY")
+    return name.upper().startswith("DT_") or name in variables
 
 
 @pytest.fixture
