@@ -18,7 +18,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from receiver.errors import JournalUnavailable, ReceiverError
-from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files
+from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files, odd_secrets
 from receiver.journal import open_journal
 from receiver.lifeline import Lifeline
 from receiver.redaction import Redactor
@@ -118,14 +118,14 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
     """Deliver until told to stop: the process of the dispatcher."""
     from receiver.delivery.dispatcher import Dispatcher
     from receiver.delivery.plugins import load_plugins
-    from receiver.delivery.sinks import build_sinks
+    from receiver.delivery.sinks import build_sinks, secrets_by_option
 
     lifeline.catch_signals()
     wait_for_journal(settings, lifeline)
     plugins = load_plugins(settings, redactor, crash_guard.guard)
     sinks, broken = build_sinks(plugins, settings, redactor, crash_guard.guard)
     warnings = local_files(settings, {sink.name: sink.local_path for sink in sinks})
-    for warning in warnings:
+    for warning in warnings + odd_secrets(secrets_by_option(plugins, settings)):
         log.warning("%s", warning)
     Dispatcher(
         open_journal(settings, holder),

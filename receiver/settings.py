@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from receiver.environment import read_variable
 from receiver.errors import ConfigError
@@ -28,6 +28,12 @@ SECRET_NAME = re.compile(rf"{SECRET}(__[A-Z0-9_]+(?<!_FILE))?")
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+def not_blank(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value().strip():
+        raise ValueError("it is blank")
+    return secret
+
+
 class ReceiverTable(Table):
     """[receiver]: the program as a whole."""
 
@@ -38,7 +44,7 @@ class ReceiverTable(Table):
     plugins: Annotated[tuple[str, ...], list_of_text("plugins/mine.py")] = ()
     deliver: bool = True
     legacy_sha1: bool = False
-    metrics_token: SecretStr | None = Field(default=None, min_length=8)
+    metrics_token: Annotated[SecretStr, Field(min_length=8), AfterValidator(not_blank)] | None = None
 
 
 class JournalTable(Table):

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.commands import JOURNAL, STRONG_SECRET
+import time_machine
+from conftest import StartReceiver
+from pytest_httpserver import HTTPServer
+from support.commands import CONSOLE, JOURNAL, STRONG_SECRET, Operator, event_body
+from support.plugins import DELIVER, IMPORTS, REGISTER
 
+from receiver import health
 from receiver.demo import clean_environment
 from receiver.errors import ConfigError
+from receiver.journal import Arrival
 from receiver.settings import SECRET, Settings, load, load_with_problems
+from receiver.signature import sign, verify
+from receiver.simulator import Simulator
 
 BOTH = "are both set; unset one of them"
 CANNOT_BE_READ = "the file that it names cannot be read: "
@@ -163,6 +174,7 @@ NOT_SECRETS = {
     "DT_SIGNATURE_SECRET__new": "DT_SIGNATURE_SECRET__NEW",
     "DT_SIGNATURE_SECRET__A-B": "DT_SIGNATURE_SECRET__A_B",
     "DT_SIGNATURE_SECRET2": "DT_SIGNATURE_SECRET__2",
+    "DT_SIGNATURE_SECRET_PROFILE": "DT_SIGNATURE_SECRET__PROFILE",
     "dt_signature_secret": "DT_SIGNATURE_SECRET",
     "Dt_Signature_Secret_File": "DT_SIGNATURE_SECRET_FILE",
     "dt_signature_secret__old": "DT_SIGNATURE_SECRET__OLD",
@@ -200,3 +212,177 @@ def test_the_demo_has_no_secret_and_no_database_of_its_environment(monkeypatch: 
         monkeypatch.setenv(name, "set")
     assert [name for name in clean_environment() if name.startswith(("DT_", "DATABASE_"))] == []
     assert clean_environment()["PATH"] == os.environ["PATH"]
+
+
+ODD = {
+    " secret": "begins or ends with whitespace",
+    "secret ": "begins or ends with whitespace",
+    "secret\n": "begins or ends with whitespace",
+    "secret\r\n": "begins or ends with whitespace",
+    "secret\u00a0": "begins or ends with whitespace",
+    '"secret"\n': "begins or ends with whitespace",
+    '"secret"': "is in quotes",
+    "'secret'": "is in quotes",
+    "`secret`": "is in quotes",
+    "\u201csecret\u201d": "is in quotes",
+    "sec\nret": "contains a line end or an invisible character",
+    "\ufeffsecret": "contains a line end or an invisible character",
+    "sec\u200bret": "contains a line end or an invisible character",
+    "sec\u00a0ret": "contains a line end or an invisible character",
+}
+REGULAR = ["secret", "a secret with blanks", "geheimniß", "a\"b'c", '"', "it's", "x'", "$ecret\\n", "'a\""]
+UNLESS = "correct it unless that is part of the secret"
+
+
+@pytest.mark.parametrize(("secret", "oddity"), ODD.items(), ids=map(ascii, ODD))
+def test_a_secret_that_is_probably_wrong_is_a_warning_that_does_not_show_it(secret: str, oddity: str) -> None:
+    assert health.odd_secrets({"THE_NAME": secret}) == [f"THE_NAME {oddity}; {UNLESS}"]
+
+
+def test_other_secrets_are_no_warnings() -> None:
+    assert health.odd_secrets({secret: secret for secret in REGULAR}) == []
+
+
+OWN_TYPE = f"""{IMPORTS}
+@dataclass
+class Mine:
+    url: str
+    token: Secret
+    keys: list[Secret] = field(default_factory=list)
+    headers: dict[str, Secret] = field(default_factory=dict)
+{DELIVER}{REGISTER}"""
+OWN_SINK = """
+[receiver]
+metrics_token = { env = "METRICS_TOKEN" }
+plugins = ["mine.py"]
+[sinks.own]
+type = "mine"
+url = "https://example.com/ "
+token = { env = "TOKEN" }
+keys = ["'odd'", "regular"]
+headers = { Authorization = { env = "AUTHORIZATION" }, Certificate = "-----BEGIN\\n-----END\\n" }
+"""
+
+
+def test_check_warns_of_every_odd_secret_and_of_every_variable_that_is_not_used(operator: Operator) -> None:
+    (operator.folder / "mine.py").write_text(OWN_TYPE)
+    operator.configure(JOURNAL + OWN_SINK)
+    environ = {
+        SECRET: f"{STRONG_SECRET}\n",
+        f"{SECRET}__NEW": f"'{STRONG_SECRET}'",
+        f"{SECRET}_OLD": "other-secret ",
+        "METRICS_TOKEN": " token-of-metrics",
+        "TOKEN": "token-of-own\r\n",
+        "AUTHORIZATION": '"Bearer authorization"',
+    }
+    done = operator.run("check", **environ)
+    assert (done.exit_code, done.errors) == (
+        0,
+        [
+            f"warning: {line}"
+            for line in (
+                "DT_SIGNATURE_SECRET_OLD is not used; if it is meant as a secret, name it DT_SIGNATURE_SECRET__OLD",
+                f"DT_SIGNATURE_SECRET begins or ends with whitespace; {UNLESS}",
+                f"DT_SIGNATURE_SECRET__NEW is in quotes; {UNLESS}",
+                f"[receiver] metrics_token begins or ends with whitespace; {UNLESS}",
+                f"[sinks.own] token begins or ends with whitespace; {UNLESS}",
+                f"[sinks.own] keys.0 is in quotes; {UNLESS}",
+                f"[sinks.own] headers.Authorization is in quotes; {UNLESS}",
+            )
+        ],
+    )
+
+
+def test_every_variable_that_is_not_used_is_a_warning_with_the_right_name(tmp_path: Path) -> None:
+    settings = load_config(tmp_path, "", **{SECRET: STRONG_SECRET}, **dict.fromkeys(NOT_SECRETS, "x"))
+    assert health.unused_variables(settings) == [
+        f"{name} is not used; if it is meant as a secret, name it {right}"
+        for name, right in sorted(NOT_SECRETS.items())
+    ]
+    odd = load_config(tmp_path, "", **{SECRET: STRONG_SECRET, f"{SECRET}\n\udcff": "x"})
+    assert health.unused_variables(odd) == [
+        f"{SECRET}\\n\\udcff is not used; if it is meant as a secret, name it {SECRET}"
+    ]
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\t\r\n"])
+def test_a_blank_secret_is_an_error_wherever_it_is_required(blank: str, operator: Operator) -> None:
+    (operator.folder / "mine.py").write_text(OWN_TYPE)
+    operator.configure(JOURNAL + OWN_SINK)
+    environ = {"METRICS_TOKEN": f"{blank}          ", "TOKEN": blank, "AUTHORIZATION": blank}
+    assert operator.run("check", **environ) == (
+        1,
+        [],
+        [
+            f"warning: [sinks.own] keys.0 is in quotes; {UNLESS}",
+            "error: config.toml [receiver]: metrics_token: it is blank",
+            "error: config.toml [sinks.own]: token is blank; set it, or remove the option",
+            "error: config.toml [sinks.own]: headers.Authorization is blank; set it, or remove the option",
+        ],
+    )
+    assert operator.run("send", "http://127.0.0.1:1", **{SECRET: blank}).errors == [
+        "error: DT_SIGNATURE_SECRET is not set; set it to the signature secret of the receiver"
+    ]
+
+
+def test_send_signs_with_a_secret_from_a_file(
+    operator: Operator, file: Callable[[bytes], str], httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/", method="POST").respond_with_data(b"accepted")
+    send = ("send", httpserver.url_for("/"), "--type", "touch")
+    assert operator.run(*send, **{SECRET: None, f"{SECRET}_FILE": file(b"in-a-file\n")}).exit_code == 0
+    (pushed, _) = httpserver.log[0]
+    assert verify(pushed, {"the file": "in-a-file"}) == "the file"
+    assert operator.run(*send, **{f"{SECRET}_FILE": "/run/secrets/dt"}) == (
+        1,
+        [],
+        [f"error: {SECRET} and {SECRET}_FILE {BOTH}"],
+    )
+
+
+def test_the_log_and_readyz_warn_and_a_push_with_another_secret_is_logged_with_what_is_odd(
+    start_receiver: StartReceiver, file: Callable[[bytes], str]
+) -> None:
+    odd = f"{STRONG_SECRET}\n"
+    receiver = start_receiver(
+        "[sinks.erp]\ntype = 'webhook'\nurl = 'https://erp.example'\nheaders = { Authorization = \"'Bearer x'\" }\n",
+        WEB_CONCURRENCY="1",
+        DT_SIGNATURE_SECRET="",
+        DT_SIGNATURE_SECRET_FILE=file(odd.encode() + b"\n"),
+        DT_SIGNATURE_SECRET_OLD="another-secret",
+    )
+    unused = "DT_SIGNATURE_SECRET_OLD is not used; if it is meant as a secret, name it DT_SIGNATURE_SECRET__OLD"
+    hint = f"DT_SIGNATURE_SECRET begins or ends with whitespace; {UNLESS}"
+    for line in (unused, hint, f"[sinks.erp] headers.Authorization is in quotes; {UNLESS}"):
+        assert receiver.log.count(line) == 1
+    assert receiver.http.request("GET", f"{receiver.url}/readyz").json()["warnings"] == [unused]
+
+    body = Simulator().body("touch")
+    before = len(receiver.log)
+    assert receiver.push(body, sign(body, STRONG_SECRET, time.time())) == (400, "wrong secret")
+    assert receiver.push(body, {}) == (400, "missing header X-Dt-Signature")
+    assert receiver.push(body, sign(body, odd, time.time())) == (200, "accepted")
+    wrong, missing = [line for line in receiver.log[before:].splitlines() if "push rejected" in line]
+    assert (
+        re.search(r"wrong secret \(from 127\.0\.0\.1, \d+ bytes, request \w+\); (.*)", wrong)[1] == f"{unused}; {hint}"
+    )
+    assert missing.endswith(")")
+    assert [line for line in receiver.log.splitlines() if STRONG_SECRET in line or "another-secret" in line] == []
+
+
+def test_the_last_use_of_a_secret_before_its_variable_was_renamed_is_shown(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.configure(JOURNAL + CONSOLE)
+    for name in ("OLD", "NEW_ONE"):
+        monkeypatch.setenv(f"{SECRET}__{name}", f"{STRONG_SECRET} {name}")
+    two_days_ago = datetime.now(UTC) - timedelta(days=2)
+    with time_machine.travel(two_days_ago):
+        operator.open_journal().accept([Arrival("a", event_body("a"), time.time(), secret=f"{SECRET}_OLD")])
+        operator.open_journal().accept([Arrival("b", event_body("b"), time.time(), secret=f"{SECRET}__NEW_ONE")])
+    operator.open_journal().accept([Arrival("c", event_body("c"), time.time(), secret=f"{SECRET}_NEW_ONE")])
+    now = f"{datetime.now(UTC):%Y-%m-%d}"
+    first, new, old, _ = operator.lines("check")
+    assert first == f"{SECRET} has not been used yet"
+    assert new.startswith(f"{SECRET}__NEW_ONE was last used {now}")
+    assert old == f"{SECRET}__OLD was last used {two_days_ago:%Y-%m-%d %H:%M} UTC; it is safe to remove"

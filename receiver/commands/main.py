@@ -77,13 +77,15 @@ def check() -> None:
       python -m receiver check
     """
     from receiver.delivery.plugins import load_plugins
-    from receiver.delivery.sinks import find_problems
+    from receiver.delivery.sinks import find_problems, secrets_by_option
 
     settings, problems = load_with_problems()
     redactor().hide(settings.secret_values)
-    of_plugins_and_sinks, local_paths = find_problems(load_plugins(settings, redactor()), settings, redactor())
+    plugins = load_plugins(settings, redactor())
+    of_plugins_and_sinks, local_paths = find_problems(plugins, settings, redactor())
     problems += of_plugins_and_sinks
     warnings = health.configuration_warnings(settings)
+    warnings += health.odd_secrets(secrets_by_option(plugins, settings))
     warnings += health.local_files(settings, local_paths)
     warnings += admin.unknown_event_types(settings)
     records = None
