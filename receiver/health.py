@@ -16,6 +16,7 @@ from pathlib import Path
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Counts, Journal, SinkState, open_records
+from receiver.listener import is_in_use
 from receiver.logs import printable
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, Settings
@@ -151,6 +152,17 @@ def local_files(settings: Settings, paths: Mapping[str, Path | None]) -> list[st
         f'replace [sinks.{name}] with one of type = "sql" and url = {{ env = "DATABASE_URL" }}'
         for name, path in paths.items()
         if path is not None
+    ]
+
+
+def port_in_use(settings: Settings) -> list[str]:
+    """A warning if something listens there. Raises ReceiverError for an address where nothing can."""
+    host, port = settings.receiver.host, settings.port
+    if not is_in_use(host, port):
+        return []
+    return [
+        f"{host} port {port} is in use, perhaps by this receiver itself; if it does not run, stop the program that "
+        "uses it, or set PORT to another one"
     ]
 
 

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from receiver.environment import read_variable
 from receiver.errors import ConfigError
 from receiver.event import Event
+from receiver.listener import valid_host
 from receiver.validation import AnyModel, Number, Problem, Seconds, Table, Whole, list_of_text, nearest, parse_leniently
 
 SECRET = "DT_SIGNATURE_SECRET"
@@ -37,7 +38,7 @@ def not_blank(secret: SecretStr) -> SecretStr:
 class ReceiverTable(Table):
     """[receiver]: the program as a whole."""
 
-    host: str = "0.0.0.0"
+    host: Annotated[str, AfterValidator(valid_host)] = "0.0.0.0"
     threads: Whole = Field(default=32, ge=1, le=512)
     max_body_bytes: Whole = Field(default=256 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_format: Literal["text", "json"] = "text"

@@ -88,6 +88,10 @@ def check() -> None:
     warnings += health.odd_secrets(secrets_by_option(plugins, settings))
     warnings += health.local_files(settings, local_paths)
     warnings += admin.unknown_event_types(settings)
+    try:
+        warnings += health.port_in_use(settings)
+    except ReceiverError as error:
+        problems.append(str(error))
     records = None
     try:
         if settings.database_url or settings.journal_path.exists():
