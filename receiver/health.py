@@ -122,7 +122,7 @@ def odd_secrets(secrets: Mapping[str, str]) -> list[str]:
 def _oddity(secret: str) -> str | None:
     if secret != secret.strip():
         return "begins or ends with whitespace"
-    if secret[0] + secret[-1] in QUOTES and len(secret) > 1:
+    if len(secret) > 1 and secret[0] + secret[-1] in QUOTES:
         return "is in quotes"
     return None if secret.isprintable() else "contains a line end or an invisible character"
 

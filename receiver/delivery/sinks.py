@@ -87,13 +87,14 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redacto
         secrets = list(secrets_in(options))
         redactor.hide(secret for _, secret in secrets)
         lines = [*sink.problems, *(problem.line for problem in problems if problem.key not in sink.missing)]
-        lines += [
-            f"{where}: {key} is blank; set it, or remove the option" for key, secret in secrets if not secret.strip()
-        ]
         if problems and not model.model_fields and _has_annotations_only(sink_type.cls):
             lines.append(f"{where}: {sink_type.cls.__name__} has no options; is @dataclass missing?")
         if options is not None and not lines:
-            return _sink(sink, sink_type.cls(**_arguments(options, settings)))
+            built = _sink(sink, sink_type.cls(**_arguments(options, settings)))
+            blank = [key for key, secret in secrets if not secret.strip()]
+            if not blank:
+                return built
+            lines = [f"{where}: {key} is blank; set it, or remove the option" for key in blank]
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
