@@ -107,6 +107,13 @@ def test_two_colons_are_ipv6_and_ipv4_together_and_every_other_address_is_itself
         assert (accepts("127.0.0.1", port), accepts("::1", port)) == (ipv4, ipv6)
 
 
+def test_a_host_name_with_addresses_of_both_kinds_is_bound_to_that_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [info for host in ("::1", "127.0.0.1") for info in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **named: both)
+    with closing(bind("localhost", 0)) as bound:
+        assert bound.getsockname()[0] == "127.0.0.1"
+
+
 @pytest.mark.parametrize(("host", "client"), [("::", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
 def test_the_receiver_can_be_reached_over_ipv6_as_over_ipv4(
     host: str, client: str, tmp_path: Path, operator: Operator
