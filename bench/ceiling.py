@@ -9,9 +9,10 @@ from typing import Any
 from dtintegrations import data_connector, provider
 from flask import Flask, request
 
-from receiver import server, settings
+from receiver import settings
 from receiver.intake import web_server
 from receiver.lifeline import Lifeline
+from receiver.listener import listen
 
 
 class Ceiling(web_server.WebServer):
@@ -32,4 +33,4 @@ if __name__ == "__main__":
     loaded = settings.load()
     supervisor_end, child_end = socket.socketpair()
     web_server.WebServer = Ceiling  # type: ignore[misc]
-    web_server.run(loaded, server.listen(loaded.receiver.host, loaded.port), Lifeline(child_end))
+    web_server.run(loaded, listen(loaded.receiver.host, loaded.port), Lifeline(child_end))

@@ -310,12 +310,14 @@ def secrets_used(records: Records | None, settings: Settings) -> list[str]:
     used = records.counts().secrets if records else {}
     lines = []
     for name in settings.secrets if len(settings.secrets) > 1 else ():
-        if name not in used:
+        former = name.replace("__", "_", 1)  # in receivers whose further secrets had one underscore
+        last_at = max(used.get(name, 0.0), used.get(former, 0.0))
+        if not last_at:
             lines.append(f"{name} has not been used yet")
-        elif time.time() - used[name] > SAFE_TO_REMOVE_SECONDS:
-            lines.append(f"{name} was last used {to_time(used[name]):%Y-%m-%d %H:%M} UTC; it is safe to remove")
+        elif time.time() - last_at > SAFE_TO_REMOVE_SECONDS:
+            lines.append(f"{name} was last used {to_time(last_at):%Y-%m-%d %H:%M} UTC; it is safe to remove")
         else:
-            lines.append(f"{name} was last used {to_time(used[name]):%Y-%m-%d %H:%M} UTC")
+            lines.append(f"{name} was last used {to_time(last_at):%Y-%m-%d %H:%M} UTC")
     return lines
 
 

@@ -74,12 +74,11 @@ def push(url: str, secret: str, seconds: float, rate: float, say: Say) -> int:
 def server(folder: Path, secret: str) -> Iterator[str]:
     """Run a receiver in a process of its own; gives its URL."""
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(SECRET)},
+        **clean_environment(),
         SECRET: secret,
         "WEB_CONCURRENCY": "2",
         "RECEIVER_CONFIG": str(folder / "config.toml"),
     }
-    environment.pop("DATABASE_URL", None)
     lifeline, server_end = socket.socketpair()  # the server stops when our end is closed, however the demo ends
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -101,6 +100,12 @@ def server(folder: Path, secret: str) -> Iterator[str]:
         process.send_signal(signal.SIGTERM)
         process.wait()
         lifeline.close()
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without secrets and database of another receiver."""
+    foreign = (SECRET, "DATABASE_URL")
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

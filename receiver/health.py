@@ -6,6 +6,7 @@ Readiness.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -15,11 +16,15 @@ from pathlib import Path
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Counts, Journal, SinkState, open_records
+from receiver.listener import is_in_use
+from receiver.logs import printable
 from receiver.redaction import Redactor
-from receiver.settings import Settings
+from receiver.settings import SECRET, Settings
 
 WEAK_SECRET_BYTES = 32
 """The output of SHA-256: a shorter HMAC key is the weakest part of the signature (RFC 2104, section 3)."""
+
+QUOTES = ('""', "''", "``", "\u201c\u201d", "\u201e\u201c", "\u2018\u2019", "\u00ab\u00bb")
 
 DISPATCHER_SILENT_SECONDS = 30
 """A dispatcher that reports nothing for so long is blocked by a plugin; its supervisor kills it."""
@@ -55,7 +60,7 @@ class Readiness:
 
 def check_readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str]]:
     """Why pushes cannot be stored or delivered now, and what else an operator should know."""
-    errors, warnings = [], journal_on_dyno(settings)
+    errors, warnings = [], unused_variables(settings) + journal_on_dyno(settings)
     try:
         journal.check_writable()
         dispatcher = journal.liveness()
@@ -72,8 +77,12 @@ def check_readiness(settings: Settings, journal: Journal) -> tuple[list[str], li
 
 def configuration_warnings(settings: Settings) -> list[str]:
     """What works but is probably a mistake, as far as the settings and a replaced journal show it."""
+    token = settings.receiver.metrics_token
     return [
+        *unused_variables(settings),
         *weak_secrets(settings),
+        *odd_secrets(settings.secrets),
+        *odd_secrets({"[receiver] metrics_token": token.get_secret_value()} if token else {}),
         *no_sinks(settings),
         *journal_on_dyno(settings),
         *replaced_journal(settings),
@@ -86,6 +95,36 @@ def weak_secrets(settings: Settings) -> list[str]:
         for name, secret in settings.secrets.items()
         if len(secret.encode()) < WEAK_SECRET_BYTES
     ]
+
+
+def unused_variables(settings: Settings) -> list[str]:
+    """A warning for each variable that begins like a signature secret and is none, with the name it could have."""
+    warnings = []
+    for name in settings.unused_variables:
+        words = re.findall("[A-Z0-9]+", name.upper().removeprefix(SECRET))
+        ending = "_FILE" if words[-1:] == ["FILE"] else ""
+        while words[-1:] == ["FILE"]:
+            words.pop()
+        right = SECRET + ("__" + "_".join(words) if words else "") + ending
+        warnings.append(f"{printable(name)} is not used; if it is meant as a secret, name it {right}")
+    return warnings
+
+
+def odd_secrets(secrets: Mapping[str, str]) -> list[str]:
+    """A warning, which does not show it, for each secret that is probably not what the other side has."""
+    return [
+        f"{name} {oddity}; correct it unless that is part of the secret"
+        for name, secret in secrets.items()
+        if (oddity := _oddity(secret))
+    ]
+
+
+def _oddity(secret: str) -> str | None:
+    if secret != secret.strip():
+        return "begins or ends with whitespace"
+    if len(secret) > 1 and secret[0] + secret[-1] in QUOTES:
+        return "is in quotes"
+    return None if secret.isprintable() else "contains a line end or an invisible character"
 
 
 def no_sinks(settings: Settings) -> list[str]:
@@ -113,6 +152,17 @@ def local_files(settings: Settings, paths: Mapping[str, Path | None]) -> list[st
         f'replace [sinks.{name}] with one of type = "sql" and url = {{ env = "DATABASE_URL" }}'
         for name, path in paths.items()
         if path is not None
+    ]
+
+
+def port_in_use(settings: Settings) -> list[str]:
+    """A warning if something listens there. Raises ReceiverError for an address where nothing can."""
+    host, port = settings.receiver.host, settings.port
+    if not is_in_use(host, port):
+        return []
+    return [
+        f"{host} port {port} is in use, perhaps by this receiver itself; if it does not run, stop the program that "
+        "uses it, or set PORT to another one"
     ]
 
 

@@ -5,7 +5,6 @@ Plugins, and what calls them, are imported only in the process that delivers.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
@@ -17,10 +16,11 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from receiver.errors import JournalUnavailable, ReceiverError
-from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files
+from receiver.errors import JournalUnavailable
+from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files, odd_secrets
 from receiver.journal import open_journal
 from receiver.lifeline import Lifeline
+from receiver.listener import listen
 from receiver.redaction import Redactor
 from receiver.settings import Settings
 from receiver.supervisor import Child, Supervisor
@@ -118,14 +118,14 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
     """Deliver until told to stop: the process of the dispatcher."""
     from receiver.delivery.dispatcher import Dispatcher
     from receiver.delivery.plugins import load_plugins
-    from receiver.delivery.sinks import build_sinks
+    from receiver.delivery.sinks import build_sinks, secrets_by_option
 
     lifeline.catch_signals()
     wait_for_journal(settings, lifeline)
     plugins = load_plugins(settings, redactor, crash_guard.guard)
     sinks, broken = build_sinks(plugins, settings, redactor, crash_guard.guard)
     warnings = local_files(settings, {sink.name: sink.local_path for sink in sinks})
-    for warning in warnings:
+    for warning in warnings + odd_secrets(secrets_by_option(plugins, settings)):
         log.warning("%s", warning)
     Dispatcher(
         open_journal(settings, holder),
@@ -156,21 +156,6 @@ def wait_for_journal(settings: Settings, lifeline: Lifeline | None = None) -> No
                 lifeline.report_alive()
             log.error("waiting for the journal before starting: %s", error)
             time.sleep(CONNECT_AGAIN_SECONDS)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that outlives restarts of intake. Raises ReceiverError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # head and body of a response are sent apart
-        return listener
-    except OSError as error:
-        remedy = {
-            errno.EADDRINUSE: "stop the program that uses it, or set PORT to another one",
-            errno.EACCES: "set PORT to one above 1023",
-        }.get(error.errno or 0, "set [receiver] host to an address of this machine")
-        raise ReceiverError(f"cannot listen on {host} port {port}: {error.strerror}; {remedy}") from None
 
 
 def memory_folder() -> str | None:

@@ -14,26 +14,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
+from receiver.environment import read_variable
 from receiver.errors import ConfigError
 from receiver.event import Event
+from receiver.listener import valid_host
 from receiver.validation import AnyModel, Number, Problem, Seconds, Table, Whole, list_of_text, nearest, parse_leniently
 
 SECRET = "DT_SIGNATURE_SECRET"
+SECRET_NAME = re.compile(rf"{SECRET}(__[A-Z0-9_]+(?<!_FILE))?")
+"""Further secrets have two underscores: other programs set variables such as DT_SIGNATURE_SECRET_ARN."""
+
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def not_blank(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value().strip():
+        raise ValueError("it is blank")
+    return secret
 
 
 class ReceiverTable(Table):
     """[receiver]: the program as a whole."""
 
-    host: str = "0.0.0.0"
+    host: Annotated[str, AfterValidator(valid_host)] = "0.0.0.0"
     max_body_bytes: Whole = Field(default=256 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_format: Literal["text", "json"] = "text"
     plugins: Annotated[tuple[str, ...], list_of_text("plugins/mine.py")] = ()
     deliver: bool = True
     legacy_sha1: bool = False
-    metrics_token: SecretStr | None = Field(default=None, min_length=8)
+    metrics_token: Annotated[SecretStr, Field(min_length=8), AfterValidator(not_blank)] | None = None
 
 
 class JournalTable(Table):
@@ -92,8 +103,8 @@ class CommonOptions(BaseModel):
 class SinkSettings:
     """One `[sinks.NAME]`. `options` belong to the sink type; `problems` say why the table cannot be used as it is.
 
-    `from_environment` are the keys with a value from the environment, `missing` those whose variable is not set; the
-    latter have a line in `problems` as well.
+    `from_environment` are the keys with a value from the environment, `missing` those whose variable is not set, or
+    whose file cannot be used; the latter have a line in `problems` as well.
     """
 
     name: str
@@ -106,7 +117,10 @@ class SinkSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything from config.toml and the environment. `secret_values` must not appear in any log line or page."""
+    """Everything from config.toml and the environment. `secret_values` must not appear in any log line or page.
+
+    `unused_variables` begin like a signature secret, and are none.
+    """
 
     path: Path
     receiver: ReceiverTable
@@ -118,6 +132,7 @@ class Settings:
     secret_values: frozenset[str] = field(repr=False)
     database_url: str | None = field(default=None, repr=False)
     on_dyno: bool = False
+    unused_variables: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -162,18 +177,15 @@ def load_with_problems(
     receiver = reader.table(ReceiverTable, "receiver", document.get("receiver", {}))
     journal = reader.table(JournalTable, "journal", document.get("journal", {}))
     sinks = tuple(reader.sinks(document.get("sinks", {})))
-    secrets = _secrets(environ)
-    if secret_required and SECRET not in secrets:
-        problems.append(f"environment: {SECRET} is not set; set it to the signature secret of your Data Connector")
+    secrets = _secrets(environ, problems if secret_required else [])
+    try:
+        database_url = read_variable(environ, "DATABASE_URL") or None
+    except ConfigError as error:
+        database_url = None
+        problems.append(f"environment: {error}")
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
-    problems += [
-        f"environment: {name} is not UTF-8; set it to a signature secret as DT shows it"
-        for name, value in secrets.items()
-        if not _is_text(value)
-    ]
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
-    database_url = environ.get("DATABASE_URL") or None
     return Settings(
         path,
         receiver,
@@ -185,6 +197,7 @@ def load_with_problems(
         secret_values=frozenset([*secrets.values(), *reader.environment_values, token, database_url or ""]),
         database_url=database_url,
         on_dyno=bool(environ.get("DYNO")),
+        unused_variables=_unused_variables(environ),
     ), problems
 
 
@@ -200,13 +213,37 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path.name}: not valid TOML: {error}"]) from None
 
 
-def _secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """Signature secrets by the name of their variable; an empty one is not set."""
-    return {
-        name: value
+def read_secret(environ: Mapping[str, str], name: str) -> str | None:
+    """A signature secret by the name of its variable; a blank one is not set. Raises ConfigError."""
+    value = read_variable(environ, name)
+    if value is None or not value.strip():
+        return None
+    if not _is_text(value):
+        raise ConfigError([f"{name} is not UTF-8; set it to a signature secret as DT shows it"])
+    return value
+
+
+def _secrets(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    """Signature secrets by the name of their variable."""
+    names = {name for each in environ if SECRET_NAME.fullmatch(name := each.removesuffix("_FILE"))}
+    found = {}
+    for name in sorted(names | {SECRET}):
+        try:
+            if secret := read_secret(environ, name):
+                found[name] = secret
+            elif name == SECRET:
+                raise ConfigError([f"{name} is not set; set it to the signature secret of your Data Connector"])
+        except ConfigError as error:
+            problems.append(f"environment: {error}")
+    return found
+
+
+def _unused_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(
+        name
         for name, value in sorted(environ.items())
-        if value and (name == SECRET or name.startswith(f"{SECRET}_"))
-    }
+        if value and name.upper().startswith(SECRET) and not SECRET_NAME.fullmatch(name.removesuffix("_FILE"))
+    )
 
 
 def _is_text(value: str) -> bool:
@@ -273,7 +310,7 @@ class _Reader:
     def resolve_environment(
         self, where: str, given: dict[str, Any]
     ) -> tuple[dict[str, Any], frozenset[str], list[Problem]]:
-        """Replace each `{ env = "NAME" }`: the values, the keys that had one, and a problem for each unset variable."""
+        """Replace each `{ env = "NAME" }`: the values, the keys that had one, and a problem for each one without."""
         missing: list[Problem] = []
         replaced: set[str] = set()
 
@@ -285,7 +322,11 @@ class _Reader:
             if value.keys() != {"env"}:
                 return {name: resolve(key, f"{path}.{name}", item) for name, item in value.items()}
             replaced.add(key)
-            found = self.environ.get(str(value["env"]))
+            try:
+                found = read_variable(self.environ, str(value["env"]))
+            except ConfigError as error:
+                missing.append(Problem(key, f"{where}: {path}: {error}"))
+                return None
             if found is None:
                 missing.append(Problem(key, f"{where}: {path}: the environment variable {value['env']} is not set"))
                 return None

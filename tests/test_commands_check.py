@@ -31,11 +31,11 @@ COLUMNS = "event_id, time, device_id, device_name, project_id, event_type, quant
 
 def test_a_valid_configuration_is_confirmed_with_its_sinks_and_secrets(shell: Shell) -> None:
     shell.configure(f"{CONSOLE}[sinks.off]\ntype = 'csv'\nenabled = false\n")
-    assert shell.run("check", **{f"{SECRET}_OLD": STRONG_SECRET[::-1]}) == (
+    assert shell.run("check", **{f"{SECRET}__OLD": STRONG_SECRET[::-1]}) == (
         0,
         [
             "DT_SIGNATURE_SECRET has not been used yet",
-            "DT_SIGNATURE_SECRET_OLD has not been used yet",
+            "DT_SIGNATURE_SECRET__OLD has not been used yet",
             "config.toml is valid. Enabled sinks: console. Signature secrets: 2.",
         ],
         [],
@@ -214,16 +214,16 @@ def test_a_removed_sink_with_pending_deliveries_is_a_warning(operator: Operator)
 def test_the_last_use_of_each_of_several_secrets_is_shown(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     operator.configure(JOURNAL + CONSOLE)
     for name in ("OLD", "NEXT"):
-        monkeypatch.setenv(f"{SECRET}_{name}", f"{STRONG_SECRET} {name}")
+        monkeypatch.setenv(f"{SECRET}__{name}", f"{STRONG_SECRET} {name}")
     a_day_ago = datetime.now(UTC) - timedelta(hours=24, minutes=1)
     with time_machine.travel(a_day_ago):  # a journal reads the clock when it is opened
-        operator.open_journal().accept([Arrival("a", event_body("a"), time.time(), secret=f"{SECRET}_OLD")])
+        operator.open_journal().accept([Arrival("a", event_body("a"), time.time(), secret=f"{SECRET}__OLD")])
     operator.open_journal().accept([Arrival("b", event_body("b"), time.time(), secret=SECRET)])
     current, *others = operator.lines("check")
     assert is_recent(current.removeprefix(f"{SECRET} was last used ").replace(" UTC", "+00:00"))
     assert others == [
-        f"{SECRET}_NEXT has not been used yet",
-        f"{SECRET}_OLD was last used {a_day_ago:%Y-%m-%d %H:%M} UTC; it is safe to remove",
+        f"{SECRET}__NEXT has not been used yet",
+        f"{SECRET}__OLD was last used {a_day_ago:%Y-%m-%d %H:%M} UTC; it is safe to remove",
         "config.toml is valid. Enabled sinks: console. Signature secrets: 3.",
     ]
 

@@ -39,7 +39,7 @@ from receiver.testing.ports import reserve_port
         ),
         pytest.param(
             CONSOLE,
-            {SECRET: None, f"{SECRET}_OLD": STRONG_SECRET},
+            {SECRET: None, f"{SECRET}__OLD": STRONG_SECRET},
             MISSING_SECRET,
             id="only an older secret",
         ),

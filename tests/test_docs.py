@@ -176,7 +176,7 @@ def limits(constraints: Sequence[object]) -> Iterator[object]:
 def test_every_environment_variable_is_documented_with_its_default(tmp_path: Path) -> None:
     rows = {in_backticks(name)[0]: default for name, default, _ in CONFIGURATION.table("Environment variables")}
     internal = {"PROMETHEUS_MULTIPROC_DIR"}
-    assert rows.keys() - {f"{SECRET}_<NAME>"} == variables_read() - internal
+    assert rows.keys() - {f"{SECRET}__<NAME>"} == variables_read() - internal
     (tmp_path / "config.toml").touch()
     settings = load({"RECEIVER_CONFIG": str(tmp_path / "config.toml")}, secret_required=False)
     assert {name: default.strip("`") for name, default in rows.items() if default not in ("required", "not set")} == {

@@ -96,10 +96,10 @@ def test_a_sound_configuration_has_no_warnings(load_settings: LoadSettings) -> N
 
 
 def test_each_secret_of_fewer_than_32_bytes_is_a_warning(load_settings: LoadSettings) -> None:
-    secrets = {SECRET: "s" * 31, f"{SECRET}_OLD": "é" * 16, f"{SECRET}_OTHER": "é" * 15}
+    secrets = {SECRET: "s" * 31, f"{SECRET}__OLD": "é" * 16, f"{SECRET}__OTHER": "é" * 15}
     assert configuration_warnings(load_settings(**secrets)) == [
         "DT_SIGNATURE_SECRET is shorter than 32 bytes; a longer one is harder to guess",
-        "DT_SIGNATURE_SECRET_OTHER is shorter than 32 bytes; a longer one is harder to guess",
+        "DT_SIGNATURE_SECRET__OTHER is shorter than 32 bytes; a longer one is harder to guess",
     ]
 
 

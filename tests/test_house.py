@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from support.commands import free_port
 from support.layers import LAYERS, LIBRARIES, WALLS
 
 import receiver
@@ -321,7 +322,13 @@ def checked(config: Path, **environment: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "receiver", "check"],
         cwd=ROOT,
-        env={"PATH": os.environ.get("PATH", ""), "RECEIVER_CONFIG": str(config), SECRET: "s" * 32, **environment},
+        env={
+            "PATH": os.environ.get("PATH", ""),
+            "RECEIVER_CONFIG": str(config),
+            "PORT": free_port(),
+            SECRET: "s" * 32,
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=60,

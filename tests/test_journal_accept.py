@@ -148,10 +148,10 @@ def test_the_last_use_of_each_secret_is_counted(journal: Journal, clock: Clock) 
     journal.accept([WITH_SECRET, EVENT])
     used_at = clock.now
     clock.advance(100)
-    journal.accept([Arrival("other", b"", 1000.0, None, "DT_SIGNATURE_SECRET_OLD"), Arrival("third", b"", 1000.0)])
-    assert journal.counts().secrets == {"DT_SIGNATURE_SECRET": used_at, "DT_SIGNATURE_SECRET_OLD": clock.now}
+    journal.accept([Arrival("other", b"", 1000.0, None, "DT_SIGNATURE_SECRET__OLD"), Arrival("third", b"", 1000.0)])
+    assert journal.counts().secrets == {"DT_SIGNATURE_SECRET": used_at, "DT_SIGNATURE_SECRET__OLD": clock.now}
     journal.accept([Arrival("fourth", b"", 1000.0, None, "DT_SIGNATURE_SECRET")])
-    assert journal.counts().secrets == {"DT_SIGNATURE_SECRET": clock.now, "DT_SIGNATURE_SECRET_OLD": clock.now}
+    assert journal.counts().secrets == {"DT_SIGNATURE_SECRET": clock.now, "DT_SIGNATURE_SECRET__OLD": clock.now}
 
 
 def test_unrouted_events_come_oldest_first_up_to_the_limit_until_they_are_routed(journal: Journal) -> None:

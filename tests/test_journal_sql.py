@@ -91,7 +91,7 @@ def test_a_dispatcher_that_starts_removes_the_last_reports_of_those_that_are_gon
 
 
 def test_a_push_is_accepted_though_its_secret_has_a_long_name(store: SqlStore) -> None:
-    journal, name = store.open(), "DT_SIGNATURE_SECRET_" + "X" * 300
+    journal, name = store.open(), "DT_SIGNATURE_SECRET__" + "X" * 300
     assert journal.accept([Arrival("x" * 64, b"\0\xff", 1000.0, secret=name)]) == [Outcome.ACCEPTED]
     assert journal.counts().secrets.keys() == {name}
 

@@ -128,7 +128,7 @@ def test_after_known_pushes_and_deliveries_every_value_is_right(
 ) -> None:
     httpserver.expect_request("/hook", method="POST").respond_with_data("", 200)
     config = TWO_SINKS.format(url=httpserver.url_for("/hook"))
-    receiver = start_receiver(config, DT_SIGNATURE_SECRET_OLD="old-secret")
+    receiver = start_receiver(config, DT_SIGNATURE_SECRET__OLD="old-secret")
     a, b, d = event("a"), event("b"), event("d")
 
     for body in (a, b, co2_event("c")):
@@ -245,11 +245,11 @@ def test_counters_are_summed_over_workers_and_survive_their_death(start_receiver
 
 
 def test_verified_pushes_are_counted_by_the_name_of_their_secret(start_receiver: StartReceiver) -> None:
-    receiver = start_receiver(WEB_CONCURRENCY="1", DT_SIGNATURE_SECRET_OLD="the-older-secret", ready=False)
+    receiver = start_receiver(WEB_CONCURRENCY="1", DT_SIGNATURE_SECRET__OLD="the-older-secret", ready=False)
     body = event("signed with the older secret")
     assert receiver.push(body, sign(body, "the-older-secret", time.time())) == (200, "accepted")
     text = get_text(receiver)
-    assert verified(parse(text)) == {(("secret", f"{SECRET}_OLD"),): 1}
+    assert verified(parse(text)) == {(("secret", f"{SECRET}__OLD"),): 1}
     assert "the-older-secret" not in text
 
 

@@ -82,7 +82,7 @@ OLD_SIGNATURE = "".join(words_of("old signature"))
 HOOK_SECRET = base64.b64encode(word("hook secret").encode()).decode()
 ENVIRONMENT = {
     SECRET: SIGNATURE,
-    f"{SECRET}_OLD": OLD_SIGNATURE,
+    f"{SECRET}__OLD": OLD_SIGNATURE,
     "METRICS_TOKEN": word("metrics token"),
     "HOOK_URL": f"http://127.0.0.1:{reserve_port()}/{word('hook url')}?key={word('hook url', 1)}",
     "HOOK_SECRET": f"whsec_{HOOK_SECRET}",

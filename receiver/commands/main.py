@@ -24,7 +24,7 @@ from receiver.commands.output import cell, print_json, show_type
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
-from receiver.settings import SECRET, Settings, load_with_problems
+from receiver.settings import SECRET, Settings, load_with_problems, read_secret
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,15 +77,21 @@ def check() -> None:
       python -m receiver check
     """
     from receiver.delivery.plugins import load_plugins
-    from receiver.delivery.sinks import find_problems
+    from receiver.delivery.sinks import find_problems, secrets_by_option
 
     settings, problems = load_with_problems()
     redactor().hide(settings.secret_values)
-    of_plugins_and_sinks, local_paths = find_problems(load_plugins(settings, redactor()), settings, redactor())
+    plugins = load_plugins(settings, redactor())
+    of_plugins_and_sinks, local_paths = find_problems(plugins, settings, redactor())
     problems += of_plugins_and_sinks
     warnings = health.configuration_warnings(settings)
+    warnings += health.odd_secrets(secrets_by_option(plugins, settings))
     warnings += health.local_files(settings, local_paths)
     warnings += admin.unknown_event_types(settings)
+    try:
+        warnings += health.port_in_use(settings)
+    except ReceiverError as error:
+        problems.append(str(error))
     records = None
     try:
         if settings.database_url or settings.journal_path.exists():
@@ -168,8 +174,8 @@ def send(url: str, types: tuple[str, ...], count: int) -> None:
     """
     from receiver.simulator import Pusher, Simulator
 
-    secret = os.environ.get(SECRET)
-    if not secret:
+    secret = read_secret(os.environ, SECRET)
+    if secret is None:
         raise ReceiverError(f"{SECRET} is not set; set it to the signature secret of the receiver")
     if not url.startswith(("http://", "https://")):
         raise ReceiverError("the URL must begin with http:// or https://")

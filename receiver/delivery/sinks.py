@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from pathlib import Path
@@ -84,12 +84,17 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redacto
     try:
         model = _options_model(sink_type)
         options, problems = parse(model, where, sink.options, sink.from_environment, CommonOptions.model_fields)
-        redactor.hide(secrets_in(options))
+        secrets = list(secrets_in(options))
+        redactor.hide(secret for _, secret in secrets)
         lines = [*sink.problems, *(problem.line for problem in problems if problem.key not in sink.missing)]
         if problems and not model.model_fields and _has_annotations_only(sink_type.cls):
             lines.append(f"{where}: {sink_type.cls.__name__} has no options; is @dataclass missing?")
         if options is not None and not lines:
-            return _sink(sink, sink_type.cls(**_arguments(options, settings)))
+            built = _sink(sink, sink_type.cls(**_arguments(options, settings)))
+            blank = [key for key, secret in secrets if not secret.strip()]
+            if not blank:
+                return built
+            lines = [f"{where}: {key} is blank; set it, or remove the option" for key in blank]
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
@@ -107,17 +112,29 @@ def _options_model(sink_type: SinkType) -> type[BaseModel]:
     return model
 
 
-def secrets_in(value: object) -> Iterator[str]:
-    """Every `Secret` in a sink's options, also in lists and tables."""
+def secrets_by_option(plugins: Plugins, settings: Settings) -> dict[str, str]:
+    """The secrets among the valid options of enabled sinks. Texts of several lines, such as a PEM key, are left out."""
+    found: dict[str, str] = {}
+    for sink in settings.enabled_sinks:
+        with suppress(Exception):  # whatever the class of a plugin raises here, build_sink reports
+            model = plugins.types[sink.common.type].options()
+            options, _ = parse(model, sink.name, sink.options, sink.from_environment, CommonOptions.model_fields)
+            found |= {f"[sinks.{sink.name}] {key}": secret for key, secret in secrets_in(options) if secret.strip()}
+    return {option: secret for option, secret in found.items() if "\n" not in secret.strip()}
+
+
+def secrets_in(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every `Secret` in a sink's options, also in lists and tables, with the key that leads to it."""
     if isinstance(value, SecretStr):
-        yield value.get_secret_value()
+        yield key, value.get_secret_value()
     elif isinstance(value, BaseModel):
-        yield from secrets_in(dict(value))
+        known = type(value).model_fields
+        yield from secrets_in({known[name].alias or name if name in known else name: item for name, item in value}, key)
     elif isinstance(value, Mapping):
-        yield from secrets_in(list(value.values()))
+        for name, item in value.items():
+            yield from secrets_in(item, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from secrets_in(item)
+        yield from secrets_in(dict(enumerate(value)), key)
 
 
 def _has_annotations_only(cls: type) -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 from flask import Request, Response, g
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from receiver.errors import JournalUnavailable, NotAnEvent, Rejected
+from receiver.errors import JournalUnavailable, NotAnEvent, Rejected, Rejection
 from receiver.event import event_id
+from receiver.health import odd_secrets, unused_variables
 from receiver.intake.metrics import Metrics
 from receiver.journal import Arrival, Outcome
 from receiver.logs import RateLimitedLog
@@ -38,6 +39,8 @@ class PushHandler:
         self._store = store
         self._metrics = metrics
         self._log = RateLimitedLog(log)
+        doubts = [*unused_variables(settings), *odd_secrets(settings.secrets)]
+        self._hints = {Rejection.WRONG_SECRET.value: "".join(f"; {doubt}" for doubt in doubts)}
 
     def handle(self, push: Request) -> Response:
         response = self._response(push)
@@ -77,8 +80,9 @@ class PushHandler:
 
     def _log_rejected(self, push: Request, reason: str, size: int) -> None:
         """Log why a push was rejected, its source and its size; never its content."""
-        message = "push rejected: %s (from %s, %d bytes, request %s)"
-        self._log.warning(reason, message, reason, push.remote_addr, size, g.request_id)
+        message = "push rejected: %s (from %s, %d bytes, request %s)%s"
+        hint = self._hints.get(reason, "")
+        self._log.warning(reason, message, reason, push.remote_addr, size, g.request_id, hint)
 
     def _store_and_respond(self, arrival: Arrival) -> Response:
         start = time.monotonic()

@@ -19,7 +19,7 @@ from typing import Any
 
 import urllib3
 
-from receiver.demo import metric_value
+from receiver.demo import clean_environment, metric_value
 from receiver.settings import SECRET
 from receiver.signature import sign
 from receiver.testing.ports import reserve_port
@@ -64,7 +64,7 @@ class RunningReceiver:
         self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
-            **{name: text for name, text in os.environ.items() if not name.startswith((SECRET, "DATABASE_URL"))},
+            **clean_environment(),
             SECRET: TEST_SECRET,
             "PORT": str(self.port),
             "WEB_CONCURRENCY": "2",

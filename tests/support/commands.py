@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from receiver.journal.sql.sqlite import FileLock
 from receiver.lifeline import Lifeline
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, Settings, load
+from receiver.testing.ports import reserve_port
 from receiver.testing.running import ROOT, RunningReceiver
 
 STRONG_SECRET = "a-signature-secret-that-is-long-enough"
@@ -272,10 +274,16 @@ class Operator:
         return count.pending, count.delivered, count.dead
 
 
+@functools.cache
+def free_port() -> str:
+    """A port on which nothing listens: `check` warns of one that is in use."""
+    return str(reserve_port())
+
+
 def is_setting(name: str) -> bool:
     """Whether a variable of the environment is one that the receiver reads."""
-    variables = ("DATABASE_URL", "DYNO", "PORT", "RECEIVER_CONFIG", "WEB_CONCURRENCY")
-    return name.startswith("DT_") or name in variables
+    variables = ("DATABASE_URL", "DATABASE_URL_FILE", "DYNO", "PORT", "RECEIVER_CONFIG", "WEB_CONCURRENCY")
+    return name.upper().startswith("DT_") or name in variables
 
 
 @pytest.fixture
@@ -284,6 +292,7 @@ def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operat
     for name in [name for name in os.environ if is_setting(name)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv(SECRET, STRONG_SECRET)
+    monkeypatch.setenv("PORT", free_port())
     operator = Operator(tmp_path)
     yield operator
     operator.close()
@@ -297,6 +306,7 @@ class Shell:
         self.environment = {
             **{name: text for name, text in os.environ.items() if not is_setting(name)},
             SECRET: STRONG_SECRET,
+            "PORT": free_port(),
             "PYTHONPATH": str(ROOT),
             "TMPDIR": str(folder),
         }

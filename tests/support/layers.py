@@ -10,7 +10,7 @@ LAYERS = {
     "health": ("health",),
     "journal": ("journal",),
     "settings": ("settings", "logs", "signature", "lifeline"),
-    "checks": ("validation", "redaction"),
+    "checks": ("validation", "redaction", "environment", "listener"),
     "words": ("event", "errors", "hookspecs"),
 }
 """Layer → its parts: files and folders of the package."""

@@ -1,0 +1,47 @@
+"""A value from the environment: of a variable, or of the file that this variable with `_FILE` names.
+
+The convention `NAME_FILE` holds for every value that may be secret: container platforms mount secrets as files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from receiver.errors import ConfigError
+
+MAX_FILE_BYTES = 65536
+"""Far more than a secret has; a device or a log file named by mistake is not read to its end."""
+
+
+def read_variable(environ: Mapping[str, str], name: str) -> str | None:
+    """The value of the variable `name`, or the text of the file that `name`_FILE names, without one trailing line end.
+
+    None if neither is set. Raises ConfigError, with neither path nor content in it, if both are, or if the file cannot
+    be used.
+    """
+    value, path = environ.get(name), environ.get(f"{name}_FILE")
+    if not path:
+        return value
+    if value:
+        raise ConfigError([f"{name} and {name}_FILE are both set; unset one of them"])
+    return _read(path, f"{name}_FILE: the file that it names")
+
+
+def _read(path: str, subject: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}; correct the path, or let this user read the file"
+    except UnicodeDecodeError:
+        reason = "is not UTF-8; write the value as text in UTF-8"
+    else:
+        if len(content) > MAX_FILE_BYTES:
+            reason = f"has more than {MAX_FILE_BYTES} bytes; it must hold nothing but the value"
+        elif not text.strip():
+            reason = "is empty; write the value into it"
+        else:
+            return re.sub(r"\r?\n\Z", "", text)
+    raise ConfigError([f"{subject} {reason}"])
