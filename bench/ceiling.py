@@ -15,18 +15,22 @@ from receiver.lifeline import Lifeline
 from receiver.listener import listen
 
 
+def create_app() -> Flask:
+    app = Flask(__name__)
+
+    @app.post("/")
+    def push() -> str:
+        data_connector.HttpPush.from_provider(
+            request=request, provider=provider.FLASK, secret=os.environ["DT_SIGNATURE_SECRET"]
+        )
+        return "accepted"
+
+    return app
+
+
 class Ceiling(web_server.WebServer):
     def load(self) -> Any:
-        app = Flask(__name__)
-
-        @app.post("/")
-        def push() -> str:
-            data_connector.HttpPush.from_provider(
-                request=request, provider=provider.FLASK, secret=os.environ["DT_SIGNATURE_SECRET"]
-            )
-            return "accepted"
-
-        return app
+        return create_app()
 
 
 if __name__ == "__main__":

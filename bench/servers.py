@@ -49,13 +49,18 @@ class Kind:
 
 
 INTAKE_ONLY = RECEIVER.replace("deliver = true", "deliver = false")
-CEILING = Kind("ceiling: the same server, nothing stored", ("-m", "bench.ceiling"))
+CEILING = Kind("ceiling: the same server (gevent), nothing stored", ("-m", "bench.ceiling"))
 SQLITE = Kind("receiver on SQLite", config=INTAKE_ONLY)
 POSTGRES = Kind("receiver on PostgreSQL", config=INTAKE_ONLY, postgres=True)
 NO_WAIT = Kind("receiver on SQLite, not waiting to commit", ("-m", "bench.no_wait", "serve"), config=INTAKE_ONLY)
-GUNICORN = ("-m", "gunicorn", "bench.guide:app", "--bind=127.0.0.1:{port}", "--no-control-socket")
+SERVED = ("--bind=127.0.0.1:{port}", "--no-control-socket")
+THREADED = (f"--workers={WORKERS}", f"--threads={THREADS}", "--worker-class=gthread")
+CEILING_THREADED = Kind(
+    "the same view on threads, nothing stored", ("-m", "gunicorn", "bench.ceiling:create_app()", *SERVED, *THREADED)
+)
+GUNICORN = ("-m", "gunicorn", "bench.guide:app", *SERVED)
 GUIDE = Kind("minimal receiver, as the guide starts it", (*GUNICORN, "--workers=1"))
-GUIDE_EQUAL = Kind("minimal receiver, as many workers", (*GUNICORN, f"--workers={WORKERS}", f"--threads={THREADS}"))
+GUIDE_EQUAL = Kind("minimal receiver, as many workers", (*GUNICORN, *THREADED))
 
 
 class Server:

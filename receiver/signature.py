@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 
 import jwt
-from flask import Request
+from werkzeug.wrappers import Request
 
 from receiver.errors import ReceiverError, Rejected, Rejection
 
@@ -37,8 +37,8 @@ warnings.filterwarnings("ignore", category=jwt.warnings.InsecureKeyLengthWarning
 def verify(request: Request, secrets: Mapping[str, str], *, legacy_sha1: bool = False) -> str:
     """Verify that a push comes from DT; the name of the secret that signed it.
 
-    `request` is a Flask request whose raw body has been read (`get_data(cache=True)`), `secrets` maps names to
-    signature secrets. `HttpPush.from_provider` comes first. It also fails for genuine pushes (a shape it does not know,
+    `request` is a request whose raw body has been read (`get_data(cache=True)`), `secrets` maps names to signature
+    secrets. `HttpPush.from_provider` comes first. It also fails for genuine pushes (a shape it does not know,
     a clock a second behind), so after any failure signature, times (60 s leeway) and checksum are checked here. A token
     with nothing but a SHA-1 (DT before February 2022) is rejected unless `legacy_sha1`. Raises Rejected with the reason
     of the secret that got furthest, and nothing else.

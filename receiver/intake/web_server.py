@@ -194,7 +194,8 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         for part in body:
             response.write(part)
         response.close()
-        body.close()
+        if hasattr(body, "close"):
+            body.close()
         connection.send_response()
         return not response.should_close() and is_complete(request.body)
 

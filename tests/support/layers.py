@@ -36,6 +36,7 @@ LIBRARIES = {
     "prometheus_client": ("receiver/intake/metrics.py",),
     "click": ("receiver/commands/",),
     "pluggy": ("receiver/hookspecs.py", "receiver/delivery/hooks.py", "receiver/delivery/source_lines.py"),
-    "flask": ("receiver/intake/", "receiver/signature.py"),
+    "flask": ("receiver/intake/",),
+    "werkzeug": ("receiver/intake/", "receiver/signature.py"),
 }
 """Third-party library → where it is imported; no exception of it leaves these places."""
