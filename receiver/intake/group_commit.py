@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 MAX_GROUP = 256
 """Arrivals in one commit: enough for all connections of a worker that are busy at once, few enough for one INSERT."""
 
+GATHER_SECONDS = 0.005
+"""How long a commit waits at most until all pushes that have arrived are in its group."""
+
 FAILING_SECONDS = 2.0
 """After so long without a successful commit, pushes that find one under way do not wait for it."""
 
@@ -81,6 +84,8 @@ class GroupCommit:
         """Commit group after group until nothing waits."""
         try:
             while self._queue:
+                with contextlib.suppress(gevent.Timeout), gevent.Timeout(GATHER_SECONDS):
+                    gevent.idle()
                 group = [self._queue.popleft() for _ in range(min(self._max_group, len(self._queue)))]
                 for waiting, result in zip(group, self._commit(group), strict=True):
                     waiting.result.set(result)

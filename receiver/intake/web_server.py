@@ -10,7 +10,6 @@ import logging
 import resource
 import signal
 import socket
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -51,9 +50,6 @@ STOP_SECONDS = 8.0
 """How long requests in progress may take when the worker stops."""
 
 TICK_SECONDS = 0.25
-
-SWITCH_SECONDS = 0.0005
-"""A thread that comes back from a commit waits for so long until the interpreter is handed to it."""
 
 
 def run(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
@@ -132,7 +128,6 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         ]
 
     def run(self) -> None:
-        sys.setswitchinterval(SWITCH_SECONDS)
         servers = [StreamServer(each, handle=partial(self.handle, each), spawn=self._pool) for each in self.sockets]
         for server in servers:
             server.max_accept = 1  # or one worker would take all of many clients that connect at once
