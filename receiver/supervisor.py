@@ -15,13 +15,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from receiver.errors import ReceiverError
 from receiver.lifeline import Lifeline
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.5
 INITIAL_RESTART_SECONDS = 1.0
 MAX_RESTART_SECONDS = 30.0
 STABLE_SECONDS = 60.0
@@ -46,24 +47,33 @@ class Supervisor:
         self._children = children
         self._lifeline = lifeline
         self._listener = listener
-        self._stopping = False
+        self._signals: SimpleQueue[int] = SimpleQueue()  # the only queue that a signal handler may use
 
     def run(self) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, self._request_stop)
         checked_at = time.monotonic()
-        while not (self._stopping or self._lifeline.stopping()):
+        while not self._lifeline.stopping():
             now = time.monotonic()
             for child in self._children:
                 if now - checked_at > SUSPENDED_SECONDS:
                     child.forgive_silence(now)
                 child.check(now, self._children)
             checked_at = now
-            time.sleep(TICK_SECONDS)
+            if self._signalled(TICK_SECONDS):
+                break
         self._stop()
 
     def _request_stop(self, number: int, frame: object) -> None:
-        self._stopping = True
+        self._signals.put(number)
+
+    def _signalled(self, seconds: float) -> bool:
+        """Whether a stop was requested by a signal; waits for one, but no longer than `seconds`."""
+        try:
+            self._signals.get(timeout=seconds)
+        except Empty:
+            return False
+        return True
 
     def _stop(self) -> None:
         """Signal all children; when intake has ended, no more events come and the dispatcher can finish."""
@@ -75,8 +85,7 @@ class Supervisor:
             child.signal(signal.SIGTERM)
         for child in self._children:
             child.close_lifeline()
-            while child.alive and time.monotonic() < end:
-                time.sleep(TICK_SECONDS)
+            child.join(max(0.0, end - time.monotonic()))
             child.signal(signal.SIGKILL)
 
 
@@ -117,6 +126,11 @@ class Child:
     def signal(self, number: int) -> None:
         if self._process is not None and self._process.is_alive() and self._process.pid is not None:
             os.kill(self._process.pid, number)
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, but no longer than `seconds`."""
+        if self._process is not None:
+            self._process.join(seconds)
 
     def close_lifeline(self) -> None:
         """Let it know that it should finish."""

@@ -160,6 +160,7 @@ def test_an_outage_of_the_journal_is_logged_a_limited_number_of_times(
 ) -> None:
     monkeypatch.setattr(sink_loop, "IDLE_SECONDS", 0.01)
     monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher_module, "ROUTE_SECONDS", 0.01)
     failed = Counter[str]()
 
     def fail(*_: object) -> NoReturn:
@@ -168,8 +169,8 @@ def test_an_outage_of_the_journal_is_logged_a_limited_number_of_times(
 
     dispatcher.start(dispatcher.sink(SingleSink()))
     wait_until(dispatcher.journal.liveness, what="the dispatcher's start")
-    monkeypatch.setattr(SqlJournal, "claim", fail)
-    monkeypatch.setattr(SqlJournal, "unrouted", fail)
+    for name in ("next_due", "claim", "unrouted"):
+        monkeypatch.setattr(SqlJournal, name, fail)
     wait_until(lambda: len(failed) == 2 and min(failed.values()) > LINES_PER_MINUTE + 5, what="an outage")
     logged = Counter(record.getMessage() for record in caplog.records if "waits for" in record.getMessage())
     assert logged == {

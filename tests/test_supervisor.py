@@ -260,14 +260,15 @@ def test_after_a_suspension_of_the_machine_the_silence_of_all_children_is_forgiv
     now = 1000.0
     sleeps = [SUSPENDED_SECONDS, SUSPENDED_SECONDS + 1]
 
-    def sleep(seconds: float) -> None:
+    def wait(self: Supervisor, seconds: float) -> bool:
         nonlocal now
-        if sleeps:
-            now += sleeps.pop(0)
-        else:
-            lifeline.stop_requested = True
+        if not sleeps:
+            return True
+        now += sleeps.pop(0)
+        return False
 
-    monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    monkeypatch.setattr(supervisor_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(Supervisor, "_signalled", wait)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     Supervisor([FakeChild("a", calls), FakeChild("b", calls)], lifeline).run()
     assert [call for call in calls if call[1] in ("check", "forgive")] == [

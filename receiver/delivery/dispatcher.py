@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 EXTEND_SECONDS = 15.0
 """A quarter of a claim: three extensions in a row may fail."""
 
+ROUTE_SECONDS = 1.0
 LIVENESS_SECONDS = 5.0
 RETENTION_SECONDS = 1.0
 RETENTION_BUDGET_SECONDS = 0.1
@@ -83,6 +84,9 @@ class Dispatcher:
         self._disabled = disabled
         self._enabled_before: Sequence[SinkSettings] = ()
         """Sinks that were enabled until this start: they get the events that were received before it."""
+        self._new_events = True
+        """There may be unrouted events."""
+        self._routed_at = float("-inf")
         self._catching_up = True
         """There may be unrouted events that were received before the start."""
         self._loops: list[SinkLoop] = []
@@ -97,7 +101,7 @@ class Dispatcher:
         while not lifeline.stopping():
             lifeline.report_alive()
             if not self.tick():
-                self._journal.wait_for_events()
+                self._new_events = self._journal.wait_for_events()
         self._drain(lifeline, threads)
         self._alerts.close(CLOSE_SECONDS)
         self._close_sinks()
@@ -123,7 +127,7 @@ class Dispatcher:
         """One round of the work that is not a sink's own. Returns whether there was anything to route."""
         self._start_loops()
         try:
-            routed = self._route()
+            routed = self._route_new()
             self._every(LIVENESS_SECONDS, self._report_alive)
             self._every(EXTEND_SECONDS, self._extend_claims)
             self._every(EXTEND_SECONDS, self._warn_of_long_calls)
@@ -176,6 +180,16 @@ class Dispatcher:
             return False
         loop, until = self._on_trial
         return not loop.stepped.is_set() and time.monotonic() < until
+
+    def _route_new(self) -> bool:
+        """Route when there may be new events, and once a second anyway: commands that write events wake no one."""
+        now = time.monotonic()
+        if not self._new_events and now - self._routed_at < ROUTE_SECONDS:
+            return False
+        self._routed_at = now
+        routed = self._route()
+        self._new_events = self._new_events or routed
+        return routed
 
     def _route(self) -> bool:
         """Route new events.

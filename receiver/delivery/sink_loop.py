@@ -62,6 +62,8 @@ class SinkLoop:
         self._redact = redact
         self._first = first
         self._claim_size = 1
+        self._idle = False
+        """The last claim found nothing, so the next round only looks whether something is due: that costs a tenth."""
         self._unsettled: list[Settlement] = []
         self._called_at: float | None = None
         self._log = RateLimitedLog(log)
@@ -99,10 +101,13 @@ class SinkLoop:
             return IDLE_SECONDS if self.breaker.probing else POLL_SECONDS
         if not self.breaker.sink_is_open and not self._open():
             return self.breaker.paused_for()
+        if self._idle and (wait := self._seconds_until_due()):
+            return wait
         claimed = self._claim()
+        self._idle = not claimed
         if not claimed:
             self.breaker.suspect = False
-            return self._seconds_until_due()
+            return max(self._seconds_until_due(), POLL_SECONDS)
         try:
             with self.breaker.trial():
                 self._deliver(claimed)
@@ -236,7 +241,7 @@ class SinkLoop:
 
     def _seconds_until_due(self) -> float:
         due = self._journal.next_due(self.sink.name)
-        return IDLE_SECONDS if due is None else max(due - self._journal.now(), POLL_SECONDS)
+        return IDLE_SECONDS if due is None else max(due - self._journal.now(), 0.0)
 
 
 def wait_asked_for(error: BaseException) -> float | None:

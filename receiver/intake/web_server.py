@@ -16,6 +16,7 @@ from typing import Any
 
 import gevent
 import gevent.socket
+from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.app.base import BaseApplication
@@ -49,7 +50,7 @@ SPARE_FILES = 500
 STOP_SECONDS = 8.0
 """How long requests in progress may take when the worker stops."""
 
-TICK_SECONDS = 0.25
+TICK_SECONDS = 1.0
 
 
 def run(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
@@ -132,9 +133,11 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         for server in servers:
             server.max_accept = 1  # or one worker would take all of many clients that connect at once
             server.start()
-        while self.alive:
+        stopping = Event()
+        gevent.signal_handler(signal.SIGTERM, stopping.set)
+        while not stopping.wait(TICK_SECONDS):
             self.notify()
-            gevent.sleep(TICK_SECONDS)
+        self.alive = False
         for server in servers:
             server.close()
         for connection in (*self._new, *self._reusable):

@@ -201,8 +201,8 @@ class Journal(Protocol):
     def now(self) -> float:
         """The journal's clock; all due times and claims are on it."""
 
-    def wait_for_events(self) -> None:
-        """Return when there may be new events, and after half a second at most."""
+    def wait_for_events(self) -> bool:
+        """Wait for new events, for a quarter of a second at most. Returns whether there may be some."""
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """Store all arrivals whose id is new in one durable commit; returns the outcome of each, in the same order."""

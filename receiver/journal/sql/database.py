@@ -59,8 +59,8 @@ class Database(Protocol):
     def lock_schema(self, connection: Connection) -> None:
         """Keep other processes from creating or altering the tables until this transaction ends."""
 
-    def wait(self) -> None:
-        """Return when there may be new events, and after half a second at most."""
+    def wait(self) -> bool:
+        """Wait for new events, for a quarter of a second at most. Returns whether there may be some."""
 
     def wake(self) -> None:
         """End the wait of dispatchers: new events were committed."""

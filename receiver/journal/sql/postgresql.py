@@ -40,7 +40,8 @@ STATEMENT_SECONDS = 2.0
 IDLE_SECONDS = 5.0
 """A client that vanishes in a transaction keeps its rows locked for so long."""
 
-NOTIFY_SECONDS = 0.5
+NOTIFY_SECONDS = 0.25
+POLL_SECONDS = 0.125
 CLOCK_STEP_SECONDS = 0.05
 """A smaller difference of the clocks is that of round trips: following it would let the time run backwards."""
 
@@ -153,8 +154,8 @@ class PostgresqlDatabase:
     def lock_schema(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
 
-    def wait(self) -> None:
-        self._listener.wait()
+    def wait(self) -> bool:
+        return self._listener.wait()
 
     def wake(self) -> None:
         """Nothing to do: the commit of the events has sent a notification."""
@@ -221,19 +222,21 @@ class Listener:
         self._tried_at = float("-inf")
         self._failed = False
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
+        """Wait for a notification. Returns whether one may have been sent; without LISTEN, always."""
         try:
             if self._connection is None and time.monotonic() - self._tried_at > RELISTEN_SECONDS:
                 self._tried_at = time.monotonic()
                 self._listen()
+                return True
             if self._connection is not None:
-                for _ in self._connection.notifies(timeout=NOTIFY_SECONDS, stop_after=1):
-                    pass
+                notified = any(True for _ in self._connection.notifies(timeout=NOTIFY_SECONDS, stop_after=1))
                 self._report_success()
-                return
+                return notified
         except psycopg.Error as error:
             self._report_failure(reason(error))
-        time.sleep(NOTIFY_SECONDS / 4)
+        time.sleep(POLL_SECONDS)
+        return True
 
     def close(self) -> None:
         if self._connection is not None:

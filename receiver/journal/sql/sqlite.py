@@ -142,8 +142,8 @@ class SqliteDatabase:
     def lock_schema(self, connection: Connection) -> None:
         """Nothing to do: a writer is alone already."""
 
-    def wait(self) -> None:
-        self._wakeup.wait()
+    def wait(self) -> bool:
+        return self._wakeup.wait()
 
     def wake(self) -> None:
         self._wakeup.send()

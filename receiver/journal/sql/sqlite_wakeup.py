@@ -11,8 +11,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 0.5
-"""A wake-up can be missing: commands that write events send none."""
+WAIT_SECONDS = 0.25
 
 POLL_SECONDS = 0.05
 """Without a socket."""
@@ -43,17 +42,20 @@ class Wakeup:
         with contextlib.suppress(OSError), _socket() as sender:
             sender.sendto(b".", socket.MSG_DONTWAIT, self._path)
 
-    def wait(self) -> None:
-        """Return when the other end has sent since the last call, and after half a second at most."""
+    def wait(self) -> bool:
+        """Wait until the other end sends, for a quarter of a second at most. Returns whether it has sent since the last
+        call, or may have."""
         if self._receiver is None:
             time.sleep(POLL_SECONDS)
-            return
+            return True
         poll = select.poll()
         poll.register(self._receiver, select.POLLIN)
-        if poll.poll(WAIT_SECONDS * 1000):
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    self._receiver.recv(1, socket.MSG_DONTWAIT)
+        if not poll.poll(WAIT_SECONDS * 1000):
+            return False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._receiver.recv(1, socket.MSG_DONTWAIT)
+        return True
 
     def close(self) -> None:
         if self._receiver is not None:
