@@ -16,7 +16,7 @@ import psycopg
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
-from receiver import Event, GiveUp, Pause, Secret, hookimpl
+from receiver import Event, GiveUp, Pause, Secret, hookimpl, make_folder
 
 from .connections import TimeLimits, create, database_url, is_about_a_row
 from .tables import Row, check_names, create_or_check, define, insert_missing, insert_or_replace_older, newest, write
@@ -117,7 +117,7 @@ class Sql:
         if self._tables_fit:
             return
         if self._engine.name == "sqlite":
-            Path(str(self._url.database)).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(str(self._url.database)).parent)
         with self._engine.begin() as connection:
             if self._engine.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
