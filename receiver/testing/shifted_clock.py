@@ -24,6 +24,6 @@ if __name__ == "__main__":
         return now
 
     traveller.time_ns = shifted_time_ns  # type: ignore[method-assign]  # a traveller cannot follow a file
-    from receiver.commands.main import main
+    from receiver.__main__ import run
 
-    main(prog_name="python -m receiver")
+    run("python -m receiver")
