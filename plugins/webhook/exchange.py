@@ -105,13 +105,15 @@ class CompleteHead(http.client.HTTPResponse):
     Python's own accepts a head that ends with the connection, and fails for one that is long or unusual.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stream = self.fp
+        self.fp = Head(self.fp)  # type: ignore[assignment]  # it replaces the stream while the head is read
+
     def begin(self) -> None:
-        stream = self.fp
-        head = Head(stream)
-        self.fp = head  # type: ignore[assignment]  # it replaces the stream while the head is read
         super().begin()
-        if self.fp is head:  # type: ignore[comparison-overlap]  # as above
-            self.fp = stream
+        if self.fp is not None:
+            self.fp = self._stream
 
 
 class Head:
