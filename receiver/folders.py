@@ -10,7 +10,8 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents, and flush the name of each to the disk. Raises OSError."""
     if folder.is_dir():
         return
-    make_folder(folder.parent)
+    if not folder.parent.exists():
+        make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     flush_folder(folder.parent)
 

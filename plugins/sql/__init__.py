@@ -32,8 +32,9 @@ class Sql:
     """Writes readings into a database, PostgreSQL or an SQLite file: all of them, and the latest of each device.
 
     Each reading is stored once, however often its event is delivered. The other table has one row for each device and
-    quantity, and an older reading never replaces a newer one. Missing tables are created, and a column is added for
-    each new label. A table that does not fit is not changed, and pauses the sink.
+    quantity, and an older reading never replaces a newer one, nor does one of more than a day in the future. Missing
+    tables are created, and a column is added for each new label. A table that does not fit is not changed, and pauses
+    the sink.
 
     url: the database; postgres://user:password@host:5432/name, or sqlite:/// and a path, which counts from the folder
         in which the receiver is started.
