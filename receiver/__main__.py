@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-
 
 def run(prog_name: str = "receiver") -> None:
     open_closed_descriptors()
@@ -20,13 +18,15 @@ def open_closed_descriptors() -> None:
 
     Otherwise the next file or socket that is opened gets its number, and what is printed or logged goes there.
     """
-    for descriptor, (name, mode) in enumerate(STREAMS):
+    for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
             os.set_inheritable(descriptor, True)
-            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 if __name__ == "__main__":
