@@ -13,6 +13,7 @@ from typing import Literal
 from receiver import Event, Pause, hookimpl
 
 STDOUT = 1
+NO_READER = "standard output is closed: the program that read it has ended"
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Stdout:
         Raises Pause if nothing reads standard output any more, and OSError if it cannot be written.
         """
         line = LINES[self.format]
+        check_reader(STDOUT)
         for event, attempt in zip(events, attempts, strict=True):
             printed_by = self._printed.get(event.id)
             if printed_by is None or attempt < printed_by:  # a replay counts from 1 again
@@ -97,10 +99,18 @@ class Output:
                     wait_until_writable(STDOUT)
                     continue
                 except ConnectionError:
-                    raise Pause("standard output is closed: the program that read it has ended") from None
+                    raise Pause(NO_READER) from None
                 if written:
                     self._cut_short = rest[written - 1 : written] != b"\n"
                 rest = rest[written:]
+
+
+def check_reader(descriptor: int) -> None:
+    """Raise Pause if nothing reads a pipe any more: without it, an event that needs no write would end the pause."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if poll.poll(0):
+        raise Pause(NO_READER)
 
 
 def wait_until_writable(descriptor: int) -> None:

@@ -5,6 +5,7 @@ A power cut leaves any part of the last append, and zeros in place of the others
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -78,7 +79,9 @@ def test_a_numbered_file_that_was_in_use_is_repaired_when_other_columns_are_conf
     assert archive.ids("events-3.csv") == ["e2"]
 
 
-def test_a_file_of_another_program_or_sink_and_one_that_cannot_be_written_are_not_changed(archive: CsvArchive) -> None:
+def test_a_file_of_another_program_or_sink_and_one_that_cannot_be_written_are_not_changed(
+    archive: CsvArchive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     contents = {
         "2026-03-10.csv": b"\x89PNG",
         "2026-03-11.csv": b"event_id,time\ne1,2",
@@ -88,10 +91,17 @@ def test_a_file_of_another_program_or_sink_and_one_that_cannot_be_written_are_no
     }
     for name, content in contents.items():
         (archive.folder / name).write_bytes(content)
-    writable, access = archive.folder / "2026-03-12.csv", os.access
-    with time_machine.travel(NOW, tick=False), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "access", lambda path, mode: path != writable and access(path, mode))
+    archived, open_file = archive.folder / "2026-03-12.csv", Path.open
+
+    def open_unless_archived(path: Path, mode: str = "r", *more: object, **options: object) -> object:
+        if path == archived and "+" in mode:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open_file(path, mode, *more, **options)  # type: ignore[call-overload]
+
+    with time_machine.travel(NOW, tick=False), monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_unless_archived)
         archive.open(path="{date}.csv").deliver(event("e2"))
+    assert caplog.messages == [f"{archived} cannot be repaired: Permission denied"]
     assert {name: (archive.folder / name).read_bytes() for name in contents} == contents
 
 

@@ -223,6 +223,37 @@ def test_a_line_that_was_printed_whole_by_a_call_that_failed_is_not_printed_agai
     assert [json.loads(line)["event_id"] for line in pipe.lines()] == ["e0", "e1", "e2", "e0"]
 
 
+def test_an_event_that_was_printed_already_is_not_delivered_while_there_is_no_reader(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The probe that ends a pause can be such an event."""
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "fifo", os.O_WRONLY)
+    monkeypatch.setattr(module_of("stdout"), "STDOUT", writer)
+    sink = stdout_sink()
+    write = os.write
+
+    def end_the_reader(descriptor: int, data: bytes) -> int:
+        if b'"e2"' in data:
+            os.close(reader)
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", end_the_reader)
+        with pytest.raises(Pause, match=f"^{GONE}$"):
+            deliver_batch(sink, event("e1"), event("e2"))
+    with pytest.raises(Pause, match=f"^{GONE}$"):
+        deliver_batch(sink, event("e1"), attempt=2)
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("e1", "e2"):
+        deliver_batch(sink, event(name), attempt=3)
+    printed = [json.loads(line)["event_id"] for line in os.read(reader, 65536).splitlines()]
+    assert printed in (["e2"], ["e1", "e2"]), "what the first reader has left can be read by the second"
+    os.close(reader)
+    os.close(writer)
+
+
 def test_a_replay_of_an_event_that_a_failed_call_has_printed_is_printed(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

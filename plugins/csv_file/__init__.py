@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import json
@@ -12,7 +13,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -220,17 +221,28 @@ class Csv:
 
     def _repair_all(self, lock: bytes) -> None:
         """Repair the file that was in use when the sink last ran, and any other that ends within a line."""
-        writable = {path for path in self._files() if os.access(path, os.W_OK)}
-        own = [path for path in self._bases() if path in writable]  # one with a number can be that of another sink
+        own = [path for path in self._bases() if path.is_file()]  # one with a number can be that of another sink
         in_use, flushed = file_in_use(lock)
-        if in_use not in writable and own:
-            in_use = max(own, key=lambda path: path.stat().st_mtime_ns)
-            flushed = in_use.stat().st_size - LARGE_APPEND
-        if in_use in writable:
-            self._repair(in_use, flushed)
+        if in_use not in set(self._files()):
+            in_use = max(own, key=lambda path: path.stat().st_mtime_ns, default=None)
+            flushed = in_use.stat().st_size - LARGE_APPEND if in_use else 0
+        if in_use:
+            with self._unless_forbidden(in_use):
+                self._repair(in_use, flushed)
         for path in own:
-            if not ends_with_line(path):
-                self._repair(path, path.stat().st_size - LARGE_APPEND)
+            with self._unless_forbidden(path):
+                if path != in_use and not ends_with_line(path):
+                    self._repair(path, path.stat().st_size - LARGE_APPEND)
+
+    @contextmanager
+    def _unless_forbidden(self, path: Path) -> Iterator[None]:
+        """Leave a file as it is that must not be changed, as one that was archived."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._logger.warning("%s cannot be repaired: %s", path, error.strerror)
 
     def _repair(self, path: Path, flushed: int) -> None:
         if torn := repair(path, flushed):

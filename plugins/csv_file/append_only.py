@@ -107,14 +107,13 @@ def repair(path: Path, flushed: int) -> Path | None:
     if not is_of_a_sink(path):
         return None
     end = complete_length(path, flushed)
+    if end == path.stat().st_size:
+        return None
     with path.open("r+b") as file:
         file.seek(end)
-        rest = file.read()
-        if not rest:
-            return None
         torn = path.with_name(f"{path.name}.torn")
         with torn.open("ab") as copy:
-            copy.write(rest + b"\n")
+            copy.write(file.read() + b"\n")
             copy.flush()
             os.fsync(copy.fileno())
         flush_folder(path.parent)
