@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from receiver import Event, hookimpl
+from receiver import Event, Pause, hookimpl
 
 STDOUT = 1
+NO_READER = "standard output is closed: the program that read it has ended"
 
 
 @dataclass
 class Stdout:
     """Prints each event as one line on standard output.
 
-    An event that is delivered again is printed again.
+    If its reader is slow, the sink waits. An event that is delivered again is printed again, unless it was printed by a
+    call that failed only after that.
 
     format: "json": an object per line; "text": a line for people.
     """
 
     format: Literal["json", "text"] = "json"
 
+    def __post_init__(self) -> None:
+        self._printed: dict[str, int] = {}
+        """The attempt by which an event was printed, while the call has not returned and after it has failed."""
+
     @hookimpl
-    def deliver_batch(self, events: Sequence[Event]) -> None:
-        """Print each line in one write, so that lines of several writers do not mix; raises OSError if it fails."""
+    def deliver_batch(self, events: Sequence[Event], attempts: Sequence[int]) -> None:
+        """Print each line in one write, so that lines of several writers do not mix.
+
+        Raises Pause if nothing reads standard output any more, and OSError if it cannot be written.
+        """
         line = LINES[self.format]
+        check_reader(STDOUT)
+        for event, attempt in zip(events, attempts, strict=True):
+            printed_by = self._printed.get(event.id)
+            if printed_by is None or attempt < printed_by:  # a replay counts from 1 again
+                OUTPUT.write(f"{line(event)}\n".encode())
+            self._printed[event.id] = attempt
         for event in events:
-            OUTPUT.write(f"{line(event)}\n".encode())
+            self._printed.pop(event.id, None)
 
 
 @hookimpl
@@ -77,8 +93,31 @@ class Output:
         with self._lock:
             rest = b"\n" + line if self._cut_short else line
             while rest:
-                rest = rest[os.write(STDOUT, rest) :]
-                self._cut_short = bool(rest)
+                try:
+                    written = os.write(STDOUT, rest)
+                except BlockingIOError:
+                    wait_until_writable(STDOUT)
+                    continue
+                except ConnectionError:
+                    raise Pause(NO_READER) from None
+                if written:
+                    self._cut_short = rest[written - 1 : written] != b"\n"
+                rest = rest[written:]
+
+
+def check_reader(descriptor: int) -> None:
+    """Raise Pause if nothing reads a pipe any more: without it, an event that needs no write would end the pause."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if poll.poll(0):
+        raise Pause(NO_READER)
+
+
+def wait_until_writable(descriptor: int) -> None:
+    """Wait while a pipe is full whose other users have made it non-blocking."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    poll.poll()
 
 
 OUTPUT = Output()

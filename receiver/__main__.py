@@ -1,5 +1,33 @@
-"""`python -m receiver`."""
+"""`python -m receiver`, and the command `receiver`."""
 
-from receiver.commands.main import main
+from __future__ import annotations
 
-main(prog_name="python -m receiver")
+import os
+import sys
+
+
+def run(prog_name: str = "receiver") -> None:
+    open_closed_descriptors()
+    from receiver.commands.main import main
+
+    main(prog_name=prog_name)
+
+
+def open_closed_descriptors() -> None:
+    """Open /dev/null in place of each of standard input, output and error that is closed.
+
+    Otherwise the next file or socket that is opened gets its number, and what is printed or logged goes there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+            os.set_inheritable(descriptor, True)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
+if __name__ == "__main__":
+    run("python -m receiver")

@@ -86,7 +86,7 @@ def test_an_event_cut_short_in_a_file_with_other_columns_is_written_again_to_the
     archive.path.write_bytes(b"".join(lines[:6]) + lines[6][:14])
     assert archive.ids() == ["complete"] * 2 + ["cut-short"] * 4
     archive.open(columns=["time", "value"]).deliver(complete, cut_short, attempt=2)
-    assert archive.names() == ["events-2.csv", "events.csv"]
+    assert archive.names() == ["events-2.csv", "events.csv", "events.csv.torn"]
     assert [(row["event_id"], row["value"]) for row in archive.rows("events-2.csv")] == [
         ("cut-short", str(number)) for number in range(5)
     ]

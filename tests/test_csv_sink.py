@@ -107,6 +107,25 @@ def test_labels_get_columns_of_their_own(archive: CsvArchive) -> None:
     )
 
 
+def test_a_file_begins_with_a_byte_order_mark_if_configured(archive: CsvArchive) -> None:
+    archive.open(bom=True).deliver(event("e1", labels={"name": "Kjøl"}))
+    archive.open(bom=True).deliver(event("e1"), event("e2"), attempt=2)
+    assert archive.path.read_bytes().startswith(b"\xef\xbb\xbfevent_id,")
+    assert archive.path.read_bytes().count(b"\xef\xbb\xbf") == 1
+    assert archive.path.read_text("utf-8-sig").count("\n") == 3
+    assert archive.names() == ["events.csv"]
+
+
+@pytest.mark.parametrize("bom", [False, True])
+def test_a_file_goes_on_as_it_was_begun(bom: bool, archive: CsvArchive) -> None:
+    archive.open(bom=bom).deliver(event("e1"))
+    begun = archive.path.read_bytes()
+    archive.open(bom=not bom).deliver(event("e1"), event("e2"), attempt=2)
+    assert archive.path.read_bytes().startswith(begun)
+    assert archive.path.read_bytes().count(b"event_id") == 1
+    assert archive.names() == ["events.csv"]
+
+
 ALL_COLUMNS = re.escape(READINGS_HEADER.replace(",", ", "))
 
 
@@ -157,7 +176,7 @@ def test_numbers_are_written_as_numbers(value: float, archive: CsvArchive) -> No
 def test_pythons_csv_module_reads_any_text_back(text: str, archive: CsvArchive) -> None:
     archive.open(label_columns=["x"]).deliver(event("e1", labels={"x": text}), event("e2"))
     (row, other) = archive.rows()
-    assert row["label_x"] == text.encode("utf-8", "replace").decode()
+    assert row["label_x"] == text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
     assert other["event_id"] == "e2"
 
 

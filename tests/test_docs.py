@@ -34,7 +34,7 @@ from receiver.errors import Rejection
 from receiver.event import TYPES
 from receiver.health import DISPATCHER_SILENT_SECONDS
 from receiver.hookspecs import AlertHooks, PluginHooks, SinkHooks
-from receiver.intake.pushes import RETRY_AFTER_SECONDS
+from receiver.intake.responses import RETRY_AFTER_SECONDS
 from receiver.intake.web_server import ERRORS, REQUEST_SECONDS
 from receiver.journal import Arrival, Outcome, Result
 from receiver.journal.sql.schema import metadata
@@ -175,7 +175,7 @@ def limits(constraints: Sequence[object]) -> Iterator[object]:
 
 def test_every_environment_variable_is_documented_with_its_default(tmp_path: Path) -> None:
     rows = {in_backticks(name)[0]: default for name, default, _ in CONFIGURATION.table("Environment variables")}
-    internal = {"PROMETHEUS_MULTIPROC_DIR"}
+    internal = {"PROMETHEUS_MULTIPROC_DIR", "PATH_INFO", "REQUEST_METHOD"}  # the latter two of a WSGI environment
     assert rows.keys() - {f"{SECRET}__<NAME>"} == variables_read() - internal
     (tmp_path / "config.toml").touch()
     settings = load({"RECEIVER_CONFIG": str(tmp_path / "config.toml")}, secret_required=False)
@@ -377,13 +377,16 @@ def keys(value: Any, *, inner: bool) -> Iterator[str]:
 # Operations
 
 
+RESPONSE_MAKERS = ("plain_response", "Result", "connection.respond", "client.respond")
+
+
 def responses() -> set[tuple[int, str]]:
     """Status and text of every response to a push that intake can send."""
     found = {(400, rejection.value) for rejection in Rejection} | {(200, outcome.value) for outcome in Outcome}
     found |= {(status, "malformed request") for status in (400, *(status for status, _ in ERRORS.values()))}
     for path in (ROOT / "receiver" / "intake").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("plain_response", "respond"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in RESPONSE_MAKERS:
                 constants = [each.value for each in node.args if isinstance(each, ast.Constant)]
                 status = next((each for each in constants if isinstance(each, int)), None)
                 if status is not None and isinstance(constants[-1], str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -215,7 +216,46 @@ def test_the_first_and_the_last_possible_time_are_in_order(sql_database: SqlData
     deliver_batch(sink, *(event(f"e{number}", data={"updateTime": time}) for number, time in enumerate(times)))
     in_order = sql_database.query("SELECT event_id FROM readings ORDER BY time")
     assert [row["event_id"] for row in in_order] == ["e0", "e2", "e3", "e1"]
-    assert sql_database.event_ids("latest") == ["e1"]
+
+
+ONE_DAY_AHEAD = NOW - timedelta(hours=25)
+"""When an event was received that has a reading of 11:00 on the day of NOW."""
+
+
+def test_a_reading_of_up_to_a_day_ahead_of_its_receipt_can_be_the_latest(sql_database: SqlDatabase) -> None:
+    sink = sql_database.open()
+    deliver_batch(sink, temperature("t1", 1, received_at=ONE_DAY_AHEAD))
+    deliver_batch(sink, temperature("t2", 1, device="d2", received_at=ONE_DAY_AHEAD - timedelta(seconds=1)))
+    assert sql_database.latest_event_ids() == {"d1": "t1"}
+    assert sql_database.event_ids() == ["t1", "t2"]
+
+
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["one by one", "one batch"])
+@pytest.mark.parametrize("time", ["2026-03-16T12:00:00Z", "2126-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"])
+@pytest.mark.parametrize("future_first", [True, False], ids=["future first", "future last"])
+def test_a_reading_of_the_far_future_is_stored_and_never_the_latest(
+    future_first: bool, time: str, one_by_one: bool, sql_database: SqlDatabase
+) -> None:
+    sink = sql_database.open()
+    events = [event("far", data={"updateTime": time}, received_at=NOW), event("now", received_at=NOW)]
+    for batch in in_batches(events if future_first else events[::-1], one_by_one):
+        deliver_batch(sink, *batch)
+    assert sql_database.event_ids() == ["far", "now"]
+    assert sql_database.latest_event_ids() == {"d1": "now"}
+
+
+@pytest.mark.parametrize("time", ["2026-03-16 12:00:00", "9999-12-31 23:59:59"])
+def test_a_latest_reading_of_the_far_future_that_an_older_version_has_stored_is_replaced(
+    time: str, sql_database: SqlDatabase
+) -> None:
+    sink = sql_database.open()
+    deliver_batch(sink, event("far", received_at=NOW))
+    stored = f"{time.replace(' ', 'T')}.000000Z" if sql_database.kind == "sqlite" else f"{time}+00"
+    sql_database.query(f"UPDATE latest SET time = '{stored}'")
+    deliver_batch(sink, event("now", received_at=NOW))
+    assert sql_database.latest_event_ids() == {"d1": "now"}
+    deliver_batch(sink, event("earlier", data={"updateTime": "2026-03-14T10:00:00Z"}, received_at=NOW))
+    assert sql_database.latest_event_ids() == {"d1": "now"}
 
 
 def test_a_sink_can_be_opened_again_after_close(sql_database: SqlDatabase) -> None:

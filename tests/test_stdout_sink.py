@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
+import select
+import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +22,7 @@ from support.events import NOW, event
 from support.processes import run_python
 
 from plugins.stdout import json_line, text_line
+from receiver import Pause
 from receiver.delivery.sinks import Sink
 from receiver.errors import PluginError
 from receiver.event import Event
@@ -117,13 +123,147 @@ def test_long_lines_are_written_completely(pipe: Pipe) -> None:
     assert [(line["event_id"], line["labels"]) for line in lines] == [(f"e{number}", labels) for number in range(5)]
 
 
-def test_a_closed_pipe_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    monkeypatch.setattr(module_of("stdout"), "STDOUT", write_end)
-    with pytest.raises(BrokenPipeError):
+GONE = "standard output is closed: the program that read it has ended"
+PRINT_UNTIL_IT_IS_GONE = """
+import sys
+from pathlib import Path
+from receiver import Pause
+from support.built_in_sinks import build, deliver_batch
+from support.events import event
+
+sink = build("stdout", Path.cwd(), {})
+try:
+    while True:
+        deliver_batch(sink, event("e1"))
+except Pause as pause:
+    sys.stderr.write(str(pause))
+"""
+
+
+def test_a_reader_that_has_ended_pauses_the_sink() -> None:
+    with subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        run = run_python(PRINT_UNTIL_IT_IS_GONE, stdout=reader.stdin)
+        assert (run.returncode, run.stderr.decode()) == (0, GONE)
+
+
+def test_a_closed_socket_pauses_the_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(module_of("stdout"), "STDOUT", ours.fileno())
+    theirs.close()
+    with ours, pytest.raises(Pause, match=f"^{GONE}$"):
         deliver_batch(stdout_sink(), event("e1"))
+
+
+PRINT_LONG_LINES = """
+from pathlib import Path
+from support.built_in_sinks import build, deliver_batch
+from support.events import event
+
+sink = build("stdout", Path.cwd(), {})
+deliver_batch(sink, *[event(f"e{number}", labels={"name": str(number % 10) * 30_000}) for number in range(40)])
+"""
+
+
+def test_a_slow_reader_of_a_pipe_that_is_non_blocking_gets_each_line_once() -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    with ThreadPoolExecutor(1) as threads, open(read_end, "rb", buffering=0) as pipe:
+        run = threads.submit(run_python, PRINT_LONG_LINES, stdout=write_end)
+        assert select.select([pipe], [], [], 30)[0]
+        os.close(write_end)
+        received = b""
+        while data := pipe.read(700):
+            received += data
+        assert (run.result(30).returncode, run.result().stderr) == (0, b"")
+    lines = [json.loads(line) for line in received.splitlines()]
+    assert [line["event_id"] for line in lines] == [f"e{number}" for number in range(40)]
+    assert [line["labels"]["name"] for line in lines] == [str(number % 10) * 30_000 for number in range(40)]
+
+
+def test_a_pipe_without_room_for_a_short_line_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    monkeypatch.setattr(module_of("stdout"), "STDOUT", write_end)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(write_end, b"x" * 4096)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(deliver_batch, stdout_sink(), event("e1"))
+        assert not wait([call], 0.2).done
+        while filled:
+            filled -= len(os.read(read_end, min(filled, 65536)))
+        call.result(20)
+    assert os.read(read_end, 65536) == f"{json_line(event('e1'))}\n".encode()
+    os.close(read_end)
     os.close(write_end)
+
+
+@pytest.mark.parametrize("attempt", [1, 2], ids=["one by one", "later"])
+def test_a_line_that_was_printed_whole_by_a_call_that_failed_is_not_printed_again(
+    attempt: int, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = stdout_sink()
+    events = [event(f"e{number}") for number in range(3)]
+    write = os.write
+
+    def fail_at_the_second_line(descriptor: int, data: bytes) -> int:
+        if b'"e1"' in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail_at_the_second_line)
+        with pytest.raises(OSError, match="No space left"):
+            deliver_batch(sink, *events)
+    for each in events:
+        deliver_batch(sink, each, attempt=attempt)
+    deliver_batch(sink, events[0])
+    assert [json.loads(line)["event_id"] for line in pipe.lines()] == ["e0", "e1", "e2", "e0"]
+
+
+def test_an_event_that_was_printed_already_is_not_delivered_while_there_is_no_reader(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The probe that ends a pause can be such an event."""
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "fifo", os.O_WRONLY)
+    monkeypatch.setattr(module_of("stdout"), "STDOUT", writer)
+    sink = stdout_sink()
+    write = os.write
+
+    def end_the_reader(descriptor: int, data: bytes) -> int:
+        if b'"e2"' in data:
+            os.close(reader)
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", end_the_reader)
+        with pytest.raises(Pause, match=f"^{GONE}$"):
+            deliver_batch(sink, event("e1"), event("e2"))
+    with pytest.raises(Pause, match=f"^{GONE}$"):
+        deliver_batch(sink, event("e1"), attempt=2)
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("e1", "e2"):
+        deliver_batch(sink, event(name), attempt=3)
+    printed = [json.loads(line)["event_id"] for line in os.read(reader, 65536).splitlines()]
+    assert printed in (["e2"], ["e1", "e2"]), "what the first reader has left can be read by the second"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_replay_of_an_event_that_a_failed_call_has_printed_is_printed(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = stdout_sink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_some_then_fail(os.write, room=1000))
+        with pytest.raises(OSError, match="No space left"):
+            deliver_batch(sink, event("e1"), event("e2"), attempt=2)
+    deliver_batch(sink, event("e1"))
+    assert [json.loads(line)["event_id"] for line in pipe.lines()] == ["e1", "e1"]
 
 
 FORGED_LINE = "x\n2026-03-14T11:59:00+00:00 temperature forged temperature=99°C"
@@ -212,15 +352,15 @@ def test_lines_of_concurrent_writers_do_not_mix(sinks: int, pipe: Pipe) -> None:
     assert sorted(pipe.lines()) == sorted(json_line(each).encode() for own in events for each in own)
 
 
-def write_some_then_fail(write: Callable[[int, bytes], int]) -> Callable[[int, bytes], int]:
-    """A write of 20 bytes, after which the disk is full."""
+def write_some_then_fail(write: Callable[[int, bytes], int], room: int = 20) -> Callable[[int, bytes], int]:
+    """A write of up to 20 bytes, after which the disk is full."""
     calls: list[int] = []
 
     def failing_write(descriptor: int, data: bytes) -> int:
         calls.append(descriptor)
         if len(calls) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, data[:20])
+        return write(descriptor, data[:room])
 
     return failing_write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from email.utils import format_datetime
 
@@ -11,6 +12,7 @@ from support.built_in_sinks import Signal
 from support.endpoints import (
     Connection,
     OpenWebhook,
+    Response,
     StartEndpoint,
     outcome,
     respond,
@@ -181,6 +183,84 @@ def test_a_response_of_20_megabytes_is_not_read_to_its_end(
     assert sum(sent) < 20971520
     assert outcome(sink) is None
     assert [request.connection for request in endpoint.requests] == [1, 2]
+
+
+def stay_open(head: bytes) -> Response:
+    """A response after which the endpoint waits for the end of the connection."""
+
+    def response(connection: Connection) -> None:
+        connection.send(head)
+        with contextlib.suppress(OSError):
+            connection.socket.recv(1)
+
+    return response
+
+
+ENDLESS_HEADERS = b"X-Header: value\r\n" * 60_000
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(b" OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", id="long header"),
+        pytest.param(b" OK\r\n" + ENDLESS_HEADERS, id="endless headers"),
+        pytest.param(b" " + b"x" * 70_000, id="long reason"),
+        pytest.param(b" OK\r\n" + b"\0\xff garbage\r\n", id="a line of garbage"),
+        pytest.param(b" OK\r\n" + b"garbage\n", id="a line that is no header"),
+        pytest.param(b" OK\r\n" + b"X: y\r\n: no name\r\n", id="header without a name"),
+        pytest.param(b" OK\r\n" + b"\0\xff" * 40_000, id="endless garbage"),
+        pytest.param(b" OK\r\nContent-Length: many\r\n\r\n", id="length is not a number"),
+        pytest.param(b" OK\r\nContent-Length: -1\r\n\r\n", id="negative length"),
+        pytest.param(b" OK\r\nContent-Length: 1, 2\r\n\r\n", id="lengths"),
+        pytest.param(b" OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", id="several lengths"),
+        pytest.param(b" OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", id="encoding"),
+    ],
+)
+@pytest.mark.parametrize(("status", "expected"), [("200", None), ("500", Signal(Retry, "HTTP 500"))])
+def test_the_status_line_decides_and_a_connection_whose_rest_is_unusual_is_not_reused(
+    status: str, expected: Signal | None, rest: bytes, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(stay_open(f"HTTP/1.1 {status}".encode() + rest), respond("503 Busy"))
+    sink = open_webhook(endpoint.url)
+    assert outcome(sink, webhook_event("e1")) == expected
+    wait_until(lambda: endpoint.closed == 1, what="the end of the connection")
+    assert outcome(sink, webhook_event("e2")) == Signal(Retry, "HTTP 503")
+    assert [request.connection for request in endpoint.requests] == [1, 2]
+
+
+@pytest.mark.parametrize(("status", "expected"), [("200 OK", None), ("500 Oops", Signal(Retry, "HTTP 500"))])
+def test_garbage_and_the_end_of_the_connection_after_the_status_line_do_not_change_it(
+    status: str, expected: Signal | None, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(send_and_close(f"HTTP/1.1 {status}\r\n\0\1 garbage".encode()))
+    assert outcome(open_webhook(endpoint.url)) == expected
+
+
+@pytest.mark.parametrize("count", [99, 120, 2000])
+def test_many_headers_cost_neither_the_response_nor_the_connection(
+    count: int, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    headers = [f"X-Header-{number}: value" for number in range(count)]
+    endpoint = start_endpoint(respond("200 OK", *headers, body=b"thanks"), respond("500 Oops", *headers))
+    sink = open_webhook(endpoint.url)
+    assert [outcome(sink) for _ in range(3)] == [None, Signal(Retry, "HTTP 500"), None]
+    assert [request.connection for request in endpoint.requests] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "rest", [b"\r\n", b"X: " + b"x" * 70_000 + b"\r\n\r\n", ENDLESS_HEADERS, b"garbage\r\n", b"retry-after: 9\r\n\r\n"]
+)
+def test_a_retry_after_before_what_is_unusual_is_honoured(
+    rest: bytes, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(stay_open(b"HTTP/1.1 503 Busy\r\nX: y\r\n folded\r\nRETRY-AFTER: 7\r\n" + rest))
+    assert outcome(open_webhook(endpoint.url)) == Signal(Pause, "HTTP 503: it asks us to wait", 7.0)
+
+
+def test_many_headers_of_a_100_are_skipped(start_endpoint: StartEndpoint, open_webhook: OpenWebhook) -> None:
+    head = b"HTTP/1.1 100 Continue\r\n" + b"X: y\r\n" * 120 + b"\r\nHTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
+    endpoint = start_endpoint(send_and_close(head))
+    assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 500")
 
 
 def test_100_continue_is_skipped(start_endpoint: StartEndpoint, open_webhook: OpenWebhook) -> None:

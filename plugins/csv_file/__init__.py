@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import glob
+import json
 import logging
 import os
+import re
 import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from receiver import Event, Pause, hookimpl
+from receiver import Event, Pause, flush_folder, hookimpl, make_folder
 
-from .append_only import AppendOnlyFile, count_rows, has_header, last_event_id
+from .append_only import (
+    BOM,
+    AppendOnlyFile,
+    begin,
+    count_rows,
+    ends_with_line,
+    has_header,
+    is_begun,
+    last_event_id,
+    repair,
+)
 from .rows import Layout, Row
 
-CLOCK_MARGIN = timedelta(hours=2)
-"""How far the clock of the machine that received an event can be from that of the machine that wrote it."""
+CLOCK_MARGIN = timedelta(days=1)
+"""How far the clock can have been behind when an event was written, compared to when it was received."""
+
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+LARGE_APPEND = 1 << 20
+"""Bytes of the end of a file that can be from its last append, if nothing is known of it."""
 
 
 @dataclass
@@ -35,15 +55,18 @@ class Csv:
         per event.
     columns: which columns, in which order; event_id always comes first. Default: all.
     label_columns: labels that get a column of their own, called label_NAME.
+    bom: begin new files with a byte order mark, by which Excel recognizes UTF-8.
     """
 
     path: Path
     rows: Literal["readings", "events"] = "readings"
     columns: list[str] | None = None
     label_columns: list[str] = field(default_factory=list)
+    bom: bool = False
 
     def __post_init__(self) -> None:
         self._layout = Layout(self.rows, self.columns, self.label_columns)
+        self._headers = (self._layout.header, BOM + self._layout.header)
         self._base: Path | None = None
         self._file: AppendOnlyFile | None = None
         self._lock_file: int | None = None
@@ -111,13 +134,16 @@ class Csv:
 
     def _open_file(self, base: Path) -> AppendOnlyFile:
         """The first of NAME.csv, NAME-2.csv, … that is new or has our columns."""
-        base.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(base.parent)
         for path in numbered(base):
-            if not path.exists() or has_header(path, self._layout.header):
-                file = AppendOnlyFile(path, self._layout.header)
-                if file.torn:
-                    self._logger.warning("the incomplete last row of %s was moved to %s", path, file.torn)
-                return file
+            if path.exists() and not path.is_file():
+                raise OSError(f"{path} is not a regular file")
+            if not is_begun(path, self._headers):
+                begin(path, self._headers[self.bom])
+            if has_header(path, self._headers):
+                self._repair(path, path.stat().st_size)
+                self._write_lock_file(str(path), path.stat().st_size)
+                return AppendOnlyFile(path)
             self._logger.warning("%s has other columns than configured; it is not changed", path)
         raise AssertionError("the numbers never end")
 
@@ -130,47 +156,97 @@ class Csv:
         since = min(event.received_at for event in events) - CLOCK_MARGIN
         found: Counter[str] = Counter()
         complete: set[str] = set()
-        for path in self._files_since(since.date()):
+        for path in self._files(since.date()):
             counts = count_rows(path, set(readings))
-            if has_header(path, self._layout.header):
+            if has_header(path, self._headers):
                 found += counts
             else:
                 last = last_event_id(path)
                 complete |= {name for name, count in counts.items() if name != last or count % readings[name] == 0}
         return found, complete
 
-    def _files_since(self, first: date) -> Iterator[Path]:
-        today = datetime.now(UTC).date()
-        days = (today - timedelta(days=back) for back in range(max(0, (today - first).days) + 1))
-        for base in dict.fromkeys(self._path_of(day) for day in days):
+    def _files(self, first: date = date.min) -> Iterator[Path]:
+        """All files from this day on, also from days that are yet to come: the clock may have been ahead."""
+        for base in self._bases(first):
             for path in numbered(base):
-                if path.exists():
+                if path.is_file():
                     yield path
                 elif path != base:
                     break
+
+    def _bases(self, first: date = date.min) -> list[Path]:
+        """NAME.csv of today and of each other day from this one on of which there are files, without its numbers."""
+        today = datetime.now(UTC).date()
+        days = {today}
+        if "{date}" in str(self.path):
+            form = Path(glob.escape(str(self.path)).replace("{date}", "????-??-??"))
+            for path in glob.iglob(str(form.with_name(f"{form.stem}*{form.suffix}"))):
+                for found in DATE.findall(path):
+                    with suppress(ValueError):
+                        days.add(date.fromisoformat(found))
+        return list(dict.fromkeys(self._path_of(day) for day in sorted(days) if day >= first or day == today))
 
     def _path_of(self, day: date) -> Path:
         return Path(str(self.path).replace("{date}", day.isoformat()))
 
     def _lock(self) -> None:
-        """Become the only writer of the file. Raises Pause while another sink or process is it."""
+        """Become the only writer of the files, and repair them. Raises Pause while another sink or process is it."""
         if self._lock_file is not None:
             return
         path = Path(f"{str(self.path).replace('{date}', 'date')}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         lock_file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._repair_all(os.pread(lock_file, 1 << 16, 0))
         except BlockingIOError:
-            owner = os.pread(lock_file, 200, 0).decode("utf-8", "replace").strip()
+            owner, *_ = os.pread(lock_file, 200, 0).decode("utf-8", "replace").splitlines() or [""]
             os.close(lock_file)
             raise Pause(f"{self.path} is in use by {described(owner)}") from None
-        except OSError:
+        except BaseException:
             os.close(lock_file)
             raise
         self._lock_file = lock_file
-        os.ftruncate(lock_file, 0)
-        os.pwrite(lock_file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._write_lock_file()
+        flush_folder(path.parent)
+
+    def _write_lock_file(self, *in_use: object) -> None:
+        """Note who holds the lock, and which file it is about to append to from which offset on, before it does."""
+        assert self._lock_file is not None
+        lines = [f"process {os.getpid()} on {socket.gethostname()}", json.dumps(in_use), ""]
+        content = "\n".join(lines).encode()
+        os.pwrite(self._lock_file, content, 0)
+        os.ftruncate(self._lock_file, len(content))
+        os.fsync(self._lock_file)
+
+    def _repair_all(self, lock: bytes) -> None:
+        """Repair the file that was in use when the sink last ran, and any other that ends within a line."""
+        own = [path for path in self._bases() if path.is_file()]  # one with a number can be that of another sink
+        in_use, flushed = file_in_use(lock)
+        if in_use not in set(self._files()):
+            in_use = max(own, key=lambda path: path.stat().st_mtime_ns, default=None)
+            flushed = in_use.stat().st_size - LARGE_APPEND if in_use else 0
+        if in_use:
+            with self._unless_forbidden(in_use):
+                self._repair(in_use, flushed)
+        for path in own:
+            with self._unless_forbidden(path):
+                if path != in_use and not ends_with_line(path):
+                    self._repair(path, path.stat().st_size - LARGE_APPEND)
+
+    @contextmanager
+    def _unless_forbidden(self, path: Path) -> Iterator[None]:
+        """Leave a file as it is that must not be changed, as one that was archived."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._logger.warning("%s cannot be repaired: %s", path, error.strerror)
+
+    def _repair(self, path: Path, flushed: int) -> None:
+        if torn := repair(path, flushed):
+            self._logger.warning("the incomplete last row of %s was moved to %s", path, torn)
 
 
 @hookimpl
@@ -185,6 +261,15 @@ def numbered(base: Path) -> Iterator[Path]:
     while True:
         yield base.with_name(f"{base.stem}-{number}{base.suffix}")
         number += 1
+
+
+def file_in_use(lock: bytes) -> tuple[Path | None, int]:
+    """The file of the last opening, and its size then, from what its owner wrote into the lock file."""
+    try:
+        path, flushed = json.loads(lock.split(b"\n")[1])
+        return Path(path), int(flushed)
+    except (IndexError, TypeError, ValueError):
+        return None, 0
 
 
 def described(owner: str) -> str:

@@ -78,7 +78,12 @@ def timestamp(time: datetime) -> str:
 
 
 def cell(column: str, value: Any) -> Any:
-    """A cell; text that a spreadsheet would read as a formula is marked as text. Event ids are not changed."""
+    """A cell; text that a spreadsheet would read as a formula is marked as text. Event ids are not changed.
+
+    No cell has a NUL: in a file, zeros are a sign of data that a power cut has taken.
+    """
+    if isinstance(value, str):
+        value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
     if column != "event_id" and isinstance(value, str) and value.startswith(FORMULA):
         return f"'{value}"
     return value

@@ -16,7 +16,7 @@ import psycopg
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
-from receiver import Event, GiveUp, Pause, Secret, hookimpl
+from receiver import Event, GiveUp, Pause, Secret, hookimpl, make_folder
 
 from .connections import TimeLimits, create, database_url, is_about_a_row
 from .tables import Row, check_names, create_or_check, define, insert_missing, insert_or_replace_older, newest, write
@@ -32,8 +32,9 @@ class Sql:
     """Writes readings into a database, PostgreSQL or an SQLite file: all of them, and the latest of each device.
 
     Each reading is stored once, however often its event is delivered. The other table has one row for each device and
-    quantity, and an older reading never replaces a newer one. Missing tables are created, and a column is added for
-    each new label. A table that does not fit is not changed, and pauses the sink.
+    quantity, and an older reading never replaces a newer one, nor does one of more than a day in the future. Missing
+    tables are created, and a column is added for each new label. A table that does not fit is not changed, and pauses
+    the sink.
 
     url: the database; postgres://user:password@host:5432/name, or sqlite:/// and a path, which counts from the folder
         in which the receiver is started.
@@ -117,7 +118,7 @@ class Sql:
         if self._tables_fit:
             return
         if self._engine.name == "sqlite":
-            Path(str(self._url.database)).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(str(self._url.database)).parent)
         with self._engine.begin() as connection:
             if self._engine.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))

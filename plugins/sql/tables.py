@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -18,7 +18,9 @@ from sqlalchemy import (
     Table,
     Text,
     collate,
+    func,
     inspect,
+    or_,
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -35,6 +37,9 @@ ROWS_PER_STATEMENT = 1000
 """So few that a slow database is done within the time limit of a statement."""
 SQLITE_TIME = "%(year)04d-%(month)02d-%(day)02dT%(hour)02d:%(minute)02d:%(second)02d.%(microsecond)06dZ"
 """A format that SQLite's functions read, and that sorts as text."""
+MAX_AHEAD = timedelta(days=1)
+"""A reading whose time is further ahead of its receipt is never the latest. No clock or time zone is off by so much,
+and one that is ahead by less hides others for a day at most."""
 BYTE_ORDER = {"sqlite": "BINARY", "postgresql": "C"}
 """The collation in which event ids compare as they do in Python."""
 INSERT: dict[str, Callable[[Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -82,26 +87,33 @@ def insert_missing(table: Table, dialect: str) -> Any:
 
 
 def insert_or_replace_older(table: Table, dialect: str) -> Any:
-    """An INSERT that replaces an existing row if that is older."""
+    """An INSERT that replaces an existing row if that is older, or too far ahead to be the latest."""
     statement = INSERT[dialect](table)
     new, old = statement.excluded, table.c
     new_age, old_age = (tuple_(row.time, collate(row.event_id, BYTE_ORDER[dialect])) for row in (new, old))
     return statement.on_conflict_do_update(
         index_elements=list(table.primary_key),
         set_={column: new[column.key] for column in table.columns if not column.primary_key},
-        where=new_age > old_age,
+        where=or_(new_age > old_age, is_too_far_ahead(old, dialect)),
     )
 
 
+def is_too_far_ahead(row: Any, dialect: str) -> Any:
+    """An expression for a stored row; none is written any more."""
+    if dialect == "sqlite":
+        return func.julianday(row.time) - func.julianday(row.received_at) > MAX_AHEAD.days
+    return row.time > row.received_at + MAX_AHEAD
+
+
 def newest(rows: Sequence[Row]) -> list[Row]:
-    """The newest row of each device and quantity, sorted by them.
+    """The newest row of each device and quantity that is not too far ahead, sorted by them.
 
     Of several with the same time it is that of the last event id, and the first reading of that event: DT's ids
     ascend, and its samples come newest first.
     """
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
-        if row["device_id"] is not None:
+        if row["device_id"] is not None and row["time"] - row["received_at"] <= MAX_AHEAD:
             key = (row["device_id"], row["quantity"])
             if key not in found or age(row) > age(found[key]):
                 found[key] = row

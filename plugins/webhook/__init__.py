@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import ClassVar, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import unquote, urlsplit
 
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
 
-from .addresses import connect
+from .addresses import check_literal, connect
 from .exchange import CompleteHead, Deadlines, TimeLimits, discard_body
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
@@ -35,7 +35,15 @@ CONNECTIONS = 64
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 VISIBLE = re.compile(r"[\t\x20-\x7e]*")
 
-PAUSING = {401: "it rejects our credentials", 403: "it forbids us", 410: "it is gone"}
+PAUSING = {
+    401: "it rejects our credentials",
+    403: "it forbids us",
+    407: "the proxy rejects our credentials",
+    410: "it is gone",
+}
+REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})")
+"""In the text of an error of http.client, the status with which a proxy refuses CONNECT."""
+REFUSALS_OF_PROXY = ("403", "407")
 RETRIED = (408, 425)
 OVERLOADED = (429, 503)
 
@@ -55,6 +63,8 @@ class Webhook:
     headers: additional headers to send.
     allow_private: allow endpoints on loopback and private addresses.
     ca_file: certificates to trust instead of those of the system.
+    proxy: an HTTP proxy to connect through, http://user:password@host:port. It resolves the name of the endpoint, so
+        only an address in the url itself is checked.
     """
 
     url: str = field(repr=False)
@@ -62,6 +72,7 @@ class Webhook:
     headers: Mapping[str, Secret] = field(default_factory=dict)
     allow_private: bool = False
     ca_file: Path | None = None
+    proxy: Secret | None = None
 
     limits: ClassVar[TimeLimits] = TimeLimits()  # not an option
 
@@ -71,6 +82,7 @@ class Webhook:
         for name, value in self.headers.items():
             check_header(name, value)
         self._keys = [signing_key(secret) for secret in secrets]
+        self._proxy = None if self.proxy is None else proxy_options(self.proxy)
         self._deadlines = Deadlines(self.limits.total_seconds)
         self._pool: HTTPConnectionPool | None = None
 
@@ -87,11 +99,12 @@ class Webhook:
             with self._deadlines.exchange() as deadline:
                 response = self._pool.urlopen(
                     "POST",
-                    self._target,
+                    self._request_target(),
                     body=event.body,
                     headers=self._headers(event, time.time()),
                     retries=False,
                     redirect=False,
+                    assert_same_host=False,
                     preload_content=False,
                     decode_content=False,
                 )
@@ -100,7 +113,11 @@ class Webhook:
                     raise TimeoutError("cut off, perhaps in the middle of its headers")
                 discard_body(response)
         except (HTTPError, OSError) as error:
-            raise Retry(f"no response from {self._host}: {cause(error)}") from None
+            if refusal := REFUSED_TUNNEL.search(str(error)):
+                signal = Pause if refusal[1] in REFUSALS_OF_PROXY else Retry
+                raise signal(f"no connection to {self._host}: the proxy responds HTTP {refusal[1]}") from None
+            way = " through the proxy" if self._proxy else ""
+            raise Retry(f"no response from {self._host}{way}: {cause(error)}") from None
         judge(response, attempt)
 
     @hookimpl
@@ -120,31 +137,42 @@ class Webhook:
             headers["webhook-signature"] = " ".join(signature(key, signed) for key in self._keys)
         return headers
 
+    def _request_target(self) -> str:
+        """The path and query, or what a proxy needs to forward the request (RFC 9112, section 3.2.2)."""
+        if self._proxy is None or self._scheme == "https":
+            return self._target
+        return f"http://{urlsplit(self.url).netloc}{self._target}"
+
     def _make_pool(self) -> HTTPConnectionPool:
-        host, port = self._host, self._port
+        """Connections to the endpoint, or to the proxy; the environment's variables for proxies are not consulted."""
         timeout = Timeout(connect=self.limits.connect_seconds, read=self.limits.read_seconds)
-        if self._scheme == "http":
-            plain = HTTPConnectionPool(host, port, maxsize=CONNECTIONS, timeout=timeout)
-            plain.ConnectionCls = self._checked(HTTPConnection)
-            return plain
+        options: dict[str, Any] = {"maxsize": CONNECTIONS, "timeout": timeout}
+        if self._scheme == "https":
+            options["ssl_context"] = self._tls()
+        manager = PoolManager(**options) if self._proxy is None else ProxyManager(**self._proxy, **options)
+        pool = manager.connection_from_host(self._host, self._port, self._scheme)
+        pool.ConnectionCls = self._checked(HTTPSConnection if self._scheme == "https" else HTTPConnection)
+        return pool
+
+    def _tls(self) -> ssl.SSLContext:
         try:
-            context = ssl.create_default_context(cafile=self.ca_file)
+            return ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             reason = error.strerror or "it has no certificates"
             raise Pause(f"ca_file {self.ca_file} cannot be read: {reason}") from None
-        secure = HTTPSConnectionPool(host, port, maxsize=CONNECTIONS, timeout=timeout, ssl_context=context)
-        secure.ConnectionCls = self._checked(HTTPSConnection)
-        return secure
 
     def _checked(self, connection: type[AnyConnection]) -> type[AnyConnection]:
         """The connection class that checks the address when it connects, and whose exchanges have deadlines."""
         deadlines, allow_private, connect_seconds = self._deadlines, self.allow_private, self.limits.connect_seconds
+        proxied_host = self._host if self._proxy else None
 
         class Checked(connection):  # type: ignore[valid-type, misc]  # the base is a parameter
             response_class = CompleteHead
 
             def _new_conn(self) -> socket.socket:
-                connected = connect(self.host, self.port, allow_private, connect_seconds)
+                if proxied_host is not None:
+                    check_literal(proxied_host, allow_private)
+                connected = connect(self.host, self.port, allow_private or proxied_host is not None, connect_seconds)
                 deadlines.watch(connected)
                 return connected
 
@@ -175,6 +203,23 @@ def split_url(url: str) -> tuple[str, str, int | None, str]:
     except ValueError:
         raise ValueError("url must have a port from 0 to 65535, or none") from None
     return parts.scheme, parts.hostname, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def proxy_options(proxy: Secret) -> dict[str, Any]:
+    """The URL of a proxy and the headers for it. Raises ValueError for one that cannot be used, without showing it."""
+    try:
+        parts = urlsplit(proxy.get_secret_value())
+        port = parts.port or 80
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("proxy must be a URL such as http://user:password@proxy.example:3128")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    headers = {}
+    if parts.username is not None:
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["proxy-authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+    return {"proxy_url": f"http://{host}:{port}", "proxy_headers": headers}
 
 
 def cause(error: BaseException) -> str:

@@ -50,6 +50,19 @@ def connect(host: str, port: int, allow_private: bool, seconds: float) -> socket
     raise error or OSError(f"{host} has no address")
 
 
+def check_literal(host: str, allow_private: bool) -> None:
+    """Raise Pause if a host is an address that is not allowed, in any spelling; a name is not resolved."""
+    try:
+        address: Address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return
+    if reason := why_forbidden(address, allow_private):
+        raise Pause(f"{host} has an address that is {reason}")
+
+
 def why_forbidden(address: Address, allow_private: bool) -> str | None:
     """Why an address is not allowed, or None. An IPv4 address inside an IPv6 address is judged as IPv4."""
     address = embedded_ipv4(address)

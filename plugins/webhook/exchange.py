@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -20,7 +21,24 @@ CHECK_SECONDS = 0.25
 """How often deadlines are checked."""
 
 MAX_RESPONSE_BYTES = 64 * 1024
-"""A response longer than this closes its connection; its content is not used."""
+"""A response whose head or body is longer than this closes its connection; the rest is not read."""
+
+MAX_STATUS_BYTES = 1000
+"""How much of a status line is used: the reason at its end can be of any length."""
+
+HEADER = re.compile(rb"[ \t]|[!#$%&'*+.^_`|~0-9A-Za-z-]+:|[!#$%&'*+.^_`|~0-9A-Za-z-]*\Z")
+"""How a header begins, or a further line of one, or all that there is of an incomplete one."""
+
+ANY = re.compile(rb".*", re.DOTALL)
+USED_HEADERS = {
+    b"connection": ANY,
+    b"content-length": re.compile(rb"[0-9]+"),
+    b"retry-after": ANY,
+    b"transfer-encoding": re.compile(rb"chunked", re.IGNORECASE),
+}
+"""The headers that are used, and the values that they can have."""
+
+NO_BODY = [b"Content-Length: 0\r\n", b"Connection: close\r\n"]
 
 
 @dataclass(frozen=True)
@@ -82,29 +100,67 @@ class Deadlines:
 
 
 class CompleteHead(http.client.HTTPResponse):
-    """A response whose head must be complete. Python's own accepts a head that ends with the connection."""
+    """A response that counts by its status line, whatever headers follow; but its head must have an end.
+
+    Python's own accepts a head that ends with the connection, and fails for one that is long or unusual.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stream = self.fp
+        self.fp = Head(self.fp)  # type: ignore[assignment]  # it replaces the stream while the head is read
 
     def begin(self) -> None:
-        stream = self.fp
-        lines = HeadLines(stream)
-        self.fp = lines  # type: ignore[assignment]  # it replaces the stream while the head is read
         super().begin()
-        if self.fp is lines:  # type: ignore[comparison-overlap]  # as above
-            self.fp = stream
-        if lines.last.strip():
-            raise http.client.RemoteDisconnected("the connection ended within the head of the response")
+        if self.fp is not None:
+            self.fp = self._stream
 
 
-class HeadLines:
-    """A stream that remembers the last line that was read; the end of the stream is not an empty line."""
+class Head:
+    """The head of a response, without the headers that are not used.
+
+    If it is too long, holds something else than headers, or does not tell where the body ends, it says that there is no
+    body and that the connection is closed.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self.last = b""
+        self._bytes_left = MAX_RESPONSE_BYTES
+        self._lines: list[bytes] = []
 
-    def readline(self, *limit: int) -> bytes:
-        line: bytes = self._stream.readline(*limit)
-        self.last = line or b"end"
+    def readline(self, limit: int) -> bytes:
+        """The next line: a status line, or one of the headers after it."""
+        if self._lines:
+            return self._lines.pop(0)
+        line = self._read()
+        if line.startswith(b"HTTP/"):
+            if not line.endswith(b"\n") and self._bytes_left:
+                raise http.client.RemoteDisconnected("the connection ended within the status line")
+            self._lines = [*self._read_headers(), b"\r\n"]
+        return line[:MAX_STATUS_BYTES]
+
+    def _read_headers(self) -> list[bytes]:
+        used: dict[bytes, bytes] = {}
+        length_is_known = True
+        while (line := self._read()) not in (b"\r\n", b"\n"):
+            is_header = HEADER.match(line)
+            if is_header and not line.endswith(b"\n") and self._bytes_left:
+                raise http.client.RemoteDisconnected("the connection ended within the head of the response")
+            if not is_header or not line.endswith(b"\n"):
+                length_is_known = False
+                break
+            name, _, value = line.partition(b":")
+            name = name.lower()
+            if name in USED_HEADERS:
+                length_is_known &= name not in used and USED_HEADERS[name].fullmatch(value.strip()) is not None
+                used.setdefault(name, line)
+        if length_is_known:
+            return list(used.values())
+        return [*(line for name, line in used.items() if name == b"retry-after"), *NO_BODY]
+
+    def _read(self) -> bytes:
+        line: bytes = self._stream.readline(self._bytes_left)
+        self._bytes_left -= len(line)
         return line
 
     def __getattr__(self, name: str) -> Any:

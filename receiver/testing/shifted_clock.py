@@ -5,6 +5,7 @@ processes of a receiver under test import nothing else that tests need.
 """
 
 import mmap
+import runpy
 import struct
 import sys
 from pathlib import Path
@@ -24,6 +25,4 @@ if __name__ == "__main__":
         return now
 
     traveller.time_ns = shifted_time_ns  # type: ignore[method-assign]  # a traveller cannot follow a file
-    from receiver.commands.main import main
-
-    main(prog_name="python -m receiver")
+    runpy.run_module("receiver", run_name="__main__")

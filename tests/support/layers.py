@@ -11,7 +11,7 @@ LAYERS = {
     "journal": ("journal",),
     "settings": ("settings", "logs", "signature", "lifeline"),
     "checks": ("validation", "redaction", "environment", "listener"),
-    "words": ("event", "errors", "hookspecs"),
+    "words": ("event", "errors", "hookspecs", "folders"),
 }
 """Layer → its parts: files and folders of the package."""
 

@@ -25,6 +25,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 from receiver.errors import JournalError, JournalUnavailable, ReceiverError
+from receiver.folders import make_folder
 from receiver.journal.contract import Arrival
 from receiver.journal.sql.database import storable
 from receiver.journal.sql.sqlite_wakeup import Wakeup
@@ -59,7 +60,7 @@ class SqliteDatabase:
         self._wall_at_start = time.time() - time.monotonic()
         try:
             self._path = path = path.resolve()  # a symbolic link to the file must lead to the same locks
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._lock = FileLock(path.with_name(path.name + ".lock"))
             self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
             self._wakeup = Wakeup(path.with_name(path.name + ".wakeup"))

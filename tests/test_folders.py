@@ -1,0 +1,92 @@
+"""Folders that the receiver creates: their names are flushed to the disk, or a power cut could take what is in them."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from support.built_in_sinks import build, deliver_batch, open_sink
+from support.csv_archive import CsvArchive
+from support.events import event
+
+from receiver.folders import make_folder
+from receiver.journal.sql.sqlite import SqliteDatabase
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[str]]]:
+    """Each folder that was flushed, and the names that were in it then."""
+    found: list[tuple[Path, list[str]]] = []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.is_dir():
+            found.append((path, sorted(os.listdir(path))))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    return found
+
+
+def test_each_folder_is_flushed_in_its_parent_before_the_next_is_created(
+    tmp_path: Path, flushed: list[tuple[Path, list[str]]]
+) -> None:
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert flushed == [(tmp_path, ["a"]), (tmp_path / "a", ["b"]), (tmp_path / "a" / "b", ["c"])]
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "d")
+    assert flushed[3:] == [(tmp_path / "a", ["b", "d"])]
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "a")
+    with pytest.raises(NotADirectoryError):
+        make_folder(tmp_path / "a" / "b" / "c")
+
+
+def test_a_folder_that_is_given_relative_to_the_current_one_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("a/b"))
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_the_folders_of_a_journal_are_durable(tmp_path: Path, flushed: list[tuple[Path, list[str]]]) -> None:
+    SqliteDatabase(tmp_path / "a" / "b" / "journal.sqlite", 0, None).close()
+    assert [folder for folder, _ in flushed] == [tmp_path, tmp_path / "a"]
+
+
+def test_the_folders_of_the_sql_sink_are_durable(tmp_path: Path, flushed: list[tuple[Path, list[str]]]) -> None:
+    sink = open_sink(build("sql", tmp_path, {"url": f"sqlite:///{tmp_path / 'a' / 'b' / 'readings.sqlite'}"}))
+    sink.hook.close()
+    assert [folder for folder, _ in flushed] == [tmp_path, tmp_path / "a"]
+
+
+def test_the_folders_of_the_csv_sink_are_durable(tmp_path: Path, flushed: list[tuple[Path, list[str]]]) -> None:
+    sink = open_sink(build("csv", tmp_path, {"path": "a/{date}/events.csv"}))
+    deliver_batch(sink, event("e1"))
+    sink.hook.close()
+    today = datetime.now(UTC).date().isoformat()
+    names = {path.relative_to(tmp_path).as_posix(): names for path, names in flushed}
+    assert names == {
+        ".": ["a"],
+        "a": sorted(["date", today]),
+        "a/date": ["events.csv.lock"],
+        f"a/{today}": ["events.csv"],
+    }
+
+
+def test_a_moved_folder_is_created_again(tmp_path: Path) -> None:
+    archive = CsvArchive(tmp_path)
+    archive.open(path="a/events.csv").deliver(event("e1"))
+    (tmp_path / "a").rename(tmp_path / "moved")
+    archive.deliver(event("e2"))
+    archive.close()
+    assert archive.ids("a/events.csv") == ["e2"]
