@@ -13,6 +13,7 @@ from typing import NoReturn
 import pytest
 from conftest import TEST_SECRET, wait_until
 from support.delivery import Behaviour, RunningDispatcher, SingleSink, add_deliveries, always
+from support.journals import SqliteStore
 
 from receiver.delivery import dispatcher as dispatcher_module
 from receiver.delivery import sink_loop
@@ -229,6 +230,81 @@ def test_a_sink_that_crashed_the_dispatcher_when_it_was_called_alone_starts_paus
     assert dispatcher.journal.sink_states()["culprit"] == SinkState(
         "culprit", 1, dispatcher.store.clock.now + 10, "the dispatcher died while it called this sink alone"
     )
+
+
+class FakeTime:
+    """Stands in for the module `time` of the dispatcher; moves the clock of a journal as well."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def advance(self, seconds: float) -> None:
+        self._store.clock.advance(seconds)
+
+    def time(self) -> float:
+        return self._store.clock.now
+
+    def monotonic(self) -> float:
+        return self._store.clock.now
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+
+def test_claims_of_a_silent_dispatcher_are_taken_over_after_15_s_in_which_this_one_could_report(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeTime(dispatcher.store)
+    monkeypatch.setattr(dispatcher_module, "time", time)
+    other, ours = dispatcher.store.open("other"), dispatcher.create()
+    other.report_alive()
+    add_deliveries(other, "s", "a")
+    other.claim("s", 1, 60.0)
+
+    def is_taken_over() -> bool:
+        return other.next_due("s") == time.time()
+
+    time.advance(20)  # the journal was unavailable to both
+    taken_over = []
+    for _ in range(5):
+        ours.tick()
+        taken_over.append(is_taken_over())
+        time.advance(5)
+    assert taken_over == [False, False, False, False, True]
+
+
+def test_a_dispatcher_that_reports_again_after_an_outage_of_the_journal_keeps_its_claims(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeTime(dispatcher.store)
+    monkeypatch.setattr(dispatcher_module, "time", time)
+    other, ours = dispatcher.store.open("other"), dispatcher.create()
+    other.report_alive()
+    add_deliveries(other, "s", "a")
+    for _ in range(5):
+        ours.tick()
+        other.report_alive()
+        time.advance(5)
+    other.claim("s", 1, 60.0)
+    expires_at = other.next_due("s")
+    time.advance(20)
+    for _ in range(5):
+        ours.tick()
+        other.report_alive()
+        time.advance(5)
+    assert other.next_due("s") == expires_at
+
+
+def test_a_dispatcher_reports_that_it_is_alive_although_it_cannot_route(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise JournalUnavailable("locked")
+
+    monkeypatch.setattr(SqlJournal, "unrouted", fail)
+    monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.0)
+    assert not dispatcher.create().tick()
+    assert dispatcher.journal.liveness() is not None
 
 
 def test_of_two_sinks_on_trial_only_the_one_with_more_pauses_starts_paused(dispatcher: RunningDispatcher) -> None:

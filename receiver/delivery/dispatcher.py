@@ -31,6 +31,9 @@ EXTEND_SECONDS = 15.0
 """A quarter of a claim: three extensions in a row may fail."""
 
 LIVENESS_SECONDS = 5.0
+SILENT_SECONDS = 15.0
+"""Three reports of liveness in a row may be late: then other dispatchers take over the claims."""
+
 RETENTION_SECONDS = 1.0
 RETENTION_BUDGET_SECONDS = 0.1
 """Retention may take a tenth of the time, since routing waits for it."""
@@ -89,6 +92,7 @@ class Dispatcher:
         self._not_started: list[SinkLoop] = []
         self._on_trial: tuple[SinkLoop, float] | None = None
         self._last_run: dict[Callable[[], None], float] = {}
+        self._reported_at = self._reporting_since = float("-inf")
         self._log = RateLimitedLog(log)
 
     def run(self, lifeline: Lifeline) -> None:
@@ -123,8 +127,8 @@ class Dispatcher:
         """One round of the work that is not a sink's own. Returns whether there was anything to route."""
         self._start_loops()
         try:
-            routed = self._route()
             self._every(LIVENESS_SECONDS, self._report_alive)
+            routed = self._route()
             self._every(EXTEND_SECONDS, self._extend_claims)
             self._every(EXTEND_SECONDS, self._warn_of_long_calls)
             self._every(RETENTION_SECONDS, self._apply_retention)
@@ -199,7 +203,18 @@ class Dispatcher:
             self._last_run[action] = now
 
     def _report_alive(self) -> None:
+        """Report to the others, and take over from those that do not.
+
+        When the journal was unavailable, all of them were silent. So a dispatcher judges only by a time in which it has
+        always been able to report.
+        """
         self._journal.report_alive(self._warnings)
+        now = time.monotonic()
+        if now - self._reported_at > 2 * LIVENESS_SECONDS:
+            self._reporting_since = now
+        self._reported_at = now
+        if now - self._reporting_since > SILENT_SECONDS:
+            self._journal.take_over(SILENT_SECONDS)
 
     def _adopt_states(self) -> None:
         """Adopt the pauses that other dispatchers or operators have begun or ended."""

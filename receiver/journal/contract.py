@@ -8,8 +8,8 @@ The guarantees:
 
 * When `accept` returns, its arrivals survive a power cut. An event id is stored once.
 * A delivery is *pending* until it is settled as *delivered* or *dead*; it never leaves the journal in any other way.
-* A claimed delivery is given to no other dispatcher until its claim ends. *Delivered* is accepted from anyone; every
-  other result only from the holder of the claim.
+* A claimed delivery is given to no other dispatcher until its claim expires or is voided. *Delivered* is accepted from
+  anyone; every other result only from the holder of the claim.
 * Any call may raise JournalUnavailable. It has then done all of its work or none of it, never a part.
 """
 
@@ -223,19 +223,22 @@ class Journal(Protocol):
         """Claim up to `limit` due deliveries for `seconds`; those due for the longest time come first."""
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> None:
-        """Let the claims on `deliveries` that are still held end `seconds` from now."""
+        """Let the claims on `deliveries` that are still held expire `seconds` from now."""
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Record the results of deliveries to one sink, and end their claims."""
 
     def next_due(self, sink: str) -> float | None:
-        """When the next pending delivery of a sink is due or its claim ends; None when none is pending."""
+        """When the next pending delivery of a sink is due or its claim expires; None when none is pending."""
 
     def start_dispatching(self) -> list[str]:
         """Become a dispatcher and void the claims of its predecessor; the sinks for which that one held claims."""
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
         """Record that this dispatcher is alive, and what operators should know of it, in one line each."""
+
+    def take_over(self, silent_seconds: float) -> None:
+        """Void the claims of other dispatchers that have reported nothing for so long, so that they are due now."""
 
     def liveness(self) -> Liveness | None:
         """The latest report of any dispatcher; None if there never was one."""

@@ -1,7 +1,7 @@
 """What intake and dispatchers ask of the journal, in SQL: each verb of the contract as one or two statements.
 
 A claim moves the due time of a delivery to the end of the claim and records its holder, so that the deliveries of a
-crashed holder become due again when their claims end.
+crashed holder become due again when their claims expire, if no other dispatcher takes them over before.
 """
 
 from __future__ import annotations
@@ -203,6 +203,21 @@ class SqlJournal(SqlState):
             }
             report = self._database.insert(dispatchers).values(holder=self._holder, **values)
             connection.execute(report.on_conflict_do_update(index_elements=["holder"], set_=values))
+
+    def take_over(self, silent_seconds: float) -> None:
+        """Skips what is being settled at this moment: its dispatcher is not silent."""
+        now = self.now()
+        is_silent = (dispatchers.c.clock < now - silent_seconds) & (dispatchers.c.holder != self._holder)
+        with self._database.write() as connection:
+            claimed = (
+                select(deliveries.c.event, deliveries.c.sink)
+                .where(deliveries.c.holder.in_(select(dispatchers.c.holder).where(is_silent)))
+                .order_by(deliveries.c.event)
+                .with_for_update(skip_locked=True)
+                .cte("claimed")
+            )
+            these = (deliveries.c.event == claimed.c.event) & (deliveries.c.sink == claimed.c.sink)
+            connection.execute(update(deliveries).where(these).values(holder=None, due=now))
 
     def liveness(self) -> Liveness | None:
         latest = select(dispatchers.c.alive_at, dispatchers.c.warnings).order_by(dispatchers.c.alive_at.desc()).limit(1)
