@@ -206,7 +206,10 @@ def replay(
     How many events matched, and how many of them were not pending already. `progress` is called with the number of
     events that were read since the last call.
     """
-    condition = enabled_sink(settings, sink).common.filter
+    of_sink = enabled_sink(settings, sink)
+    if not of_sink.filter_is_valid:
+        raise ReceiverError(f"the filter of sink {sink} is invalid; `check` says why")
+    condition = of_sink.common.filter
     matched = requeued = after = 0
     while batch := records.received(since.timestamp(), until.timestamp(), after, BATCH):
         chosen = [stored for stored in batch if passes(stored.decode(), condition, types)]
@@ -243,6 +246,8 @@ def explain(records: Records, settings: Settings, event_id: str) -> Explanation:
 
 def not_routed(sink: SinkSettings, event: Event) -> str:
     """Why an event was not routed to a sink."""
+    if not sink.filter_is_valid:
+        return "not routed yet: the filter of the sink is invalid"
     if misses := sink.common.filter.misses(event):
         return f"not routed: filter {', '.join(misses)}"
     return "not routed: the sink was added later, or its dead letter was deleted; `replay` delivers it"

@@ -157,6 +157,7 @@ def test_every_problem_of_plugins_and_sinks_has_a_line(operator: Operator) -> No
         "error: config.toml [sinks.e]: url: the environment variable NOT_SET is not set",
         "error: config.toml [sinks.f]: concurrency = 'x': Input should be a valid integer, "
         "unable to parse string as an integer",
+        "error: config.toml [sinks.f]: LINE: ValueError: url must begin with http:// or https:// and name a host",
         "error: config.toml [sinks.g]: retry.max_age: "
         'give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"',
     ]
@@ -308,3 +309,23 @@ def test_keys_that_were_renamed_are_reported_with_their_new_names(operator: Oper
             "error: config.toml [sinks.console]: option 'retry.longest_pause' is now called 'max_backoff'",
         ],
     )
+
+
+def test_no_problem_of_a_table_hides_another(operator: Operator) -> None:
+    operator.configure("""
+        [sinks.a]
+        type = "csv"
+        path = "a.csv"
+        columns = ["tiem"]
+        retry = { max_attempts = 0 }
+        filter = { event_types = ["touch", "temperatur"], devces = ["x"] }
+        """)
+    code, out, errors = operator.run("check")
+    assert (code, out) == (1, [])
+    assert [re.sub(r"\S+\.py:\d+: ValueError", "LINE: ValueError", line) for line in errors] == [
+        "warning: config.toml [sinks.a]: filter.event_types: "
+        "DT documents no event type 'temperatur' (did you mean 'temperature'?)",
+        "error: config.toml [sinks.a]: no option 'filter.devces' (did you mean 'devices'?)",
+        "error: config.toml [sinks.a]: retry.max_attempts: Input should be greater than or equal to 1",
+        f"error: config.toml [sinks.a]: LINE: ValueError: no column 'tiem'; there are: {COLUMNS}",
+    ]

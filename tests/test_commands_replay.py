@@ -166,3 +166,15 @@ def test_a_running_dispatcher_delivers_replayed_events_once_more(operator: Opera
         }
         wait_until(lambda: operator.sink_status("archive")["delivered"] == 4)
     assert sorted(operator.archived) == ["a", "a", "b", "b"]
+
+
+def test_a_sink_with_an_invalid_filter_gets_no_replay(operator: Operator) -> None:
+    operator.configure(f"{JOURNAL}[sinks.archive]\ntype = 'csv'\npath = 'events.csv'\nfilter = {{ devces = ['x'] }}\n")
+    operator.add_pending("other", "a")
+    assert operator.run("replay", "archive", "--since", LONG_AGO) == (
+        1,
+        [],
+        ["error: the filter of sink archive is invalid; `check` says why"],
+    )
+    assert operator.explain("a")["archive"]["state"] == "not routed yet: the filter of the sink is invalid"
+    assert operator.counts("archive") == (0, 0, 0)

@@ -176,6 +176,18 @@ def test_retention_removes_only_old_events_that_are_delivered_everywhere(
     assert journal.counts().sinks == before.sinks
 
 
+def test_retention_removes_no_event_that_a_sink_has_missed_until_it_has_caught_up(journal: Journal) -> None:
+    route_events(journal, "s", "before")
+    accept(journal, "missed")
+    journal.route([(event, ["s"]) for event in journal.unrouted(1)], ["behind"])
+    route_events(journal, "s", "after")
+    settle(journal, claim(journal, "s"), Result.DELIVERED)
+    assert journal.remove_expired(2000.0, 10) is False
+    assert not journal.catch_up("behind", lambda event: False, 10)
+    journal.remove_expired(2000.0, 10)
+    assert [accept(journal, name)[0] for name in ("before", "missed", "after")] == [Outcome.ACCEPTED] * 3
+
+
 def test_retention_removes_no_quarantined_push(journal: Journal) -> None:
     journal.accept([INVALID])
     journal.remove_expired(2000.0, 10)
@@ -272,6 +284,9 @@ WRITES: dict[str, Callable[[Journal, Delivery], Any]] = {
     "accept": lambda journal, _: accept(journal, "new"),
     "accept an invalid push": lambda journal, _: journal.accept([INVALID]),
     "route": lambda journal, _: journal.route([(event, ["new sink"]) for event in journal.unrouted(1)]),
+    "route what a sink misses": lambda journal, _: journal.route([(event, []) for event in journal.unrouted(1)], ["s"]),
+    "catch_up": lambda journal, _: journal.catch_up("behind", lambda event: True, 1),
+    "take_over": lambda journal, _: journal.take_over(15.0),
     "set_enabled_sinks": lambda journal, _: journal.set_enabled_sinks(["new sink"]),
     "claim": lambda journal, _: event_ids(claim(journal, "s")),
     "claim for a new sink": lambda journal, _: claim(journal, "new sink"),
@@ -299,6 +314,8 @@ def test_a_call_whose_commit_fails_does_nothing_and_works_when_it_is_repeated(
         settle(journal, claim(journal, "s"), Result.DELIVERED)
         route_events(journal, "s", "held")
         (held[each],) = claim(journal, "s")
+        accept(journal, "missed")
+        journal.route([(event, []) for event in journal.unrouted(1)], ["behind"])
         accept(journal, "unrouted")
 
     before = everything(journals[store])

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from receiver.delivery.alerts import Alerts
@@ -90,6 +91,8 @@ class Dispatcher:
         """There may be unrouted events that were received before the start."""
         self._loops: list[SinkLoop] = []
         self._not_started: list[SinkLoop] = []
+        self._behind: set[str] = set()
+        """Sinks that have missed events while their filter was invalid."""
         self._on_trial: tuple[SinkLoop, float] | None = None
         self._last_run: dict[Callable[[], None], float] = {}
         self._reported_at = self._reporting_since = float("-inf")
@@ -129,6 +132,8 @@ class Dispatcher:
         try:
             self._every(LIVENESS_SECONDS, self._report_alive)
             routed = self._route()
+            self._every(LIVENESS_SECONDS, self._find_sinks_behind)
+            routed |= self._catch_up()
             self._every(EXTEND_SECONDS, self._extend_claims)
             self._every(EXTEND_SECONDS, self._warn_of_long_calls)
             self._every(RETENTION_SECONDS, self._apply_retention)
@@ -184,17 +189,35 @@ class Dispatcher:
     def _route(self) -> bool:
         """Route new events.
 
-        Events that were received before the start also go to the sinks that were enabled then.
+        Events that were received before the start also go to the sinks that were enabled then. A sink whose filter is
+        invalid misses them until it is valid again.
         """
         new = self._journal.unrouted(BATCH)
         if new:
-            self._journal.route(routes(new, [*self._enabled, *self._enabled_before]))
-            for loop in self._loops:
-                loop.wake.set()
+            valid = [sink for sink in [*self._enabled, *self._enabled_before] if sink.filter_is_valid]
+            missed_by = [sink.name for sink in self._enabled if not sink.filter_is_valid]
+            self._journal.route(routes(new, valid), missed_by)
+            self._wake_sinks()
         if self._catching_up and len(new) < BATCH:
             self._journal.set_enabled_sinks([sink.name for sink in self._enabled])
             self._enabled_before, self._catching_up = (), False
         return bool(new)
+
+    def _find_sinks_behind(self) -> None:
+        self._behind = self._journal.sinks_behind()
+
+    def _catch_up(self) -> bool:
+        """Route what sinks have missed, a part in each round. Returns whether there is more."""
+        for sink in self._enabled:
+            if sink.name in self._behind and sink.filter_is_valid:
+                if not self._journal.catch_up(sink.name, partial(_passes, sink), BATCH):
+                    self._behind.remove(sink.name)
+                self._wake_sinks()
+        return any(sink.name in self._behind for sink in self._enabled if sink.filter_is_valid)
+
+    def _wake_sinks(self) -> None:
+        for loop in self._loops:
+            loop.wake.set()
 
     def _every(self, seconds: float, action: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -287,6 +310,10 @@ def routes(events: Sequence[StoredEvent], sinks: Sequence[SinkSettings]) -> list
     if all(sink.common.filter == Filter() for sink in sinks):
         return [(event, names) for event in events]
     return [(event, _destinations(event, sinks)) for event in events]
+
+
+def _passes(sink: SinkSettings, event: StoredEvent) -> bool:
+    return bool(_destinations(event, [sink]))
 
 
 def _destinations(stored: StoredEvent, sinks: Sequence[SinkSettings]) -> list[str]:

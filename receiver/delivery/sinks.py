@@ -81,20 +81,25 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redacto
     if sink_type is None:
         unknown = [_unknown_type(where, sink.common.type, plugins)] if sink.common.type or not sink.problems else []
         raise PluginError("\n".join([*sink.problems, *unknown]))
+    built: Sink | None = None
+    lines: list[str] = []
     try:
         model = _options_model(sink_type)
+        lines += sink.problems
         options, problems = parse(model, where, sink.options, sink.from_environment, CommonOptions.model_fields)
         redactor.hide(secrets_in(options))
-        lines = [*sink.problems, *(problem.line for problem in problems if problem.key not in sink.missing)]
+        lines += [problem.line for problem in problems if problem.key not in sink.missing]
         if problems and not model.model_fields and _has_annotations_only(sink_type.cls):
             lines.append(f"{where}: {sink_type.cls.__name__} has no options; is @dataclass missing?")
-        if options is not None and not lines:
-            return _sink(sink, sink_type.cls(**_arguments(options, settings)))
+        if options is not None and not sink.missing:  # the constructor may find more problems than are known already
+            built = _sink(sink, sink_type.cls(**_arguments(options, settings)))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
-        raise PluginError(f"{where}: {line_and_text(error, redactor.redact, sink_type.cls)}") from None
-    raise PluginError("\n".join(lines))
+        lines.append(f"{where}: {line_and_text(error, redactor.redact, sink_type.cls)}")
+    if built is None or lines:
+        raise PluginError("\n".join(lines))
+    return built
 
 
 def _options_model(sink_type: SinkType) -> type[BaseModel]:

@@ -15,7 +15,7 @@ The guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -210,14 +210,27 @@ class Journal(Protocol):
     def unrouted(self, limit: int) -> list[StoredEvent]:
         """Up to `limit` events that were not routed yet, oldest first."""
 
-    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]]) -> None:
-        """Create a pending delivery of each event at the sinks named with it. Repeating this changes nothing."""
+    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
+        """Create a pending delivery of each event at the sinks named with it. Repeating this changes nothing.
+
+        The sinks `missed_by` cannot be routed to now, because it is unknown which events they should get. These events
+        and all later ones stay in the journal until `catch_up` has routed them.
+        """
+
+    def sinks_behind(self) -> set[str]:
+        """The sinks that have missed events."""
+
+    def catch_up(self, sink: str, passes: Callable[[StoredEvent], bool], limit: int) -> bool:
+        """Route to a sink the next `limit` events from the first that it has missed, if they pass.
+
+        Returns whether there may be more.
+        """
 
     def enabled_sinks(self) -> set[str]:
         """The sinks that were enabled in the settings by which all events were last routed."""
 
     def set_enabled_sinks(self, sinks: Sequence[str]) -> None:
-        """Record that these sinks are enabled from now on, and no others."""
+        """Record that these sinks are enabled from now on, and no others. The others have missed nothing any more."""
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         """Claim up to `limit` due deliveries for `seconds`; those due for the longest time come first."""
@@ -252,7 +265,8 @@ class Journal(Protocol):
     def remove_expired(self, received_before: float, limit: int) -> bool:
         """Check the next `limit` events; remove those received before, routed, and delivered at all their sinks.
 
-        Returns whether all of them were received before that time, so that the caller should continue immediately.
+        Events that a sink has missed stay. Returns whether all these events were received before that time, so that the
+        caller should continue immediately.
         """
 
     def counts(self) -> Counts:

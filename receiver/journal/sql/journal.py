@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, case, delete, exists, func, literal, select, update
@@ -84,7 +84,7 @@ class SqlJournal(SqlState):
         with self._database.read() as connection:
             return [StoredEvent(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
 
-    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]]) -> None:
+    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
         """Not durable: events whose routing a power cut undid are routed again."""
         if not routes:
             return
@@ -95,6 +95,31 @@ class SqlJournal(SqlState):
                 self._create_deliveries(connection, self._sink_key(connection, name, lock=True), keys)
             routed = events.c.key.in_([event.key for event, _ in routes])
             connection.execute(update(events).where(routed).values(routed=True))
+            first = min(event.key for event, _ in routes)
+            for name in sorted(missed_by):
+                row = sinks.c.key == self._sink_key(connection, name)
+                earlier = sinks.c.missed_from.is_(None) | (sinks.c.missed_from > first)
+                connection.execute(update(sinks).where(row, earlier).values(missed_from=first))
+
+    def sinks_behind(self) -> set[str]:
+        with self._database.read() as connection:
+            return set(connection.scalars(select(sinks.c.name).where(sinks.c.missed_from.is_not(None))))
+
+    def catch_up(self, sink: str, passes: Callable[[StoredEvent], bool], limit: int) -> bool:
+        """The row of the sink is locked, so that no event that another dispatcher routes meanwhile is overlooked."""
+        row = select(sinks.c.key, sinks.c.missed_from).where(sinks.c.name == sink).with_for_update(key_share=True)
+        with self._database.write() as connection:
+            found = connection.execute(row).first()
+            if found is None or found.missed_from is None:
+                return False
+            missed = select(*STORED_EVENT).where(events.c.key >= found.missed_from, events.c.routed)
+            batch = [StoredEvent(*each) for each in connection.execute(missed.order_by(events.c.key).limit(limit))]
+            existing = self._existing_keys(connection, [event for event in batch if passes(event)])
+            self._create_deliveries(connection, found.key, sorted(existing))
+            more = len(batch) == limit
+            position = update(sinks).where(sinks.c.key == found.key)
+            connection.execute(position.values(missed_from=batch[-1].key + 1 if more else None))
+        return more
 
     def enabled_sinks(self) -> set[str]:
         with self._database.read() as connection:
@@ -105,6 +130,7 @@ class SqlJournal(SqlState):
             for name in names:
                 self._sink_key(connection, name)
             connection.execute(update(sinks).values(enabled=sinks.c.name.in_(names)))
+            connection.execute(update(sinks).where(sinks.c.enabled.is_(False)).values(missed_from=None))
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         now = self.now()
@@ -259,7 +285,8 @@ class SqlJournal(SqlState):
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update()).all()
             old = [row for row in rows if row.received_at < received_before]
-            routed = [row.key for row in old if row.routed]
+            missed_from = connection.scalar(select(func.min(sinks.c.missed_from)))
+            routed = [row.key for row in old if row.routed and (missed_from is None or row.key < missed_from)]
             undelivered = select(deliveries.c.event).where(
                 deliveries.c.event.in_(routed), deliveries.c.state != DELIVERED
             )
