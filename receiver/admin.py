@@ -114,14 +114,23 @@ def status(records: Records, settings: Settings) -> list[SinkStatus]:
 
 
 def reasons(rows: Sequence[SinkStatus]) -> list[str]:
-    """A line for each sink that is paused or has failed."""
+    """A line for each sink that is paused, or that has failed and has delivered nothing since."""
     lines = []
     for row in rows:
         if row.pause_reason:
             lines.append(f"{row.sink} is paused: {row.pause_reason}")
-        elif row.last_failure_reason:
-            lines.append(f"last failure of {row.sink}: {row.last_failure_reason}")
+        elif row.last_failure_at and (row.last_success_at is None or row.last_success_at < row.last_failure_at):
+            lines.append(f"last failure of {row.sink}, {ago(row.last_failure_at)}: {row.last_failure_reason}")
     return lines
+
+
+def ago(time: datetime) -> str:
+    """How long ago that was, for people: `5 min ago`."""
+    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def dead_letters(records: Records, settings: Settings, sink: str | None) -> list[DeadLetterRow]:
@@ -269,11 +278,15 @@ def delivery_row(delivery: DeliveryState, state: SinkState | None) -> DeliveryRo
 
 
 def resume(records: Records, settings: Settings, sink: str) -> str:
-    """End the pause of a sink now; returns the reason why it was paused."""
+    """End the pause of a sink now; returns the reason why it was paused. Raises ReceiverError if that cannot help."""
     enabled_sink(settings, sink)
     state = records.sink_states().get(sink)
     if state is None or not state.pauses:
         raise ReceiverError(f"sink {sink} is not paused")
+    if not state.paused_until:
+        raise ReceiverError(
+            f"sink {sink} could not be built when the receiver started: {state.pause_reason}; correct it and restart"
+        )
     records.resume(sink)
     return state.pause_reason
 

@@ -9,16 +9,15 @@ import errno
 import gc
 import logging
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import time
 import uuid
 from typing import TYPE_CHECKING
 
 from receiver.errors import JournalUnavailable, ReceiverError
 from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files
+from receiver.intake.counters import counters_folder
 from receiver.journal import open_journal
 from receiver.lifeline import Lifeline
 from receiver.redaction import Redactor
@@ -35,12 +34,6 @@ DATABASE_AWAY_SECONDS = 45.0
 
 CONNECT_AGAIN_SECONDS = 1.0
 
-MEMORY = "/dev/shm"
-"""Where counters are stored: in memory-mapped files, which on a full disk would cause a fatal signal."""
-
-COUNTERS_BYTES = 16 * 1024 * 1024
-"""Enough for the counters of all intake processes."""
-
 DISPATCHER_NICENESS = 5
 """With more pushes than the processors can take, responses come before deliveries."""
 
@@ -51,12 +44,13 @@ def serve(
     lifeline: Lifeline | None = None,
     listener: socket.socket | None = None,
 ) -> int:
-    """Receive and deliver until SIGTERM or SIGINT, or until `lifeline` is closed at its other end; the exit code.
+    """Receive and deliver until SIGTERM, SIGINT or SIGHUP, or until `lifeline` is closed at its other end.
 
-    Listens on the configured address, or on a bound `listener`. Raises ReceiverError when it cannot start.
+    Returns the exit code. Listens on the configured address, or on a bound `listener`. Raises ReceiverError when it
+    cannot start.
     """
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-", dir=memory_folder())
-    try:
+    with counters_folder() as counters:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counters)
         prepare_intake(settings)
         listener = listener or listen(settings.receiver.host, settings.port)
         address = listener.getsockname()
@@ -66,12 +60,13 @@ def serve(
             children.append(dispatcher(settings, redactor, listener))
         Supervisor(children, lifeline or Lifeline(), listener).run()
         return 0
-    finally:
-        shutil.rmtree(counters, ignore_errors=True)
 
 
 def deliver(settings: Settings, redactor: Redactor) -> int:
-    """Deliver until SIGTERM or SIGINT, without receiving; the exit code. Raises ReceiverError when it cannot start."""
+    """Deliver until SIGTERM, SIGINT or SIGHUP, without receiving. Returns the exit code.
+
+    Raises ReceiverError when it cannot start.
+    """
     lifeline = Lifeline()
     lifeline.catch_signals()
     wait_for_journal(settings, lifeline)
@@ -171,13 +166,3 @@ def listen(host: str, port: int) -> socket.socket:
             errno.EACCES: "set PORT to one above 1023",
         }.get(error.errno or 0, "set [receiver] host to an address of this machine")
         raise ReceiverError(f"cannot listen on {host} port {port}: {error.strerror}; {remedy}") from None
-
-
-def memory_folder() -> str | None:
-    """A folder in memory; None if there is none, or it is full."""
-    try:
-        found = os.statvfs(MEMORY)
-    except OSError:
-        return None
-    has_room = found.f_bavail * found.f_frsize >= COUNTERS_BYTES
-    return MEMORY if has_room and os.access(MEMORY, os.W_OK) else None

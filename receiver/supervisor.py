@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from receiver.errors import ReceiverError
-from receiver.lifeline import Lifeline
+from receiver.lifeline import Lifeline, stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -33,26 +33,24 @@ STOP_SECONDS = 20.0
 SUSPENDED_SECONDS = 15.0
 """If the supervisor has not run for so long, the machine or the process was suspended."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 _fork = multiprocessing.get_context("fork")
 Work = Callable[[Lifeline], None]
 
 
 class Supervisor:
-    """Runs children until SIGTERM or SIGINT. With a listener, the first child is intake."""
+    """Runs children until SIGTERM, SIGINT or SIGHUP. With a listener, the first child is intake."""
 
     def __init__(self, children: list[Child], lifeline: Lifeline, listener: socket.socket | None = None) -> None:
         self._children = children
         self._lifeline = lifeline
         self._listener = listener
-        self._stopping = False
+        self._signal: int | None = None
 
     def run(self) -> None:
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             signal.signal(number, self._request_stop)
         checked_at = time.monotonic()
-        while not (self._stopping or self._lifeline.stopping()):
+        while self._signal is None and not self._lifeline.stopping():
             now = time.monotonic()
             for child in self._children:
                 if now - checked_at > SUSPENDED_SECONDS:
@@ -63,11 +61,11 @@ class Supervisor:
         self._stop()
 
     def _request_stop(self, number: int, frame: object) -> None:
-        self._stopping = True
+        self._signal = number
 
     def _stop(self) -> None:
         """Signal all children; when intake has ended, no more events come and the dispatcher can finish."""
-        log.info("stopping")
+        log.info("stopping%s", "" if self._signal is None else f" on {signal.Signals(self._signal).name}")
         end = time.monotonic() + STOP_SECONDS
         if self._listener is not None:
             self._listener.close()
@@ -130,9 +128,10 @@ class Child:
         supervisor_ends = [child._socket for child in siblings if child._socket is not None]
         sys.stdout.flush()
         self._process = _fork.Process(target=_run, args=(self._work, child_end, supervisor_ends), name=self.name)
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # or one could reach the child while it has our handlers
+        signals = stop_signals()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # or one could reach the child while it has our handlers
         self._process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         child_end.close()
         self._started_at = self._reported_at = now
 
@@ -157,9 +156,9 @@ class Child:
 
 def _run(work: Work, child_end: socket.socket, supervisor_ends: list[socket.socket]) -> None:
     """Run a child, without the supervisor's signal handlers and its ends of the lifelines."""
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
     for end in supervisor_ends:
         end.close()
     try:

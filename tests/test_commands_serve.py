@@ -222,7 +222,7 @@ def test_broken_sinks_are_paused_and_get_their_events_once_the_configuration_is_
         assert receiver.metric(f'receiver_pending_deliveries{{sink="{name}"}}') == 5
         assert receiver.metric(f'receiver_deliveries_total{{sink="{name}"}}') == 0
     ready = receiver.http.request("GET", f"{receiver.url}/readyz")
-    known = f"{THERE_ARE}; 1 plugin(s) could not be loaded"
+    known = f"{THERE_ARE}; 1 plugin could not be loaded"
     assert (ready.status, ready.json()["ready"], ready.json()["errors"]) == (200, True, [])
     assert sorted(ready.json()["warnings"]) == [
         f"sink broken is paused: config.toml [sinks.broken]: no sink type 'mine'; {known}",

@@ -194,11 +194,14 @@ def test_a_call_that_takes_long_is_named_also_when_it_is_abandoned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(dispatcher_module, "EXTEND_SECONDS", 0.1)
+    monkeypatch.setattr(dispatcher_module, "LIVENESS_SECONDS", 0.1)
     dispatcher.accept("a")
     dispatcher.start(dispatcher.sink(SingleSink(dispatcher.block), "stuck"), dispatcher.sink(SingleSink(), "good"))
     wait_until(lambda: dispatcher.counts("good") == (1, 0, 0), what="delivery")
     monkeypatch.setattr(dispatcher_module, "LONG_CALL_SECONDS", 0.1)
-    wait_until(lambda: re.search(r"sink stuck has been in one call for \d+ s; set a timeout in it", caplog.text))
+    warning = re.compile(r"sink stuck has been in one call for \d+ s; set a timeout in it")
+    wait_until(lambda: warning.search(caplog.text))
+    wait_until(lambda: (found := dispatcher.journal.liveness()) and any(map(warning.fullmatch, found.warnings)))
     dispatcher.stop()
     assert "shutting down while sink stuck is still blocked in a call" in caplog.text
     assert "sink good" not in caplog.text

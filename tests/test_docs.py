@@ -600,6 +600,11 @@ def test_the_renamed_commands_exist_under_their_new_names_only() -> None:
     assert not {old for old, _ in rows} & commands().keys()
 
 
+@pytest.mark.parametrize(("old", "new"), renamed("Commands"))
+def test_an_old_name_of_a_command_ends_with_a_hint_at_the_new_one(old: str, new: str, operator: Operator) -> None:
+    assert operator.run(*old.split(), "erp") == (2, [], [f"error: `{old}` is now called `{new}`"])
+
+
 def test_the_renamed_metrics_are_documented_under_their_new_names_only() -> None:
     metrics = {row[0].strip("`") for row in OPERATIONS.table("Metrics")}
     rows = renamed("Metrics")

@@ -235,7 +235,7 @@ def test_while_dynos_come_and_go_and_the_database_is_killed_no_event_is_lost_or_
     start_app: Start, recorder: Recorder
 ) -> None:
     app = start_app(CONFIG.format(url=recorder.url))
-    assert app.release().startswith("The journal")
+    assert app.release().startswith("Created the journal's tables")
     app.sql(AUDIT)
     connections = ConnectionCounter(app.database_url)
     connections.start()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from support.journals import (
     Clock,
     SqliteStore,
@@ -110,14 +111,21 @@ def test_every_warning_of_a_dispatcher_can_be_stored(warning: str, stored: str, 
     assert liveness.warnings == (stored, "another")
 
 
-def test_of_several_dispatchers_liveness_is_the_latest_report(store: Store) -> None:
-    one, other = store.open(holder="one"), store.open(holder="other")
-    for journal, warnings in ((one, ("from one",)), (other, ("from other",)), (one, ("from one again",))):
-        journal.report_alive(warnings)
-        for reader in (one, other):
-            liveness = reader.liveness()
-            assert liveness is not None
-            assert liveness.warnings == warnings
+def test_of_several_dispatchers_liveness_is_the_latest_report_with_the_warnings_of_all_that_run(
+    store: Store,
+) -> None:
+    one, other, gone = (store.open(holder=holder) for holder in ("one", "other", "gone"))
+    with time_machine.travel(1_700_000_000, tick=False) as wall:
+        gone.report_alive(["from the one that has gone"])
+        wall.shift(16)
+        one.report_alive(["from both", "from one"])
+        wall.shift(5)
+        other.report_alive(["from other", "from both"])
+        now = time.time()
+        for reader in (one, other, store.records()):
+            assert reader.liveness() == Liveness(now, ("from other", "from both", "from one"))
+        one.report_alive([])
+        assert one.liveness() == Liveness(now, ("from other", "from both"))
 
 
 def test_liveness_survives_the_dispatcher_and_its_successor_replaces_it(store: Store) -> None:

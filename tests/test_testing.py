@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -556,3 +557,20 @@ def test_a_frozen_clock_moves_only_when_it_is_moved(frozen_clock: time_machine.T
     assert time.time() == before
     frozen_clock.shift(3600)
     assert time.time() == before + 3600
+
+
+def test_a_metric_that_does_not_exist_is_an_error_and_one_without_a_value_yet_is_0(
+    start_receiver: StartReceiver,
+) -> None:
+    receiver = start_receiver()
+    assert receiver.metric("receiver_unrouted_events") == 0
+    assert receiver.metric('receiver_pushes_total{code="400",result="wrong secret"}') == 0
+    assert receiver.metric('receiver_deliveries_total{sink="not yet"}') == 0
+    for name, problem in {
+        "receiver_unrouted": "there is no metric 'receiver_unrouted' (did you mean 'receiver_unrouted_events'?)",
+        'receiver_deliveries{sink="archive"}': "there is no metric 'receiver_deliveries' "
+        "(did you mean 'receiver_deliveries_total'?)",
+        "receiver_deliveries_total": "the metric 'receiver_deliveries_total' has labels; add them",
+    }.items():
+        with pytest.raises(LookupError, match=re.escape(problem)):
+            receiver.metric(name)

@@ -135,7 +135,7 @@ class Dispatcher:
             self._every(LIVENESS_SECONDS, self._find_sinks_behind)
             routed |= self._catch_up()
             self._every(EXTEND_SECONDS, self._extend_claims)
-            self._every(EXTEND_SECONDS, self._warn_of_long_calls)
+            self._every(EXTEND_SECONDS, self._warn_about_long_calls)
             self._every(RETENTION_SECONDS, self._apply_retention)
             self._every(IDLE_SECONDS, self._adopt_states)
         except JournalUnavailable as error:
@@ -150,7 +150,8 @@ class Dispatcher:
             state = states.get(name, SinkState(name))
             if not state.pauses:
                 self._alerts.sink_paused(name, reason)
-            self._journal.save_sink_state(replace(state, pauses=max(state.pauses, 1), pause_reason=reason))
+            until_next_start = replace(state, pauses=max(state.pauses, 1), paused_until=0.0, pause_reason=reason)
+            self._journal.save_sink_state(until_next_start)
 
     def _breakers(self, states: Mapping[str, SinkState], suspects: Sequence[str]) -> list[CircuitBreaker]:
         """The circuit breaker of each sink. Of the sinks on trial when the last dispatcher died, the one that had been
@@ -231,7 +232,7 @@ class Dispatcher:
         When the journal was unavailable, all of them were silent. So a dispatcher judges only by a time in which it has
         always been able to report.
         """
-        self._journal.report_alive(self._warnings)
+        self._journal.report_alive([*self._warnings, *self._long_calls()])
         now = time.monotonic()
         if now - self._reported_at > 2 * LIVENESS_SECONDS:
             self._reporting_since = now
@@ -252,11 +253,20 @@ class Dispatcher:
             if claimed := loop.claimed:
                 self._journal.extend(claimed, CLAIM_SECONDS)
 
-    def _warn_of_long_calls(self) -> None:
-        """Calls cannot be cancelled, so the log names the sinks that need a timeout."""
+    def _warn_about_long_calls(self) -> None:
+        for warning in self._long_calls():
+            log.warning("%s", warning)
+
+    def _long_calls(self) -> list[str]:
+        """Calls cannot be cancelled, so a warning names each sink that needs a timeout."""
+        seconds = {loop.sink.name: 0.0 for loop in self._loops}
         for loop in self._loops:
-            if (seconds := loop.call_seconds()) > LONG_CALL_SECONDS:
-                log.warning("sink %s has been in one call for %.0f s; set a timeout in it", loop.sink.name, seconds)
+            seconds[loop.sink.name] = max(seconds[loop.sink.name], loop.call_seconds())
+        return [
+            f"sink {name} has been in one call for {longest:.0f} s; set a timeout in it"
+            for name, longest in seconds.items()
+            if longest > LONG_CALL_SECONDS
+        ]
 
     def _apply_retention(self) -> None:
         end = time.monotonic() + RETENTION_BUDGET_SECONDS

@@ -20,7 +20,7 @@ from receiver.errors import PluginError
 from receiver.hookspecs import SinkHooks
 from receiver.redaction import Redactor
 from receiver.settings import CommonOptions, Settings, SinkSettings
-from receiver.validation import fields, nearest, parse
+from receiver.validation import counted, fields, nearest, parse
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def build_sinks(
         except PluginError as error:
             broken[sink.name] = redactor.redact("; ".join(str(error).splitlines()))
     for problem in plugins.problems:
-        log.error("plugin left out: %s", redactor.redact(problem))
+        log.error("plugin skipped: %s", redactor.redact(problem))
     return sinks, broken
 
 
@@ -174,5 +174,5 @@ def _local_path(hook: Any) -> Path | None:
 
 def _unknown_type(where: str, name: str, plugins: Plugins) -> str:
     known = ", ".join(sorted(plugins.types)) or "none"
-    broken = f"; {len(plugins.problems)} plugin(s) could not be loaded" if plugins.problems else ""
+    broken = f"; {counted(len(plugins.problems), 'plugin')} could not be loaded" if plugins.problems else ""
     return f"{where}: no sink type '{name}'{nearest(name, plugins.types)}; there are: {known}{broken}"

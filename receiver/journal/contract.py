@@ -102,8 +102,9 @@ class Settlement:
 class SinkState:
     """The state of a sink that outlives a restart.
 
-    `pauses` counts consecutive pauses; 0 means not paused. `paused_until` is on the journal's clock. `on_trial` says
-    that the sink is being called alone, because it may have crashed the dispatcher.
+    `pauses` counts consecutive pauses; 0 means not paused. `paused_until` is on the journal's clock; 0 means until the
+    next start, because the sink could not be built. `on_trial` says that the sink is being called alone, because it may
+    have crashed the dispatcher.
     """
 
     name: str
@@ -133,7 +134,7 @@ class SinkCounts:
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """The last report of a dispatcher: when it was alive (wall clock), and its warnings for operators."""
+    """When a dispatcher last reported (wall clock), and the warnings for operators of all that reported with it."""
 
     at: float
     warnings: tuple[str, ...] = ()
@@ -147,6 +148,14 @@ class Counts:
     quarantined: int
     sinks: Mapping[str, SinkCounts]
     secrets: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TablesVersion:
+    """The version of the journal's tables: `found` is None before they are created, `latest` that of this receiver."""
+
+    found: int | None
+    latest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +263,10 @@ class Journal(Protocol):
         """Void the claims of other dispatchers that have reported nothing for so long, so that they are due now."""
 
     def liveness(self) -> Liveness | None:
-        """The latest report of any dispatcher; None if there never was one."""
+        """The latest report of any dispatcher; None if there never was one.
+
+        The warnings are those of all dispatchers that reported at most 15 s before it.
+        """
 
     def sink_states(self) -> dict[str, SinkState]:
         """The state of every sink by name."""
@@ -287,6 +299,9 @@ class Records(Protocol):
 
     def sink_states(self) -> dict[str, SinkState]:
         """The state of every sink by name."""
+
+    def liveness(self) -> Liveness | None:
+        """As in Journal."""
 
     def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
         """Up to `limit` dead letters, of one sink or of all, newest first."""

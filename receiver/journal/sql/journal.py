@@ -16,7 +16,6 @@ from sqlalchemy import Connection, bindparam, case, delete, exists, func, litera
 from receiver.journal.contract import (
     Arrival,
     Delivery,
-    Liveness,
     Outcome,
     Result,
     Settlement,
@@ -244,14 +243,6 @@ class SqlJournal(SqlState):
             )
             these = (deliveries.c.event == claimed.c.event) & (deliveries.c.sink == claimed.c.sink)
             connection.execute(update(deliveries).where(these).values(holder=None, due=now))
-
-    def liveness(self) -> Liveness | None:
-        latest = select(dispatchers.c.alive_at, dispatchers.c.warnings).order_by(dispatchers.c.alive_at.desc()).limit(1)
-        with self._database.read() as connection:
-            row = connection.execute(latest).first()
-        if row is None:
-            return None
-        return Liveness(row.alive_at, tuple(row.warnings.split("\n")) if row.warnings else ())
 
     def save_sink_state(self, state: SinkState) -> None:
         now = self.now()
