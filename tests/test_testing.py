@@ -31,7 +31,7 @@ from pathlib import Path
 
 import urllib3
 
-from receiver import Retry, Secret, hookimpl
+from receiver import GiveUp, Retry, Secret, hookimpl
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,30 @@ class DropsMostEvents(HasNoTimeout):
     def send(self, event):
         if event.type == "co2":
             self.check(self.http.request("POST", self.url, body=event.id.upper()))
+
+class GivesUpTouches(FileSink):
+    def store(self, event, attempt):
+        if event.type == "touch" or not event.data:
+            raise GiveUp("not supported")
+        super().store(event, attempt)
+
+class GivesUpInBatches(FileSink):
+    deliver = None
+
+    @hookimpl
+    def deliver_batch(self, events, attempts):
+        for event in events:
+            if event.type == "touch" or not event.data:
+                raise GiveUp("not supported")
+        for event in events:
+            with self.lock:
+                self.write(event.id)
+
+class GivesUpSilently(FileSink):
+    def store(self, event, attempt):
+        if len(self.seen) >= 100:
+            raise GiveUp("enough")
+        super().store(event, attempt)
 
 class IgnoresStatus(HttpSink):
     def check(self, response):
@@ -249,6 +273,10 @@ class ToFile:
     def delivered_ids(self, tmp_path):
         return lambda: (tmp_path / "ids.txt").read_text().split()
 
+class WithoutTouches(ToFile):
+    def gives_up(self, event):
+        return event.type == "touch" or not event.data
+
 class ToServer:
     @pytest.fixture
     def server(self):
@@ -302,6 +330,15 @@ CASES = {
         "max_call_seconds=0.5",
         "test_calls_end_in_time_when_the_destination_hangs",
         "AssertionError: a call takes more than 0.5 s; set a timeout in the sink",
+    ),
+    "GivesUpTouches": Case("WithoutTouches", "concurrency=8"),
+    "GivesUpInBatches": Case("WithoutTouches"),
+    "GivesUpSilently": Case(
+        "ToFile",
+        "",
+        "test_delivers_a_thousand_events_of_every_type",
+        "AssertionError: the sink gave up 900 events where gives_up returns True for 0; if it is meant to give up "
+        "events, override gives_up. The last reason was: enough",
     ),
     "CreatesFileInConstructor": Case(
         "ToFile",
