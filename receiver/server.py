@@ -87,7 +87,7 @@ def prepare_intake(settings: Settings) -> None:
 
 
 def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
-    """Receive until told to stop: the process of intake."""
+    """The process of intake: receive until the lifeline asks to stop."""
     from receiver.intake import web_server
 
     web_server.run(settings, listener, lifeline)
@@ -110,7 +110,7 @@ def dispatcher(settings: Settings, redactor: Redactor, listener: socket.socket |
 
 
 def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder: str, crash_guard: CrashGuard) -> None:
-    """Deliver until told to stop: the process of the dispatcher."""
+    """The process of the dispatcher: deliver until the lifeline asks to stop."""
     from receiver.delivery.dispatcher import Dispatcher
     from receiver.delivery.plugins import load_plugins
     from receiver.delivery.sinks import build_sinks

@@ -1,4 +1,4 @@
-"""Validates tables of config.toml against pydantic models, and names every problem in a line of its own.
+"""Validates tables of config.toml against pydantic models, and lists all problems, each in a line of its own.
 
 The receiver's own tables are read with it, and the options of every sink type; it knows neither.
 """

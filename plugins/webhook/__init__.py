@@ -35,7 +35,7 @@ CONNECTIONS = 64
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 VISIBLE = re.compile(r"[\t\x20-\x7e]*")
 
-PAUSING = {401: "it rejects our credentials", 403: "it forbids us", 410: "it is gone"}
+PAUSING = {401: "it rejects our credentials", 403: "it denies access", 410: "it is gone"}
 RETRIED = (408, 425)
 OVERLOADED = (429, 503)
 

@@ -257,7 +257,7 @@ class Journal(Protocol):
         """Become a dispatcher and void the claims of its predecessor; the sinks for which that one held claims."""
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
-        """Record that this dispatcher is alive, and what operators should know of it, in one line each."""
+        """Record that this dispatcher is alive, and its warnings for operators, in one line each."""
 
     def take_over(self, silent_seconds: float) -> None:
         """Void the claims of other dispatchers that have reported nothing for so long, so that they are due now."""

@@ -41,7 +41,7 @@ SECRET_USE_SECONDS = 5.0
 """How often the use of a signature secret is recorded: often enough for people, rarely enough to cost nothing."""
 
 GONE_SECONDS = 3600.0
-"""A dispatcher that has not reported for so long is forgotten."""
+"""The record of a dispatcher that has not reported for so long is deleted."""
 
 CLOCK_SECONDS = 60.0
 """A clock set back by more than this since the last start moves all stored times with it."""

@@ -271,7 +271,7 @@ class Listener:
 
 def _start() -> str:
     """The first statement of each transaction: reads the clock, limits statements so that no push waits for long, and
-    makes the commit durable; a stricter setting of the server is kept."""
+    makes the commit durable; a stricter setting of the server is not changed."""
     return f"""
         SELECT
             extract(epoch FROM clock_timestamp())::float8,
