@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import NoReturn
 
 import pytest
@@ -431,6 +432,31 @@ def test_a_blocked_call_is_abandoned_and_the_dispatcher_stops(dispatcher: Runnin
     wait_until(lambda: dispatcher.counts("good") == (1, 0, 0), what="delivery")
     dispatcher.stop()
     assert dispatcher.counts("blocking") == (0, 1, 0)
+
+
+def test_a_dispatcher_that_waits_for_a_call_before_it_stops_still_reports_that_it_is_alive(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "LIVENESS_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.01)
+    sink = SingleSink(dispatcher.block)
+    dispatcher.start(dispatcher.sink(sink))
+    dispatcher.accept("a")
+    wait_until(lambda: sink.calls)
+    reports = []
+    report_alive = SqlJournal.report_alive
+
+    def count(journal: SqlJournal, warnings: Sequence[str] = ()) -> None:
+        if dispatcher.lifeline.stop_requested:
+            reports.append(warnings)
+        report_alive(journal, warnings)
+
+    monkeypatch.setattr(SqlJournal, "report_alive", count)
+    dispatcher.lifeline.stop_requested = True
+    wait_until(lambda: len(reports) > 10, seconds=dispatcher_module.DRAIN_SECONDS)
+    dispatcher.unblocked.set()
+    dispatcher.join()
+    assert dispatcher.counts("s") == (1, 0, 0)
 
 
 def test_a_close_that_blocks_or_raises_keeps_neither_the_dispatcher_from_stopping_nor_others_from_closing(

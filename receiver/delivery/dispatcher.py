@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -286,16 +287,23 @@ class Dispatcher:
             loop.stopping = not lifeline.stop_requested
             loop.allowed.set()
             loop.wake.set()
-        for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
+        self._wait_for(threads, end)
         for loop in self._loops:
             loop.stopping = True
-        for thread in threads:
-            thread.join(max(0.0, end + IDLE_SECONDS - time.monotonic()))
+        self._wait_for(threads, end + IDLE_SECONDS)
         for loop in self._loops:
             if loop.call_seconds():
                 log.warning("shutting down while sink %s is still blocked in a call", loop.sink.name)
             loop.breaker.end_trial()
+
+    def _wait_for(self, threads: Sequence[threading.Thread], end: float) -> None:
+        """Wait for the end of these threads, and report meanwhile, or others would take over what they deliver."""
+        for thread in threads:
+            while thread.is_alive() and (left := end - time.monotonic()) > 0:
+                if left > LIVENESS_SECONDS:  # a report may take that long when the journal does not respond
+                    with suppress(JournalUnavailable):
+                        self._every(LIVENESS_SECONDS, self._report_alive)
+                thread.join(min(left, IDLE_SECONDS))
 
     def _close_sinks(self) -> None:
         """Close the sinks that are open, all at once; one that does not return in time is abandoned."""
