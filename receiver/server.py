@@ -9,6 +9,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -90,6 +91,7 @@ def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> 
     """The process of intake: receive until the lifeline asks to stop."""
     from receiver.intake import web_server
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # gunicorn would restart its workers while it stops
     web_server.run(settings, listener, lifeline)
 
 

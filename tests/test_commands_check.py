@@ -376,3 +376,16 @@ def test_no_problem_of_a_table_hides_another(operator: Operator) -> None:
         "error: config.toml [sinks.a]: retry.max_attempts: Input should be greater than or equal to 1",
         f"error: config.toml [sinks.a]: LINE: ValueError: no column 'tiem'; there are: {COLUMNS}",
     ]
+
+
+def test_an_error_in_a_table_hides_no_warning_about_it(operator: Operator) -> None:
+    operator.configure(
+        "[sinks.archive]\ntype = 'csv'\npath = 'events.csv'\nretry = { max_attempts = 0 }\n",
+    )
+    code, out, errors = operator.run("check", DYNO="web.1", DATABASE_URL=new_database())
+    assert (code, out) == (1, [])
+    assert errors == [
+        "warning: sink archive writes to the dyno's disk, and its file is lost at each restart; "
+        'replace [sinks.archive] with one of type = "sql" and url = { env = "DATABASE_URL" }',
+        "error: config.toml [sinks.archive]: retry.max_attempts: Input should be greater than or equal to 1",
+    ]

@@ -61,13 +61,13 @@ def find_problems(plugins: Plugins, settings: Settings, redactor: Redactor) -> t
     problems = [f"plugin {problem}" for problem in plugins.problems]
     paths: dict[str, Path | None] = {}
     for sink in settings.sinks:
-        try:
-            if sink.common.enabled:
-                paths[sink.name] = build_sink(plugins, settings, sink, redactor).local_path
-            else:
-                problems += sink.problems
-        except PluginError as error:
-            problems += str(error).splitlines()
+        if sink.common.enabled:
+            built, lines = _build(plugins, settings, sink, redactor)
+            problems += lines
+            if built is not None:
+                paths[sink.name] = built.local_path
+        else:
+            problems += sink.problems
     return [redactor.redact(problem) for problem in problems], paths
 
 
@@ -76,12 +76,21 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redacto
 
     `redactor` hides the secrets among its options from then on.
     """
+    built, problems = _build(plugins, settings, sink, redactor)
+    if built is None or problems:
+        raise PluginError("\n".join(problems))
+    return built
+
+
+def _build(
+    plugins: Plugins, settings: Settings, sink: SinkSettings, redactor: Redactor
+) -> tuple[Sink | None, list[str]]:
+    """The sink if it can be built, even if its table has problems, and a line for each problem."""
     where = f"{settings.path.name} [sinks.{sink.name}]"
     sink_type = plugins.types.get(sink.common.type)
     if sink_type is None:
         unknown = [_unknown_type(where, sink.common.type, plugins)] if sink.common.type or not sink.problems else []
-        raise PluginError("\n".join([*sink.problems, *unknown]))
-    built: Sink | None = None
+        return None, [*sink.problems, *unknown]
     lines: list[str] = []
     try:
         model = _options_model(sink_type)
@@ -92,14 +101,12 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redacto
         if problems and not model.model_fields and _has_annotations_only(sink_type.cls):
             lines.append(f"{where}: {sink_type.cls.__name__} has no options; is @dataclass missing?")
         if options is not None and not sink.missing:  # the constructor may find more problems than are known already
-            built = _sink(sink, sink_type.cls(**_arguments(options, settings)))
+            return _sink(sink, sink_type.cls(**_arguments(options, settings))), lines
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
         lines.append(f"{where}: {line_and_text(error, redactor.redact, sink_type.cls)}")
-    if built is None or lines:
-        raise PluginError("\n".join(lines))
-    return built
+    return None, lines
 
 
 def _options_model(sink_type: SinkType) -> type[BaseModel]:
