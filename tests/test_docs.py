@@ -27,6 +27,7 @@ from receiver import Event, GiveUp, Pause, Reading, Retry
 from receiver.admin import MAX_LISTED
 from receiver.commands.main import main
 from receiver.delivery.circuit_breaker import pause_seconds
+from receiver.delivery.dispatcher import SILENT_SECONDS
 from receiver.delivery.plugins import is_built_in, load_plugins
 from receiver.delivery.sink_type import Option, SinkType
 from receiver.delivery.sinks import find_problems
@@ -456,6 +457,7 @@ def test_every_runbook_says_how_you_notice_what_to_look_at_what_to_do_and_when_i
         (OPERATIONS, f"ends within {STOP_SECONDS:g} s"),
         (OPERATIONS, f"the newest {MAX_LISTED} dead letters"),
         (OPERATIONS, f"the newest {MAX_LISTED} quarantined pushes"),
+        (ARCHITECTURE, f"that has not reported for {SILENT_SECONDS:g} s are taken over"),
         (SINKS, f"({pause_seconds(RetryPolicy(), 1):g} s by default)"),
     ],
     ids=str,

@@ -116,3 +116,16 @@ def test_nothing_is_queued_for_a_sink_with_an_invalid_filter_until_it_is_valid(
     wait_until(lambda: dispatcher.counts("s") == (4, 0, 0))
     assert sorted(sink.event_ids) == ["later", "n0", "n2", "n4"]
     assert dispatcher.journal.sinks_behind() == set()
+
+
+def test_a_sink_that_is_disabled_while_its_filter_is_invalid_does_not_get_what_it_missed_and_the_log_says_so(
+    dispatcher: RunningDispatcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = settings_of_sink(tmp_path, BAD_FILTER)
+    dispatcher.journal.accept([Arrival("a", event_body("a"), 1000.0)])
+    dispatcher.create(settings=[bad], broken={"s": "no option 'filter.devces'"}).tick()
+    assert dispatcher.journal.sinks_behind() == {"s"}
+    dispatcher.create(disabled=[dispatcher.sink(SingleSink(), "s")]).tick()
+    assert dispatcher.journal.sinks_behind() == set()
+    assert "sink s does not get what it missed: its filter was invalid until it was disabled" in caplog.messages
+    assert dispatcher.counts("s") == (0, 0, 0)

@@ -201,7 +201,10 @@ class Dispatcher:
             self._journal.route(routes(new, valid), missed_by)
             self._wake_sinks()
         if self._catching_up and len(new) < BATCH:
-            self._journal.set_enabled_sinks([sink.name for sink in self._enabled])
+            enabled = [sink.name for sink in self._enabled]
+            for name in sorted(self._journal.sinks_behind().difference(enabled)):
+                log.warning("sink %s does not get what it missed: its filter was invalid until it was disabled", name)
+            self._journal.set_enabled_sinks(enabled)
             self._enabled_before, self._catching_up = (), False
         return bool(new)
 
