@@ -169,7 +169,7 @@ def removed_sinks(settings: Settings, counts: Counts) -> list[str]:
     enabled = {sink.name for sink in settings.enabled_sinks}
     return [
         f"sink {name} is no longer enabled and has {counted(count.pending, 'pending delivery', 'pending deliveries')}; "
-        f"enable it, or run `python -m receiver sinks remove {name}` to delete them"
+        f"enable it, or run `python -m receiver sinks remove {name}` to delete what is pending"
         for name, count in counts.sinks.items()
         if count.pending and name not in enabled
     ]

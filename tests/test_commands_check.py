@@ -250,7 +250,7 @@ def test_a_removed_sink_with_pending_deliveries_is_a_warning(operator: Operator)
         ["config.toml is valid. Enabled sinks: archive. Signature secrets: 1."],
         [
             "warning: sink old is no longer enabled and has 2 pending deliveries; "
-            "enable it, or run `python -m receiver sinks remove old` to delete them"
+            "enable it, or run `python -m receiver sinks remove old` to delete what is pending"
         ],
     )
     operator.lines("sinks", "remove", "old")

@@ -182,7 +182,7 @@ def test_a_sink_that_is_no_longer_enabled_and_has_pending_deliveries_is_a_warnin
         [],
         [
             f"sink {name} is no longer enabled and has {pending} pending deliveries; "
-            f"enable it, or run `python -m receiver sinks remove {name}` to delete them"
+            f"enable it, or run `python -m receiver sinks remove {name}` to delete what is pending"
             for name, pending in (("off", 2), ("removed", 3))
         ],
     )

@@ -143,6 +143,7 @@ class SqlState:
 def tables_version(database: Database) -> TablesVersion:
     """The version of the tables, which are not changed. Raises JournalError also if they could not be created."""
     with database.write() as connection:
+        database.lock_schema(connection)
         found = _found_version(connection)
         if found is None:
             with connection.begin_nested() as attempt:
