@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 from support.journals import Store, accept, claim, event_ids
 
 from receiver.journal import Journal, StoredEvent
@@ -83,3 +86,27 @@ def test_a_sink_that_is_no_longer_enabled_has_missed_nothing(journal: Journal) -
     route_all(journal, missed_by=("kept", "disabled"))
     journal.set_enabled_sinks(["kept"])
     assert journal.sinks_behind() == {"kept"}
+
+
+def test_a_sink_that_catches_up_while_another_dispatcher_routes_without_it_misses_nothing(store: Store) -> None:
+    routing, catching_up = store.open(), store.open()
+    names = [f"n{number}" for number in range(120)]
+    done = threading.Event()
+
+    def catch_up() -> None:
+        while not done.is_set():
+            catching_up.catch_up("s", every, 7)
+
+    with ThreadPoolExecutor(1) as pool:
+        catching = pool.submit(catch_up)
+        try:
+            for name in names:
+                accept(routing, name)
+                route_all(routing, "other", missed_by=("s",))
+        finally:
+            done.set()
+        catching.result()
+    while catching_up.catch_up("s", every, 7):
+        pass
+    assert catching_up.sinks_behind() == set()
+    assert event_ids(claim(catching_up, "s")) == event_ids(claim(routing, "other")) == names

@@ -95,10 +95,11 @@ class SqlJournal(SqlState):
             routed = events.c.key.in_([event.key for event, _ in routes])
             connection.execute(update(events).where(routed).values(routed=True))
             first = min(event.key for event, _ in routes)
+            earlier = sinks.c.missed_from.is_(None) | (sinks.c.missed_from > first)
+            missed_from = case((earlier, first), else_=sinks.c.missed_from)  # not in WHERE: must wait for `catch_up`
             for name in sorted(missed_by):
                 row = sinks.c.key == self._sink_key(connection, name)
-                earlier = sinks.c.missed_from.is_(None) | (sinks.c.missed_from > first)
-                connection.execute(update(sinks).where(row, earlier).values(missed_from=first))
+                connection.execute(update(sinks).where(row).values(missed_from=missed_from))
 
     def sinks_behind(self) -> set[str]:
         with self._database.read() as connection:
