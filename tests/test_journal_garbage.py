@@ -58,6 +58,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     "counts": lambda journal, text, number, time: journal.counts(),
 }
 RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
+    "liveness": lambda records, text, number, time: records.liveness(),
     "dead_letters": lambda records, text, number, time: records.dead_letters(text, number),
     "retry_dead_letters": lambda records, text, number, time: records.retry_dead_letters(text, [text]),
     "delete_dead_letters": lambda records, text, number, time: records.delete_dead_letters(text, [text]),
