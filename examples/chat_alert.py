@@ -33,7 +33,7 @@ MAX_REASON_CHARACTERS = 300
 
 PAUSING = {
     401: "it rejects our credentials",
-    403: "it forbids us",
+    403: "it denies access",
     404: "there is no such webhook, or no such channel",
     410: "the channel is archived, or the webhook was revoked",
 }

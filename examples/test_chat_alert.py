@@ -158,7 +158,7 @@ def test_old_readings_are_logged_and_not_posted(
         ),
         (400, {}, 1, (Retry, "HTTP 400", None)),
         (400, {}, 3, (GiveUp, "HTTP 400: the chat rejects this message", None)),
-        (403, {}, 9, (Pause, "HTTP 403: it forbids us", None)),
+        (403, {}, 9, (Pause, "HTTP 403: it denies access", None)),
         (404, {}, 1, (Pause, "HTTP 404: there is no such webhook, or no such channel", None)),
         (410, {}, 1, (Pause, "HTTP 410: the channel is archived, or the webhook was revoked", None)),
         (429, {"Retry-After": "30"}, 1, (Pause, "HTTP 429: the chat asks us to wait", 30.0)),

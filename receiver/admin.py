@@ -114,14 +114,23 @@ def status(records: Records, settings: Settings) -> list[SinkStatus]:
 
 
 def reasons(rows: Sequence[SinkStatus]) -> list[str]:
-    """A line for each sink that is paused or has failed."""
+    """A line for each sink that is paused, or that has failed and has delivered nothing since."""
     lines = []
     for row in rows:
         if row.pause_reason:
             lines.append(f"{row.sink} is paused: {row.pause_reason}")
-        elif row.last_failure_reason:
-            lines.append(f"last failure of {row.sink}: {row.last_failure_reason}")
+        elif row.last_failure_at and (row.last_success_at is None or row.last_success_at < row.last_failure_at):
+            lines.append(f"last failure of {row.sink}, {ago(row.last_failure_at)}: {row.last_failure_reason}")
     return lines
+
+
+def ago(time: datetime) -> str:
+    """How long ago that was, for people: `5 min ago`."""
+    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def dead_letters(records: Records, settings: Settings, sink: str | None) -> list[DeadLetterRow]:
@@ -206,7 +215,10 @@ def replay(
     How many events matched, and how many of them were not pending already. `progress` is called with the number of
     events that were read since the last call.
     """
-    condition = enabled_sink(settings, sink).common.filter
+    of_sink = enabled_sink(settings, sink)
+    if not of_sink.filter_is_valid:
+        raise ReceiverError(f"the filter of sink {sink} is invalid; `check` says why")
+    condition = of_sink.common.filter
     matched = requeued = after = 0
     while batch := records.received(since.timestamp(), until.timestamp(), after, BATCH):
         chosen = [stored for stored in batch if passes(stored.decode(), condition, types)]
@@ -243,6 +255,8 @@ def explain(records: Records, settings: Settings, event_id: str) -> Explanation:
 
 def not_routed(sink: SinkSettings, event: Event) -> str:
     """Why an event was not routed to a sink."""
+    if not sink.filter_is_valid:
+        return "not routed yet: the filter of the sink is invalid"
     if misses := sink.common.filter.misses(event):
         return f"not routed: filter {', '.join(misses)}"
     return "not routed: the sink was added later, or its dead letter was deleted; `replay` delivers it"
@@ -264,11 +278,15 @@ def delivery_row(delivery: DeliveryState, state: SinkState | None) -> DeliveryRo
 
 
 def resume(records: Records, settings: Settings, sink: str) -> str:
-    """End the pause of a sink now; returns the reason why it was paused."""
+    """End the pause of a sink now; returns the reason why it was paused. Raises ReceiverError if that cannot help."""
     enabled_sink(settings, sink)
     state = records.sink_states().get(sink)
     if state is None or not state.pauses:
         raise ReceiverError(f"sink {sink} is not paused")
+    if not state.paused_until:
+        raise ReceiverError(
+            f"sink {sink} could not be built when the receiver started: {state.pause_reason}; correct it and restart"
+        )
     records.resume(sink)
     return state.pause_reason
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from receiver.errors import JournalError, JournalUnavailable
-from receiver.journal import Counts, Journal, SinkState, open_records
+from receiver.journal import Counts, Journal, Liveness, SinkState, TablesVersion, open_records, tables_version
 from receiver.listener import is_in_use
 from receiver.logs import printable
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, Settings
+from receiver.validation import counted
 
 WEAK_SECRET_BYTES = 32
 """The output of SHA-256: a shorter HMAC key is the weakest part of the signature (RFC 2104, section 3)."""
@@ -63,16 +64,25 @@ def check_readiness(settings: Settings, journal: Journal) -> tuple[list[str], li
     errors, warnings = [], unused_variables(settings) + journal_on_dyno(settings)
     try:
         journal.check_writable()
-        dispatcher = journal.liveness()
-        if dispatcher is None or time.time() - dispatcher.at > DISPATCHER_SILENT_SECONDS:
+        liveness = journal.liveness()
+        if not is_alive(liveness):
             errors.append("no dispatcher is alive")
-        else:
-            warnings += dispatcher.warnings
+        warnings += dispatcher_warnings(liveness)
         warnings += paused_sinks(settings, journal.sink_states())
         warnings += removed_sinks(settings, journal.counts())
     except JournalUnavailable as error:
         errors.append(f"the journal is unavailable: {error}")
     return errors, warnings
+
+
+def is_alive(liveness: Liveness | None) -> bool:
+    """Whether a dispatcher has reported recently."""
+    return liveness is not None and time.time() - liveness.at <= DISPATCHER_SILENT_SECONDS
+
+
+def dispatcher_warnings(liveness: Liveness | None) -> Sequence[str]:
+    """What the dispatchers that are alive warn about, such as a sink whose call does not return."""
+    return liveness.warnings if liveness is not None and is_alive(liveness) else ()
 
 
 def configuration_warnings(settings: Settings) -> list[str]:
@@ -170,17 +180,30 @@ def replaced_journal(settings: Settings) -> list[str]:
     """A warning for an SQLite journal that DATABASE_URL has replaced and that has undelivered events."""
     if settings.database_url is None or not settings.journal_path.exists():
         return []
-    with suppress(JournalError), closing(open_records(replace(settings, database_url=None))) as records:
-        if left := undelivered(records.counts()):
-            return [
-                f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and has {left} pending "
-                "deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
-            ]
+    replaced = replace(settings, database_url=None)
+    warning = f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and "
+    remedy = "run `python -m receiver deliver` without DATABASE_URL until none is pending"
+    with suppress(JournalError):
+        if old_tables(tables_version(replaced)):
+            return [f"{warning}may have pending deliveries of an older receiver; {remedy}"]
+        with closing(open_records(replaced, create_tables=False)) as records:
+            if left := undelivered(settings, records.counts()):
+                return [f"{warning}has {counted(left, 'pending delivery', 'pending deliveries')}; {remedy}"]
     return []
 
 
-def undelivered(counts: Counts) -> int:
-    return counts.unrouted + sum(count.pending for count in counts.sinks.values())
+def undelivered(settings: Settings, counts: Counts) -> int:
+    """How many deliveries are pending at enabled sinks, and how many events are not routed yet."""
+    return counts.unrouted + sum(
+        counts.sinks[sink.name].pending for sink in settings.enabled_sinks if sink.name in counts.sinks
+    )
+
+
+def old_tables(version: TablesVersion) -> list[str]:
+    """A warning for a journal of an older receiver."""
+    if version.found is None or version.found == version.latest:
+        return []
+    return [f"the journal's tables are of version {version.found}; `migrate` or the next start upgrades them"]
 
 
 def paused_sinks(settings: Settings, states: Mapping[str, SinkState]) -> list[str]:
@@ -195,8 +218,8 @@ def paused_sinks(settings: Settings, states: Mapping[str, SinkState]) -> list[st
 def removed_sinks(settings: Settings, counts: Counts) -> list[str]:
     enabled = {sink.name for sink in settings.enabled_sinks}
     return [
-        f"sink {name} is no longer enabled and has {count.pending} pending deliveries; enable it, or delete them "
-        f"with `python -m receiver sinks remove {name}`"
+        f"sink {name} is no longer enabled and has {counted(count.pending, 'pending delivery', 'pending deliveries')}; "
+        f"enable it, or run `python -m receiver sinks remove {name}` to delete what is pending"
         for name, count in counts.sinks.items()
         if count.pending and name not in enabled
     ]

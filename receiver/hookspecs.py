@@ -20,6 +20,9 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a function or method of a plugin as the implementation of the hook of that name."""
 
+Register = Callable[[str, type], None]
+"""The type of the function that `register_sinks` gets."""
+
 
 class AlertHooks:
     """Hooks of plugin modules and of sinks alike, for alerts. All implementations are called.
@@ -52,12 +55,12 @@ class PluginHooks(AlertHooks):
     """Hooks of a plugin module."""
 
     @hookspec
-    def register_sinks(self, register: Callable[[str, type], None]) -> None:
+    def register_sinks(self, register: Register) -> None:
         """Register sink types.
 
         Called once at the start of the dispatcher, never in intake, with `register(type, cls)`: `type` is what users
         write in config.toml, and the constructor of `cls` is the schema of the options. The return value is ignored. If
-        it raises, the plugin is reported and left out; other plugins keep working.
+        it raises, the plugin is reported and skipped; other plugins keep working.
         """
 
 
@@ -104,6 +107,6 @@ class SinkHooks(AlertHooks):
         """The file or folder on this machine in which the sink stores events; None if it stores them elsewhere.
 
         Called once after the sink was built, before `open`, also by `check`; without side effects. On a Heroku dyno,
-        whose disk is lost at each restart, operators are warned of such a sink. If it raises, the sink is not built and
-        the exception is its problem.
+        whose disk is lost at each restart, operators are warned about such a sink. If it raises, the sink is not built
+        and the exception is its problem.
         """

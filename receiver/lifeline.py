@@ -11,17 +11,23 @@ import socket
 import types
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a process to stop. A closed terminal sends SIGHUP; with nohup it is ignored."""
+    ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignores_hangup else [signal.SIGHUP])]
+
+
 class Lifeline:
     """The child's end; without a socket, that of a process that has no supervisor."""
 
     def __init__(self, line: socket.socket | None = None) -> None:
         self._line = line
         self.stop_requested = False
-        """SIGTERM or SIGINT was received."""
+        """One of the stop signals was received."""
 
     def catch_signals(self) -> None:
-        """Turn SIGTERM and SIGINT into `stop_requested`."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Turn stop signals into `stop_requested`."""
+        for number in stop_signals():
             signal.signal(number, self._request_stop)
 
     def report_alive(self) -> None:

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from receiver import Event, hookimpl
+from receiver import Event, Register, hookimpl
 
 
 @dataclass
@@ -72,7 +71,7 @@ class $cls:
 
 
 @hookimpl
-def register_sinks(register: Callable[[str, type], None]) -> None:
+def register_sinks(register: Register) -> None:
     register("$name", $cls)
 ''')
 
@@ -111,7 +110,7 @@ def test_writes_the_body_unchanged(tmp_path: Path) -> None:
 ''')
 
 ROOT = Path(__file__).parent.parent
-IMPORTED_NAMES = ("Callable", "Event", "Path", "SinkSuite")
+IMPORTED_NAMES = ("Callable", "Event", "Path", "Register", "SinkSuite")
 """The classes that the two files import."""
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
+import signal
 import socket
 import sys
-import tempfile
 import time
 import uuid
 from typing import TYPE_CHECKING
 
 from receiver.errors import JournalUnavailable
 from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files, odd_secrets
+from receiver.intake.counters import counters_folder
 from receiver.journal import open_journal
 from receiver.lifeline import Lifeline
 from receiver.listener import listen
@@ -35,12 +35,6 @@ DATABASE_AWAY_SECONDS = 45.0
 
 CONNECT_AGAIN_SECONDS = 1.0
 
-MEMORY = "/dev/shm"
-"""Where counters are stored: in memory-mapped files, which on a full disk would cause a fatal signal."""
-
-COUNTERS_BYTES = 16 * 1024 * 1024
-"""Enough for the counters of all intake processes."""
-
 DISPATCHER_NICENESS = 5
 """With more pushes than the processors can take, responses come before deliveries."""
 
@@ -51,12 +45,13 @@ def serve(
     lifeline: Lifeline | None = None,
     listener: socket.socket | None = None,
 ) -> int:
-    """Receive and deliver until SIGTERM or SIGINT, or until `lifeline` is closed at its other end; the exit code.
+    """Receive and deliver until SIGTERM, SIGINT or SIGHUP, or until `lifeline` is closed at its other end.
 
-    Listens on the configured address, or on a bound `listener`. Raises ReceiverError when it cannot start.
+    Returns the exit code. Listens on the configured address, or on a bound `listener`. Raises ReceiverError when it
+    cannot start.
     """
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counters = tempfile.mkdtemp(prefix="receiver-", dir=memory_folder())
-    try:
+    with counters_folder(settings.journal_path.parent) as counters:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counters)
         prepare_intake(settings)
         listener = listener or listen(settings.receiver.host, settings.port)
         address = listener.getsockname()
@@ -66,12 +61,13 @@ def serve(
             children.append(dispatcher(settings, redactor, listener))
         Supervisor(children, lifeline or Lifeline(), listener).run()
         return 0
-    finally:
-        shutil.rmtree(counters, ignore_errors=True)
 
 
 def deliver(settings: Settings, redactor: Redactor) -> int:
-    """Deliver until SIGTERM or SIGINT, without receiving; the exit code. Raises ReceiverError when it cannot start."""
+    """Deliver until SIGTERM, SIGINT or SIGHUP, without receiving. Returns the exit code.
+
+    Raises ReceiverError when it cannot start.
+    """
     lifeline = Lifeline()
     lifeline.catch_signals()
     wait_for_journal(settings, lifeline)
@@ -92,9 +88,10 @@ def prepare_intake(settings: Settings) -> None:
 
 
 def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
-    """Receive until told to stop: the process of intake."""
+    """The process of intake: receive until the lifeline asks to stop."""
     from receiver.intake import web_server
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # gunicorn would restart its workers while it stops
     web_server.run(settings, listener, lifeline)
 
 
@@ -115,7 +112,7 @@ def dispatcher(settings: Settings, redactor: Redactor, listener: socket.socket |
 
 
 def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder: str, crash_guard: CrashGuard) -> None:
-    """Deliver until told to stop: the process of the dispatcher."""
+    """The process of the dispatcher: deliver until the lifeline asks to stop."""
     from receiver.delivery.dispatcher import Dispatcher
     from receiver.delivery.plugins import load_plugins
     from receiver.delivery.sinks import build_sinks, secrets_by_option
@@ -156,13 +153,3 @@ def wait_for_journal(settings: Settings, lifeline: Lifeline | None = None) -> No
                 lifeline.report_alive()
             log.error("waiting for the journal before starting: %s", error)
             time.sleep(CONNECT_AGAIN_SECONDS)
-
-
-def memory_folder() -> str | None:
-    """A folder in memory; None if there is none, or it is full."""
-    try:
-        found = os.statvfs(MEMORY)
-    except OSError:
-        return None
-    has_room = found.f_bavail * found.f_frsize >= COUNTERS_BYTES
-    return MEMORY if has_room and os.access(MEMORY, os.W_OK) else None

@@ -104,7 +104,8 @@ class SinkSettings:
     """One `[sinks.NAME]`. `options` belong to the sink type; `problems` say why the table cannot be used as it is.
 
     `from_environment` are the keys with a value from the environment, `missing` those whose variable is not set, or
-    whose file cannot be used; the latter have a line in `problems` as well.
+    whose file cannot be used; the latter have a line in `problems` as well. An invalid filter is not used: only its
+    valid conditions are known.
     """
 
     name: str
@@ -113,6 +114,7 @@ class SinkSettings:
     from_environment: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
     missing: frozenset[str] = frozenset()
+    filter_is_valid: bool = True
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,10 @@ class _Reader:
         resolved, from_environment, missing = self.resolve_environment(where, to_resolve)
         given = {**{key: value for key, value in values.items() if key not in to_resolve}, **resolved}
         common, problems = parse_leniently(CommonOptions, where, given, from_environment, missing, {"type": ""})
+        filter_is_valid = all(problem.key != "filter" for problem in problems)
+        if not filter_is_valid and isinstance(given["filter"], dict):
+            conditions, _ = parse_leniently(Filter, where, given["filter"], frozenset(), ())
+            common = common.model_copy(update={"filter": conditions})
         return SinkSettings(
             name,
             common,
@@ -305,6 +311,7 @@ class _Reader:
             from_environment,
             tuple(problem.line for problem in problems),
             frozenset(problem.key for problem in missing),
+            filter_is_valid,
         )
 
     def resolve_environment(

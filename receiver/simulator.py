@@ -107,8 +107,13 @@ class Pusher:
                 "POST", self._url, body=body, headers=sign(body, self._secret, time.time()), redirect=False
             )
         except urllib3.exceptions.HTTPError as error:
-            return 0, f"no response: {type(error).__name__}"
+            return 0, f"no response: {_reason(error)}"
         return response.status, response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """What the system says, such as "Connection refused", or else the name of the exception."""
+    return getattr(error.__cause__, "strerror", None) or type(error).__name__
 
 
 def _temperature(random: random.Random, time: datetime, samples: int) -> Data:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from receiver.errors import ReceiverError
-from receiver.lifeline import Lifeline
+from receiver.lifeline import Lifeline, stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +34,22 @@ STOP_SECONDS = 20.0
 SUSPENDED_SECONDS = 15.0
 """If the supervisor has not run for so long, the machine or the process was suspended."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 _fork = multiprocessing.get_context("fork")
 Work = Callable[[Lifeline], None]
 
 
 class Supervisor:
-    """Runs children until SIGTERM or SIGINT. With a listener, the first child is intake."""
+    """Runs children until SIGTERM, SIGINT or SIGHUP. With a listener, the first child is intake."""
 
     def __init__(self, children: list[Child], lifeline: Lifeline, listener: socket.socket | None = None) -> None:
         self._children = children
         self._lifeline = lifeline
         self._listener = listener
         self._signals: SimpleQueue[int] = SimpleQueue()  # the only queue that a signal handler may use
+        self._signal: int | None = None
 
     def run(self) -> None:
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             signal.signal(number, self._request_stop)
         checked_at = time.monotonic()
         while not self._lifeline.stopping():
@@ -70,14 +69,14 @@ class Supervisor:
     def _signalled(self, seconds: float) -> bool:
         """Whether a stop was requested by a signal; waits for one, but no longer than `seconds`."""
         try:
-            self._signals.get(timeout=seconds)
+            self._signal = self._signals.get(timeout=seconds)
         except Empty:
             return False
         return True
 
     def _stop(self) -> None:
         """Signal all children; when intake has ended, no more events come and the dispatcher can finish."""
-        log.info("stopping")
+        log.info("stopping%s", "" if self._signal is None else f" on {signal.Signals(self._signal).name}")
         end = time.monotonic() + STOP_SECONDS
         if self._listener is not None:
             self._listener.close()
@@ -144,9 +143,10 @@ class Child:
         supervisor_ends = [child._socket for child in siblings if child._socket is not None]
         sys.stdout.flush()
         self._process = _fork.Process(target=_run, args=(self._work, child_end, supervisor_ends), name=self.name)
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # or one could reach the child while it has our handlers
+        signals = stop_signals()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # or one could reach the child while it has our handlers
         self._process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         child_end.close()
         self._started_at = self._reported_at = now
 
@@ -171,9 +171,9 @@ class Child:
 
 def _run(work: Work, child_end: socket.socket, supervisor_ends: list[socket.socket]) -> None:
     """Run a child, without the supervisor's signal handlers and its ends of the lifelines."""
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
     for end in supervisor_ends:
         end.close()
     try:

@@ -1,4 +1,4 @@
-"""Validates tables of config.toml against pydantic models, and names every problem in a line of its own.
+"""Validates tables of config.toml against pydantic models, and lists all problems, each in a line of its own.
 
 The receiver's own tables are read with it, and the options of every sink type; it knows neither.
 """
@@ -183,3 +183,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the right name for a wrong one, to append to a message; empty if none is similar."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number with its noun: `1 dead letter`, `2 dead letters`. `several` is a plural that is not `one` with an s."""
+    return f"{number} {one if number == 1 else several or one + 's'}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 import time_machine
-from conftest import THERE_ARE, new_database
+from conftest import ROOT, THERE_ARE, new_database
+from sqlalchemy import make_url
 from support.commands import (
     BROKEN_PLUGIN,
     CONSOLE,
@@ -24,6 +27,7 @@ from support.commands import (
 )
 
 from receiver.journal import Arrival, open_journal
+from receiver.journal.sql.schema import SCHEMA_VERSION
 from receiver.settings import SECRET
 
 COLUMNS = "event_id, time, device_id, device_name, project_id, event_type, quantity, value, unit, text, labels"
@@ -46,6 +50,49 @@ def test_check_creates_no_journal(operator: Operator) -> None:
     operator.configure(CONSOLE)
     operator.lines("check")
     assert [path.name for path in operator.folder.iterdir()] == ["config.toml"]
+
+
+def test_check_says_that_an_older_journal_will_be_upgraded_and_does_not_change_it(operator: Operator) -> None:
+    operator.configure(CONSOLE)
+    path = operator.settings.journal_path
+    path.parent.mkdir()
+    shutil.copy(ROOT / "tests" / "data" / "journal_schema_2.sqlite", path)
+    before = path.read_bytes()
+    valid = "config.toml is valid. Enabled sinks: console. Signature secrets: 1."
+    assert operator.run("check") == (
+        0,
+        [valid],
+        ["warning: the journal's tables are of version 2; `migrate` or the next start upgrades them"],
+    )
+    assert operator.run("check", DATABASE_URL=new_database()) == (
+        0,
+        [valid],
+        [
+            f"warning: the journal {path} is not used while DATABASE_URL is set, and may have pending deliveries of an "
+            "older receiver; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+        ],
+    )
+    assert path.read_bytes() == before
+    assert operator.lines("migrate") == [f"Upgraded the journal's tables from version 2 to {SCHEMA_VERSION}."]
+    assert operator.lines("migrate") == [f"The journal's tables are up to date (version {SCHEMA_VERSION})."]
+    assert [line for line in operator.run("check").errors if "version" in line] == []
+
+
+def test_check_creates_no_tables_and_says_if_they_could_not_be_created(operator: Operator) -> None:
+    operator.configure(CONSOLE)
+    url = new_database()
+    assert operator.run("check", DATABASE_URL=url)[::2] == (0, [])
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+        connection.execute("CREATE ROLE reader LOGIN")
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    reader = make_url(url).set(username="reader", password=None).render_as_string(hide_password=False)
+    code, _, errors = operator.run("check", DATABASE_URL=reader)
+    assert (code, len(errors)) == (1, 1)
+    assert "permission denied" in errors[0]
+    assert operator.run("migrate", DATABASE_URL=url).out == [
+        f"Created the journal's tables (version {SCHEMA_VERSION})."
+    ]
 
 
 def test_a_weak_secret_and_a_configuration_without_enabled_sinks_are_warnings(operator: Operator) -> None:
@@ -109,7 +156,7 @@ def test_pending_deliveries_in_a_journal_that_a_database_has_replaced_are_a_warn
         ["config.toml is valid. Enabled sinks: console. Signature secrets: 1."],
         [
             f"warning: the journal {operator.folder}/data/journal.sqlite is not used while DATABASE_URL is set, and "
-            "has 4 pending deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+            "has 3 pending deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
         ],
     )
 
@@ -144,7 +191,7 @@ def test_every_problem_of_plugins_and_sinks_has_a_line(operator: Operator) -> No
         retry = { max_age = "x" }
         """)
     code, out, errors = operator.run("check", URL="value-from-the-environment")
-    known = f"{THERE_ARE}; 2 plugin(s) could not be loaded"
+    known = f"{THERE_ARE}; 2 plugins could not be loaded"
     assert (code, out) == (1, [])
     assert [re.sub(r"\S+\.py:\d+: ValueError", "LINE: ValueError", line) for line in errors] == [
         f"error: plugin {operator.folder}/mine.py: mine.py:1: "
@@ -157,6 +204,7 @@ def test_every_problem_of_plugins_and_sinks_has_a_line(operator: Operator) -> No
         "error: config.toml [sinks.e]: url: the environment variable NOT_SET is not set",
         "error: config.toml [sinks.f]: concurrency = 'x': Input should be a valid integer, "
         "unable to parse string as an integer",
+        "error: config.toml [sinks.f]: LINE: ValueError: url must begin with http:// or https:// and name a host",
         "error: config.toml [sinks.g]: retry.max_age: "
         'give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"',
     ]
@@ -203,8 +251,8 @@ def test_a_removed_sink_with_pending_deliveries_is_a_warning(operator: Operator)
         0,
         ["config.toml is valid. Enabled sinks: archive. Signature secrets: 1."],
         [
-            "warning: sink old is no longer enabled and has 2 pending deliveries; enable it, or delete them with "
-            "`python -m receiver sinks remove old`"
+            "warning: sink old is no longer enabled and has 2 pending deliveries; "
+            "enable it, or run `python -m receiver sinks remove old` to delete what is pending"
         ],
     )
     operator.lines("sinks", "remove", "old")
@@ -310,3 +358,36 @@ def test_keys_that_were_renamed_are_reported_with_their_new_names(operator: Oper
             "error: config.toml [sinks.console]: option 'retry.longest_pause' is now called 'max_backoff'",
         ],
     )
+
+
+def test_no_problem_of_a_table_hides_another(operator: Operator) -> None:
+    operator.configure("""
+        [sinks.a]
+        type = "csv"
+        path = "a.csv"
+        columns = ["tiem"]
+        retry = { max_attempts = 0 }
+        filter = { event_types = ["touch", "temperatur"], devces = ["x"] }
+        """)
+    code, out, errors = operator.run("check")
+    assert (code, out) == (1, [])
+    assert [re.sub(r"\S+\.py:\d+: ValueError", "LINE: ValueError", line) for line in errors] == [
+        "warning: config.toml [sinks.a]: filter.event_types: "
+        "DT documents no event type 'temperatur' (did you mean 'temperature'?)",
+        "error: config.toml [sinks.a]: no option 'filter.devces' (did you mean 'devices'?)",
+        "error: config.toml [sinks.a]: retry.max_attempts: Input should be greater than or equal to 1",
+        f"error: config.toml [sinks.a]: LINE: ValueError: no column 'tiem'; there are: {COLUMNS}",
+    ]
+
+
+def test_an_error_in_a_table_hides_no_warning_about_it(operator: Operator) -> None:
+    operator.configure(
+        "[sinks.archive]\ntype = 'csv'\npath = 'events.csv'\nretry = { max_attempts = 0 }\n",
+    )
+    code, out, errors = operator.run("check", DYNO="web.1", DATABASE_URL=new_database())
+    assert (code, out) == (1, [])
+    assert errors == [
+        "warning: sink archive writes to the dyno's disk, and its file is lost at each restart; "
+        'replace [sinks.archive] with one of type = "sql" and url = { env = "DATABASE_URL" }',
+        "error: config.toml [sinks.archive]: retry.max_attempts: Input should be greater than or equal to 1",
+    ]

@@ -53,7 +53,7 @@ def test_dead_letters_that_are_retried_are_pending_with_no_attempts_counted(oper
     operator.settle_due("erp", Result.DEAD, "no")
     assert operator.json("dead-letters", "retry", "erp", "b", "unknown") == {"sink": "erp", "retried": 1}
     assert operator.counts("erp") == (1, 0, 2)
-    assert operator.lines("dead-letters", "retry", "erp") == ["2 dead letters of sink erp are pending again."]
+    assert operator.lines("dead-letters", "retry", "erp") == ["Retrying 2 dead letters of sink erp."]
     again = operator.settle_due("erp", Result.DELIVERED)
     assert sorted((delivery.event.id, delivery.attempt, delivery.failures) for delivery in again) == [
         ("a", 1, 0),
@@ -69,7 +69,7 @@ def test_retrying_and_deleting_dead_letters_of_one_sink_changes_no_other(operato
         operator.settle_due(sink, Result.DEAD, "no")
     operator.lines("dead-letters", "retry", "erp")
     assert (operator.counts("erp"), operator.counts("archive")) == ((1, 0, 0), (0, 0, 1))
-    assert operator.lines("dead-letters", "delete", "archive", "a") == ["1 dead letters of sink archive are deleted."]
+    assert operator.lines("dead-letters", "delete", "archive", "a") == ["Deleted 1 dead letter of sink archive."]
     assert (operator.counts("erp"), operator.counts("archive")) == ((1, 0, 0), (0, 0, 0))
 
 

@@ -20,9 +20,9 @@ def test_events_are_replayed_that_were_received_from_since_up_to_but_not_at_unti
         operator.add_pending("archive", f"e{number}", received_at=NOON + number)
     operator.settle_due("archive", Result.DELIVERED)
     replay = ("replay", "archive", "--since", "2026-01-31T12:00:01", "--until", "2026-01-31T13:00:03+01:00")
-    assert operator.lines(*replay, "--dry-run") == ["2 events match; nothing was requeued (dry run)."]
+    assert operator.lines(*replay, "--dry-run") == ["Found 2 matching events; requeued none (dry run)."]
     assert operator.counts("archive") == (0, 5, 0)
-    assert operator.lines(*replay) == ["2 events match; 2 of them were requeued for sink archive."]
+    assert operator.lines(*replay) == ["Found 2 matching events; requeued 2 for sink archive."]
     assert claimed_ids(operator, "archive") == ["e1", "e2"]
 
 
@@ -107,7 +107,7 @@ def test_types_that_dt_does_not_document_are_warnings(operator: Operator) -> Non
     types = "humidty,Touch,humidity,brandNew,\x1b[31m"
     assert operator.run("replay", "archive", "--since", LONG_AGO, "--types", types) == (
         0,
-        ["2 events match; 2 of them were requeued for sink archive."],
+        ["Found 2 matching events; requeued 2 for sink archive."],
         [
             "warning: --types: DT documents no event type 'humidty' (did you mean 'humidity'?)",
             "warning: --types: DT documents no event type 'Touch' (did you mean 'touch'?)",
@@ -166,3 +166,15 @@ def test_a_running_dispatcher_delivers_replayed_events_once_more(operator: Opera
         }
         wait_until(lambda: operator.sink_status("archive")["delivered"] == 4)
     assert sorted(operator.archived) == ["a", "a", "b", "b"]
+
+
+def test_a_sink_with_an_invalid_filter_gets_no_replay(operator: Operator) -> None:
+    operator.configure(f"{JOURNAL}[sinks.archive]\ntype = 'csv'\npath = 'events.csv'\nfilter = {{ devces = ['x'] }}\n")
+    operator.add_pending("other", "a")
+    assert operator.run("replay", "archive", "--since", LONG_AGO) == (
+        1,
+        [],
+        ["error: the filter of sink archive is invalid; `check` says why"],
+    )
+    assert operator.explain("a")["archive"]["state"] == "not routed yet: the filter of the sink is invalid"
+    assert operator.counts("archive") == (0, 0, 0)

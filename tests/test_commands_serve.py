@@ -222,7 +222,7 @@ def test_broken_sinks_are_paused_and_get_their_events_once_the_configuration_is_
         assert receiver.metric(f'receiver_pending_deliveries{{sink="{name}"}}') == 5
         assert receiver.metric(f'receiver_deliveries_total{{sink="{name}"}}') == 0
     ready = receiver.http.request("GET", f"{receiver.url}/readyz")
-    known = f"{THERE_ARE}; 1 plugin(s) could not be loaded"
+    known = f"{THERE_ARE}; 1 plugin could not be loaded"
     assert (ready.status, ready.json()["ready"], ready.json()["errors"]) == (200, True, [])
     assert sorted(ready.json()["warnings"]) == [
         f"sink broken is paused: config.toml [sinks.broken]: no sink type 'mine'; {known}",
@@ -242,3 +242,18 @@ def test_broken_sinks_are_paused_and_get_their_events_once_the_configuration_is_
     wait_until(lambda: written.exists() and set(written.read_text().split()) == ids)
     wait_until(lambda: not receiver.http.request("GET", f"{receiver.url}/readyz").json()["warnings"])
     assert len(receiver.rows("archive.csv")) == 5
+
+
+def test_a_closed_terminal_stops_the_receiver_like_sigterm(start_receiver: StartReceiver) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests may ignore it
+    try:
+        receiver = start_receiver()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert receiver.push(Simulator().body("touch")) == (200, "accepted")
+    assert receiver.process is not None
+    os.killpg(receiver.process.pid, signal.SIGHUP)
+    assert receiver.process.wait(30) == 0
+    assert "stopping on SIGHUP" in receiver.log
+    assert "Traceback" not in receiver.log
+    assert len(receiver.rows()) == 1

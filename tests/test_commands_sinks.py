@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import replace
 
-from conftest import ROOT, StartReceiver, sink_types, wait_until
+from conftest import ROOT, THERE_ARE, StartReceiver, sink_types, wait_until
 from support.commands import ARCHIVE, BROKEN_PLUGIN, CONSOLE, JOURNAL, LONG_AGO, PLUGIN, SCRIPTED, TWO_SINKS, Operator
 
 from receiver.journal import Result, Settlement, SinkState
@@ -76,13 +76,13 @@ def test_sinks_shows_the_sink_types_of_plugins_with_their_options(operator: Oper
         '  priority  ("low" or "high", default "low")',
         "  tries  (whole number, default 3)",
         "",
-        "  [sinks.pager]",
-        '  type = "pager"',
-        '  token = { env = "PAGER_TOKEN" }',
-        '  path = "data/pager"',
-        "  # rooms = []",
-        '  # priority = "low"',
-        "  # tries = 3",
+        "[sinks.pager]",
+        'type = "pager"',
+        'token = { env = "PAGER_TOKEN" }',
+        'path = "data/pager"',
+        "# rooms = []",
+        '# priority = "low"',
+        "# tries = 3",
         "",
     ]
 
@@ -94,7 +94,7 @@ def test_sinks_reports_plugins_that_are_broken_and_shows_the_others(operator: Op
     code, out, errors = operator.run("sinks")
     assert (code, f"mine  ({operator.folder}/mine.py)" in out) == (0, True)
     assert errors == [
-        f"plugin left out: {operator.folder}/broken.py: broken.py:1: "
+        f"plugin skipped: {operator.folder}/broken.py: broken.py:1: "
         "ModuleNotFoundError: No module named 'not_installed_here'"
     ]
 
@@ -116,6 +116,7 @@ def test_sinks_as_json_has_no_options_for_a_constructor_with_invalid_annotations
 
 def test_the_example_of_every_sink_type_is_valid_when_it_is_pasted_into_config_toml(operator: Operator) -> None:
     environment = {"WEBHOOK_SECRET": "c2VjcmV0", "SQL_URL": "sqlite:///data/readings.sqlite"}
+    environment["WEBHOOK_PROXY"] = "http://proxy.example:3128"
     examples = "\n".join(shown["example"] for shown in operator.json("sinks").values())
     operator.configure(examples)
     assert operator.run("check", **environment)[::2] == (0, [])
@@ -124,15 +125,76 @@ def test_the_example_of_every_sink_type_is_valid_when_it_is_pasted_into_config_t
     assert operator.run("check", **environment).exit_code == 0
 
 
+ODD_PLUGIN = """
+from dataclasses import dataclass
+from typing import Literal
+
+from receiver import Secret, hookimpl
+
+
+@dataclass
+class Odd:
+    größe: int
+    level: Literal[1, 2]
+    schlüssel: Secret
+    limit: float = float("inf")
+    text: str = 'a "quoted" \\x7f\\n line'
+
+    @hookimpl
+    def deliver(self, event):
+        pass
+
+
+@hookimpl
+def register_sinks(register):
+    register("odd type.v2", Odd)
+"""
+
+
+def test_the_example_of_a_sink_type_with_an_odd_name_and_odd_options_is_valid(operator: Operator) -> None:
+    (operator.folder / "odd.py").write_text(ODD_PLUGIN)
+    plugin = "[receiver]\nplugins = ['odd.py']\n"
+    operator.configure(plugin)
+    lines = operator.invoke("sinks").stdout.splitlines()
+    begin = lines.index("[sinks.odd_type_v2]")
+    example = "\n".join(lines[begin : lines.index("", begin)])
+    for pasted in (example, example.replace("# ", "")):
+        operator.configure(plugin + pasted)
+        assert operator.run("check", ODD_TYPE_V2_SCHL_SSEL="a secret") == (
+            0,
+            ["config.toml is valid. Enabled sinks: odd_type_v2. Signature secrets: 1."],
+            [],
+        )
+
+
 def test_a_resumed_sink_is_due_for_a_probe_and_still_in_the_same_pause(operator: Operator) -> None:
     paused = SinkState("erp", pauses=3, paused_until=time.time() + 3600, pause_reason="401 Unauthorized")
     operator.journal.save_sink_state(paused)
     operator.journal.save_sink_state(replace(paused, name="archive"))
     assert operator.lines("sinks", "resume", "erp") == ["Sink erp is probed now. It was paused: 401 Unauthorized"]
-    assert operator.journal.sink_states() == {
-        "erp": replace(paused, paused_until=0.0),
+    states = operator.journal.sink_states()
+    assert abs(states["erp"].paused_until - time.time()) < 60
+    assert states == {
+        "erp": replace(paused, paused_until=states["erp"].paused_until),
         "archive": replace(paused, name="archive"),
     }
+
+
+def test_a_sink_that_could_not_be_built_is_not_resumed(start_receiver: StartReceiver, operator: Operator) -> None:
+    receiver = start_receiver("[sinks.typo]\ntype = 'csf'\n", ready=False, WEB_CONCURRENCY="1")
+    operator.operate(receiver)
+    wait_until(lambda: operator.sink_status("typo")["pause_reason"])
+    receiver.configure(f"{JOURNAL}[sinks.typo]\ntype = 'stdout'\n")  # which takes effect at the next start
+    code, out, errors = operator.run("sinks", "resume", "typo")
+    assert (code, out) == (1, [])
+    assert errors == [
+        "error: sink typo could not be built when the receiver started: config.toml [sinks.typo]: "
+        f"no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}; correct it and restart"
+    ]
+    receiver.stop()
+    receiver.start()
+    wait_until(lambda: receiver.push(Simulator().body("touch")) == (200, "accepted"))
+    wait_until(lambda: operator.sink_status("typo")["delivered"] == 1)
 
 
 def test_a_running_receiver_probes_a_sink_as_soon_as_it_is_resumed(
@@ -165,7 +227,7 @@ def test_a_removed_sink_is_deleted_with_its_deliveries_and_no_other_sink_changes
             for delivery, result in zip(operator.journal.claim("old", 2, 60), results, strict=True)
         ]
     )
-    assert operator.lines("sinks", "remove", "old") == ["Removed sink old, and 2 deliveries that were pending or dead."]
+    assert operator.lines("sinks", "remove", "old") == ["Removed sink old and its 2 pending or dead deliveries."]
     assert [row["sink"] for row in operator.json("status")] == ["erp", "archive"]
     assert (operator.counts("old"), operator.counts("erp")) == ((0, 0, 0), (1, 0, 0))
     assert operator.json("dead-letters", "list") == []
@@ -175,7 +237,7 @@ def test_a_removed_sink_is_deleted_with_its_deliveries_and_no_other_sink_changes
 def test_a_disabled_sink_can_be_removed(operator: Operator) -> None:
     operator.add_pending("erp", "a")
     operator.configure(TWO_SINKS.replace('type = "webhook"', 'type = "webhook"\nenabled = false'))
-    assert operator.lines("sinks", "remove", "erp") == ["Removed sink erp, and 1 deliveries that were pending or dead."]
+    assert operator.lines("sinks", "remove", "erp") == ["Removed sink erp and its 1 pending or dead delivery."]
 
 
 def test_a_new_sink_gets_nothing_that_an_old_dispatcher_routes_to_a_removed_one(operator: Operator) -> None:
@@ -206,7 +268,7 @@ def test_what_an_old_dispatcher_routes_to_a_removed_sink_reaches_no_new_one(oper
         wait_until(lambda: operator.sink_status("scripted")["pause_reason"] == "closed")
         operator.configure(JOURNAL + ARCHIVE)
         assert operator.lines("sinks", "remove", "scripted") == [
-            "Removed sink scripted, and 1 deliveries that were pending or dead."
+            "Removed sink scripted and its 1 pending or dead delivery."
         ]
         operator.accept("b")
         wait_until(lambda: operator.journal.counts().unrouted == 0)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import UTC, datetime, timedelta
 
+import pytest
+import time_machine
 from conftest import wait_until
 from support.commands import JOURNAL, SCRIPTED, TWO_SINKS, Operator, is_recent, seconds_since_1970
 
+from receiver import admin
 from receiver.journal import Result, SinkState
 
 
@@ -82,12 +87,41 @@ def test_the_status_for_people_is_a_table_and_a_line_for_each_sink_that_is_pause
     operator.settle_due("archive", Result.FAILED, "OSError: disk full")
     operator.settle_due("erp", Result.POSTPONED, "HTTP 503")
     operator.journal.save_sink_state(SinkState("erp", 1, operator.journal.now() + 60, "HTTP 503"))
+    operator.journal.report_alive(["sink archive has been in one call for 61 s; set a timeout in it"])
     heading, erp, archive, *reasons = operator.lines("status")
     assert heading.split("  ")[0] == "sink"
     assert erp[heading.index("pending") :].split()[0] == "1"
     assert archive[heading.index("paused until") :].split() == ["-"]
     assert erp[heading.index("paused until") :].startswith("20")
-    assert reasons == ["erp is paused: HTTP 503", "last failure of archive: OSError: disk full"]
+    assert [re.sub(r"\d+ s ago", "N s ago", reason) for reason in reasons] == [
+        "erp is paused: HTTP 503",
+        "last failure of archive, N s ago: OSError: disk full",
+        "sink archive has been in one call for 61 s; set a timeout in it",
+    ]
+
+
+def test_the_failures_of_a_sink_that_works_again_are_not_shown_to_people(operator: Operator) -> None:
+    operator.add_pending("archive", "a", "b")
+    operator.settle_due("archive", Result.FAILED, "OSError: disk full")
+    operator.settle_due("archive", Result.DELIVERED)
+    assert operator.sink_status("archive")["last_failure_reason"] == "OSError: disk full"
+    assert [line for line in operator.lines("status") if "disk full" in line] == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s ago"),
+        (59, "59 s ago"),
+        (60, "1 min ago"),
+        (3599, "59 min ago"),
+        (7200, "2 h ago"),
+        (200_000, "2 d ago"),
+    ],
+)
+def test_a_time_in_the_past_is_shown_in_one_unit(seconds: int, shown: str) -> None:
+    with time_machine.travel(datetime.now(UTC), tick=False):
+        assert admin.ago(datetime.now(UTC) - timedelta(seconds=seconds)) == shown
 
 
 def test_a_sink_whose_pause_ended_is_not_shown_as_paused(operator: Operator) -> None:
@@ -117,4 +151,5 @@ def test_a_failure_whose_text_is_not_valid_unicode_is_recorded(operator: Operato
         operator.accept("a")
         wait_until(lambda: operator.sink_status("scripted")["last_failure_at"])
     assert operator.explain("a")["scripted"]["reason"] == "ValueError: ? is odd"
-    assert operator.lines("status")[-1] == "last failure of scripted: ValueError: ? is odd"
+    (line,) = [line for line in operator.lines("status") if line.startswith("last failure of scripted, ")]
+    assert line.endswith(" ago: ValueError: ? is odd")

@@ -1,4 +1,4 @@
-"""The crash guard: what crashes or blocks the dispatcher several times in a row is left out."""
+"""The crash guard: what crashes or blocks the dispatcher several times in a row is skipped."""
 
 from __future__ import annotations
 

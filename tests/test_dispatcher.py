@@ -8,11 +8,13 @@ import socket
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import NoReturn
 
 import pytest
 from conftest import TEST_SECRET, wait_until
 from support.delivery import Behaviour, RunningDispatcher, SingleSink, add_deliveries, always
+from support.journals import SqliteStore
 
 from receiver.delivery import dispatcher as dispatcher_module
 from receiver.delivery import sink_loop
@@ -194,11 +196,14 @@ def test_a_call_that_takes_long_is_named_also_when_it_is_abandoned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(dispatcher_module, "EXTEND_SECONDS", 0.1)
+    monkeypatch.setattr(dispatcher_module, "LIVENESS_SECONDS", 0.1)
     dispatcher.accept("a")
     dispatcher.start(dispatcher.sink(SingleSink(dispatcher.block), "stuck"), dispatcher.sink(SingleSink(), "good"))
     wait_until(lambda: dispatcher.counts("good") == (1, 0, 0), what="delivery")
     monkeypatch.setattr(dispatcher_module, "LONG_CALL_SECONDS", 0.1)
-    wait_until(lambda: re.search(r"sink stuck has been in one call for \d+ s; set a timeout in it", caplog.text))
+    warning = re.compile(r"sink stuck has been in one call for \d+ s; set a timeout in it")
+    wait_until(lambda: warning.search(caplog.text))
+    wait_until(lambda: (found := dispatcher.journal.liveness()) and any(map(warning.fullmatch, found.warnings)))
     dispatcher.stop()
     assert "shutting down while sink stuck is still blocked in a call" in caplog.text
     assert "sink good" not in caplog.text
@@ -230,6 +235,81 @@ def test_a_sink_that_crashed_the_dispatcher_when_it_was_called_alone_starts_paus
     assert dispatcher.journal.sink_states()["culprit"] == SinkState(
         "culprit", 1, dispatcher.store.clock.now + 10, "the dispatcher died while it called this sink alone"
     )
+
+
+class FakeTime:
+    """Stands in for the module `time` of the dispatcher; moves the clock of a journal as well."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def advance(self, seconds: float) -> None:
+        self._store.clock.advance(seconds)
+
+    def time(self) -> float:
+        return self._store.clock.now
+
+    def monotonic(self) -> float:
+        return self._store.clock.now
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+
+def test_claims_of_a_silent_dispatcher_are_taken_over_after_15_s_in_which_this_one_could_report(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeTime(dispatcher.store)
+    monkeypatch.setattr(dispatcher_module, "time", time)
+    other, ours = dispatcher.store.open("other"), dispatcher.create()
+    other.report_alive()
+    add_deliveries(other, "s", "a")
+    other.claim("s", 1, 60.0)
+
+    def is_taken_over() -> bool:
+        return other.next_due("s") == time.time()
+
+    time.advance(20)  # the journal was unavailable to both
+    taken_over = []
+    for _ in range(5):
+        ours.tick()
+        taken_over.append(is_taken_over())
+        time.advance(5)
+    assert taken_over == [False, False, False, False, True]
+
+
+def test_a_dispatcher_that_reports_again_after_an_outage_of_the_journal_keeps_its_claims(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeTime(dispatcher.store)
+    monkeypatch.setattr(dispatcher_module, "time", time)
+    other, ours = dispatcher.store.open("other"), dispatcher.create()
+    other.report_alive()
+    add_deliveries(other, "s", "a")
+    for _ in range(5):
+        ours.tick()
+        other.report_alive()
+        time.advance(5)
+    other.claim("s", 1, 60.0)
+    expires_at = other.next_due("s")
+    time.advance(20)
+    for _ in range(5):
+        ours.tick()
+        other.report_alive()
+        time.advance(5)
+    assert other.next_due("s") == expires_at
+
+
+def test_a_dispatcher_reports_that_it_is_alive_although_it_cannot_route(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise JournalUnavailable("locked")
+
+    monkeypatch.setattr(SqlJournal, "unrouted", fail)
+    monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.0)
+    assert not dispatcher.create().tick()
+    assert dispatcher.journal.liveness() is not None
 
 
 def test_of_two_sinks_on_trial_only_the_one_with_more_pauses_starts_paused(dispatcher: RunningDispatcher) -> None:
@@ -353,6 +433,31 @@ def test_a_blocked_call_is_abandoned_and_the_dispatcher_stops(dispatcher: Runnin
     wait_until(lambda: dispatcher.counts("good") == (1, 0, 0), what="delivery")
     dispatcher.stop()
     assert dispatcher.counts("blocking") == (0, 1, 0)
+
+
+def test_a_dispatcher_that_waits_for_a_call_before_it_stops_still_reports_that_it_is_alive(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "LIVENESS_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.01)
+    sink = SingleSink(dispatcher.block)
+    dispatcher.start(dispatcher.sink(sink))
+    dispatcher.accept("a")
+    wait_until(lambda: sink.calls)
+    reports = []
+    report_alive = SqlJournal.report_alive
+
+    def count(journal: SqlJournal, warnings: Sequence[str] = ()) -> None:
+        if dispatcher.lifeline.stop_requested:
+            reports.append(warnings)
+        report_alive(journal, warnings)
+
+    monkeypatch.setattr(SqlJournal, "report_alive", count)
+    dispatcher.lifeline.stop_requested = True
+    wait_until(lambda: len(reports) > 10, seconds=dispatcher_module.DRAIN_SECONDS)
+    dispatcher.unblocked.set()
+    dispatcher.join()
+    assert dispatcher.counts("s") == (1, 0, 0)
 
 
 def test_a_close_that_blocks_or_raises_keeps_neither_the_dispatcher_from_stopping_nor_others_from_closing(

@@ -27,6 +27,7 @@ from receiver import Event, GiveUp, Pause, Reading, Retry
 from receiver.admin import MAX_LISTED
 from receiver.commands.main import main
 from receiver.delivery.circuit_breaker import pause_seconds
+from receiver.delivery.dispatcher import SILENT_SECONDS
 from receiver.delivery.plugins import is_built_in, load_plugins
 from receiver.delivery.sink_type import Option, SinkType
 from receiver.delivery.sinks import find_problems
@@ -459,6 +460,7 @@ def test_every_runbook_says_how_you_notice_what_to_look_at_what_to_do_and_when_i
         (OPERATIONS, f"ends within {STOP_SECONDS:g} s"),
         (OPERATIONS, f"the newest {MAX_LISTED} dead letters"),
         (OPERATIONS, f"the newest {MAX_LISTED} quarantined pushes"),
+        (ARCHITECTURE, f"that has not reported for {SILENT_SECONDS:g} s are taken over"),
         (SINKS, f"({pause_seconds(RetryPolicy(), 1):g} s by default)"),
     ],
     ids=str,
@@ -601,6 +603,11 @@ def test_the_renamed_commands_exist_under_their_new_names_only() -> None:
     assert len(rows) == 5
     assert {new for _, new in rows} <= commands().keys()
     assert not {old for old, _ in rows} & commands().keys()
+
+
+@pytest.mark.parametrize(("old", "new"), renamed("Commands"))
+def test_an_old_name_of_a_command_ends_with_a_hint_at_the_new_one(old: str, new: str, operator: Operator) -> None:
+    assert operator.run(*old.split(), "erp") == (2, [], [f"error: `{old}` is now called `{new}`"])
 
 
 def test_the_renamed_metrics_are_documented_under_their_new_names_only() -> None:

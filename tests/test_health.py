@@ -137,7 +137,7 @@ def test_pending_deliveries_and_unrouted_events_in_a_journal_that_a_database_has
 ) -> None:
     store_events(load_settings(), "a", "b", routed_to={"a": ["erp", "other"]})
     assert configuration_warnings(load_settings(DATABASE_URL=DATABASE_URL)) == [
-        f"the journal {tmp_path}/data/journal.sqlite is not used while DATABASE_URL is set, and has 3 pending "
+        f"the journal {tmp_path}/data/journal.sqlite is not used while DATABASE_URL is set, and has 2 pending "
         "deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
     ]
     assert configuration_warnings(load_settings()) == []
@@ -181,8 +181,8 @@ def test_a_sink_that_is_no_longer_enabled_and_has_pending_deliveries_is_a_warnin
     assert readiness_of(load_settings(), FakeJournal(sinks=sinks)) == (
         [],
         [
-            f"sink {name} is no longer enabled and has {pending} pending deliveries; enable it, or delete them with "
-            f"`python -m receiver sinks remove {name}`"
+            f"sink {name} is no longer enabled and has {pending} pending deliveries; "
+            f"enable it, or run `python -m receiver sinks remove {name}` to delete what is pending"
             for name, pending in (("off", 2), ("removed", 3))
         ],
     )

@@ -161,7 +161,7 @@ def test_no_two_modules_import_each_other_not_even_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize(("part", "forbidden"), WALLS, ids=[f"{part}-{forbidden}" for part, forbidden in WALLS])
-def test_no_wall_between_wings_is_crossed_not_even_indirectly_or_lazily(part: str, forbidden: str) -> None:
+def test_no_wall_between_components_is_crossed_not_even_indirectly_or_lazily(part: str, forbidden: str) -> None:
     assert forbidden not in reachable(graph_of_parts(), [part, "__init__"])
 
 

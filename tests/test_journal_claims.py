@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -388,3 +389,48 @@ def test_of_the_results_of_a_dispatcher_that_was_succeeded_only_delivered_counts
     settle(intake, [second], Result.DELIVERED)
     assert delivery_counts(successor, "s") == (1, 1, 0)
     assert event_ids(claim(successor, "s")) == ["a"]
+
+
+def test_claims_of_a_dispatcher_that_is_silent_are_taken_over_and_those_of_others_are_not(store: Store) -> None:
+    silent, alive, another = (store.open(holder) for holder in ("silent", "alive", "another"))
+    route_events(silent, "s", "a", "b")
+    route_events(alive, "s", "c")
+    assert event_ids(claim(silent, "s", limit=2)) == ["a", "b"]
+    assert event_ids(claim(alive, "s")) == ["c"]
+    silent.report_alive()
+    store.clock.advance(15.0)
+    alive.report_alive()
+    another.take_over(15.0)
+    assert claim(another, "s") == []
+    store.clock.advance(0.5)
+    another.take_over(15.0)
+    taken_over = claim(another, "s")
+    assert event_ids(taken_over) == ["a", "b"]
+    assert attempts(taken_over) == [(2, 0), (2, 0)]
+
+
+def test_a_dispatcher_does_not_take_over_its_own_claims(journal: Journal, clock: Clock) -> None:
+    route_events(journal, "s", "a")
+    journal.report_alive()
+    claim(journal, "s")
+    clock.advance(20.0)
+    journal.take_over(15.0)
+    assert claim(journal, "s") == []
+
+
+def test_threads_that_claim_without_a_break_keep_no_other_thread_from_the_journal(journal: Journal) -> None:
+    done = threading.Event()
+
+    def claim_until_done(sink: str) -> None:
+        while not done.is_set():
+            claim(journal, sink)
+
+    with ThreadPoolExecutor(4) as pool:
+        claiming = [pool.submit(claim_until_done, f"s{number}") for number in range(4)]
+        try:
+            for _ in range(20):
+                journal.report_alive()
+        finally:
+            done.set()
+        for each in claiming:
+            each.result()

@@ -37,7 +37,11 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     ),
     "accept nothing": lambda journal, text, number, time: journal.accept([]),
     "unrouted": lambda journal, text, number, time: journal.unrouted(number),
-    "route": lambda journal, text, number, time: journal.route([(StoredEvent(number, text, b"", time), [text])]),
+    "route": lambda journal, text, number, time: journal.route(
+        [(StoredEvent(number, text, b"", time), [text])], [text]
+    ),
+    "sinks_behind": lambda journal, text, number, time: journal.sinks_behind(),
+    "catch_up": lambda journal, text, number, time: journal.catch_up(text, lambda event: True, number),
     "set_enabled_sinks": lambda journal, text, number, time: journal.set_enabled_sinks([text, text]),
     "claim": lambda journal, text, number, time: journal.claim(text, number, time),
     "extend": lambda journal, text, number, time: journal.extend([delivery(text, number, time)], time),
@@ -46,6 +50,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     ),
     "next_due": lambda journal, text, number, time: journal.next_due(text),
     "report_alive": lambda journal, text, number, time: journal.report_alive([text]),
+    "take_over": lambda journal, text, number, time: journal.take_over(time),
     "liveness": lambda journal, text, number, time: journal.liveness(),
     "save_sink_state": lambda journal, text, number, time: journal.save_sink_state(SinkState(text, number, time, text)),
     "sink_states": lambda journal, text, number, time: journal.sink_states(),
@@ -53,6 +58,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     "counts": lambda journal, text, number, time: journal.counts(),
 }
 RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
+    "liveness": lambda records, text, number, time: records.liveness(),
     "dead_letters": lambda records, text, number, time: records.dead_letters(text, number),
     "retry_dead_letters": lambda records, text, number, time: records.retry_dead_letters(text, [text]),
     "delete_dead_letters": lambda records, text, number, time: records.delete_dead_letters(text, [text]),

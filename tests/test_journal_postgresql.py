@@ -21,6 +21,7 @@ from receiver.journal import Arrival, Journal, Outcome, Result
 from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
+from receiver.journal.sql.schema import SCHEMA_VERSION
 
 
 def wait_for_events_returns(journal: Journal) -> None:
@@ -193,7 +194,7 @@ def test_processes_that_create_the_tables_at_once_all_succeed(deployment: Deploy
     with ThreadPoolExecutor(12) as pool:
         outcomes = [future.result() for future in [pool.submit(create) for _ in range(12)]]
     assert outcomes == [Outcome.ACCEPTED] * 12
-    assert deployment.sql("SELECT version FROM receiver_schema") == [(3,)]
+    assert deployment.sql("SELECT version FROM receiver_schema") == [(SCHEMA_VERSION,)]
 
 
 def test_an_event_that_one_dispatcher_routes_is_skipped_by_others_unless_that_one_fails(

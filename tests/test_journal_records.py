@@ -249,7 +249,10 @@ def test_resuming_a_sink_ends_its_pause_now_and_changes_nothing_else(
         journal.save_sink_state(SinkState(sink, 3, clock.now + 600, "HTTP 401"))
     records.resume("s")
     records.resume("unknown")
-    expected = {"s": SinkState("s", 3, 0.0, "HTTP 401"), "other": SinkState("other", 3, clock.now + 600, "HTTP 401")}
+    expected = {
+        "s": SinkState("s", 3, clock.now, "HTTP 401"),
+        "other": SinkState("other", 3, clock.now + 600, "HTTP 401"),
+    }
     assert records.sink_states() == journal.sink_states() == expected
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from support.journals import (
     Clock,
     SqliteStore,
@@ -110,14 +111,21 @@ def test_every_warning_of_a_dispatcher_can_be_stored(warning: str, stored: str, 
     assert liveness.warnings == (stored, "another")
 
 
-def test_of_several_dispatchers_liveness_is_the_latest_report(store: Store) -> None:
-    one, other = store.open(holder="one"), store.open(holder="other")
-    for journal, warnings in ((one, ("from one",)), (other, ("from other",)), (one, ("from one again",))):
-        journal.report_alive(warnings)
-        for reader in (one, other):
-            liveness = reader.liveness()
-            assert liveness is not None
-            assert liveness.warnings == warnings
+def test_of_several_dispatchers_liveness_is_the_latest_report_with_the_warnings_of_all_that_run(
+    store: Store,
+) -> None:
+    one, other, gone = (store.open(holder=holder) for holder in ("one", "other", "gone"))
+    with time_machine.travel(1_700_000_000, tick=False) as wall:
+        gone.report_alive(["from the one that has gone"])
+        wall.shift(16)
+        one.report_alive(["from both", "from one"])
+        wall.shift(5)
+        other.report_alive(["from other", "from both"])
+        now = time.time()
+        for reader in (one, other, store.records()):
+            assert reader.liveness() == Liveness(now, ("from other", "from both", "from one"))
+        one.report_alive([])
+        assert one.liveness() == Liveness(now, ("from other", "from both"))
 
 
 def test_liveness_survives_the_dispatcher_and_its_successor_replaces_it(store: Store) -> None:
@@ -174,6 +182,18 @@ def test_retention_removes_only_old_events_that_are_delivered_everywhere(
 
     assert accept(journal, "a") == [Outcome.ACCEPTED if removed else Outcome.DUPLICATE]
     assert journal.counts().sinks == before.sinks
+
+
+def test_retention_removes_no_event_that_a_sink_has_missed_until_it_has_caught_up(journal: Journal) -> None:
+    route_events(journal, "s", "before")
+    accept(journal, "missed")
+    journal.route([(event, ["s"]) for event in journal.unrouted(1)], ["behind"])
+    route_events(journal, "s", "after")
+    settle(journal, claim(journal, "s"), Result.DELIVERED)
+    assert journal.remove_expired(2000.0, 10) is False
+    assert not journal.catch_up("behind", lambda event: False, 10)
+    journal.remove_expired(2000.0, 10)
+    assert [accept(journal, name)[0] for name in ("before", "missed", "after")] == [Outcome.ACCEPTED] * 3
 
 
 def test_retention_removes_no_quarantined_push(journal: Journal) -> None:
@@ -272,6 +292,9 @@ WRITES: dict[str, Callable[[Journal, Delivery], Any]] = {
     "accept": lambda journal, _: accept(journal, "new"),
     "accept an invalid push": lambda journal, _: journal.accept([INVALID]),
     "route": lambda journal, _: journal.route([(event, ["new sink"]) for event in journal.unrouted(1)]),
+    "route what a sink misses": lambda journal, _: journal.route([(event, []) for event in journal.unrouted(1)], ["s"]),
+    "catch_up": lambda journal, _: journal.catch_up("behind", lambda event: True, 1),
+    "take_over": lambda journal, _: journal.take_over(15.0),
     "set_enabled_sinks": lambda journal, _: journal.set_enabled_sinks(["new sink"]),
     "claim": lambda journal, _: event_ids(claim(journal, "s")),
     "claim for a new sink": lambda journal, _: claim(journal, "new sink"),
@@ -299,6 +322,8 @@ def test_a_call_whose_commit_fails_does_nothing_and_works_when_it_is_repeated(
         settle(journal, claim(journal, "s"), Result.DELIVERED)
         route_events(journal, "s", "held")
         (held[each],) = claim(journal, "s")
+        accept(journal, "missed")
+        journal.route([(event, []) for event in journal.unrouted(1)], ["behind"])
         accept(journal, "unrouted")
 
     before = everything(journals[store])

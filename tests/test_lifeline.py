@@ -24,8 +24,9 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def signal_handlers() -> Iterator[None]:
-    """Ignore SIGTERM and SIGINT until the test handles them, and restore their handlers after it."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Restore the handlers of the stop signals after the test, during which none is ignored."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -39,7 +40,7 @@ def test_a_process_without_a_supervisor_goes_on_until_a_signal() -> None:
     assert (lifeline.supervisor_connected(), lifeline.stopping()) == (False, True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_requests_a_stop_and_leaves_the_supervisor_connected(
     number: signal.Signals, sockets: tuple[socket.socket, socket.socket], signal_handlers: None
 ) -> None:
@@ -48,6 +49,12 @@ def test_a_signal_requests_a_stop_and_leaves_the_supervisor_connected(
     assert (lifeline.stop_requested, lifeline.stopping()) == (False, False)
     signal.raise_signal(number)
     assert (lifeline.stop_requested, lifeline.stopping(), lifeline.supervisor_connected()) == (True, True, True)
+
+
+def test_sighup_stays_ignored_as_with_nohup(signal_handlers: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    Lifeline().catch_signals()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_each_report_reaches_the_supervisor(sockets: tuple[socket.socket, socket.socket]) -> None:

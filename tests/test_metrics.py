@@ -21,8 +21,9 @@ from pytest_httpserver import HTTPServer
 from support.journals import accept, claim, route_events, settle
 from support.pushes import event
 
-from receiver import __version__, server
+from receiver import __version__
 from receiver.errors import JournalUnavailable
+from receiver.intake import counters as counters_module
 from receiver.intake import metrics as metrics_module
 from receiver.intake.metrics import Metrics
 from receiver.journal import Counts, Journal, Result, Settlement, SinkState
@@ -373,7 +374,7 @@ def test_concurrent_requests_while_the_journal_is_away_wait_for_at_most_two_read
 def test_counters_are_stored_in_memory_only_if_there_is_room(
     free_kb: int, has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MEMORY", str(tmp_path))
+    monkeypatch.setattr(counters_module, "MEMORY", str(tmp_path))
     found = types.SimpleNamespace(f_bavail=free_kb, f_frsize=1024)
-    monkeypatch.setattr(server.os, "statvfs", lambda path: found)
-    assert server.memory_folder() == (str(tmp_path) if has_room else None)
+    monkeypatch.setattr(counters_module.os, "statvfs", lambda path: found)
+    assert counters_module.memory_folder() == (str(tmp_path) if has_room else None)

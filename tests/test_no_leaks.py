@@ -585,6 +585,7 @@ def test_every_line_of_the_log_is_a_record(traces: Traces) -> None:
 
 
 def records(log: bytes) -> list[dict[str, str]]:
+    assert b"\n".join(line for line in log.splitlines() if not line.startswith(b"{")).decode() == ""
     return [json.loads(line) for line in log.splitlines()]
 
 

@@ -83,4 +83,4 @@ def test_a_secret_in_an_exception_of_a_plugin_does_not_reach_the_log(
 ) -> None:
     path = plugin_folder.add(f"raise RuntimeError('{SIGNATURE_SECRET}')\n")
     plugin_folder.build_sinks()
-    assert caplog.messages == [f"plugin left out: {path}: mine.py:1: RuntimeError: ***"]
+    assert caplog.messages == [f"plugin skipped: {path}: mine.py:1: RuntimeError: ***"]

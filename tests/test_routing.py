@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from conftest import wait_until
+from conftest import TEST_SECRET, wait_until
 from support.delivery import RunningDispatcher, SingleSink, add_deliveries, event_body
 
 from receiver.delivery import dispatcher as dispatcher_module
 from receiver.journal import Arrival
+from receiver.settings import SECRET, SinkSettings, load
 
 
 def test_an_event_is_routed_to_the_sinks_whose_filter_it_passes(dispatcher: RunningDispatcher) -> None:
@@ -77,3 +80,52 @@ def test_a_broken_sink_is_paused_with_its_reason_and_its_events_wait(dispatcher:
     assert dispatcher.counts("broken") == (0, 1, 0)
     state = dispatcher.journal.sink_states()["broken"]
     assert (state.pauses, state.pause_reason) == (1, "no sink type 'kafka'")
+
+
+BAD_FILTER = "[sinks.s]\ntype = 'tested'\nfilter = { event_types = ['touch'], devces = ['a'] }\n"
+GOOD_FILTER = "[sinks.s]\ntype = 'tested'\nfilter = { event_types = ['touch'] }\n"
+
+
+def settings_of_sink(folder: Path, config: str) -> SinkSettings:
+    (folder / "config.toml").write_text(config)
+    (sink,) = load({"RECEIVER_CONFIG": str(folder / "config.toml"), SECRET: TEST_SECRET}).sinks
+    return sink
+
+
+def test_nothing_is_queued_for_a_sink_with_an_invalid_filter_until_it_is_valid(
+    dispatcher: RunningDispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "BATCH", 2)
+    add_deliveries(dispatcher.journal, "valid", "before")
+    valid = dispatcher.sink(SingleSink(), "valid")
+    bad = settings_of_sink(tmp_path, BAD_FILTER)
+    assert not bad.filter_is_valid
+    broken = dispatcher.create(valid, settings=[bad], broken={"s": "no option 'filter.devces'"})
+    for number in range(5):
+        event_type = ("touch", "motion")[number % 2]
+        dispatcher.journal.accept([Arrival(f"n{number}", event_body(f"n{number}", event_type), 1000.0)])
+    while broken.tick():
+        pass
+    assert (dispatcher.counts("s"), dispatcher.counts("valid")) == ((0, 0, 0), (0, 6, 0))
+
+    corrected = settings_of_sink(tmp_path, GOOD_FILTER)
+    sink = SingleSink()
+    dispatcher.start(dispatcher.sink(sink, "s"), valid, settings=[corrected])
+    wait_until(lambda: dispatcher.counts("s") == (3, 0, 0))
+    dispatcher.journal.accept([Arrival("later", event_body("later"), 1000.0)])
+    wait_until(lambda: dispatcher.counts("s") == (4, 0, 0))
+    assert sorted(sink.event_ids) == ["later", "n0", "n2", "n4"]
+    assert dispatcher.journal.sinks_behind() == set()
+
+
+def test_a_sink_that_is_disabled_while_its_filter_is_invalid_does_not_get_what_it_missed_and_the_log_says_so(
+    dispatcher: RunningDispatcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = settings_of_sink(tmp_path, BAD_FILTER)
+    dispatcher.journal.accept([Arrival("a", event_body("a"), 1000.0)])
+    dispatcher.create(settings=[bad], broken={"s": "no option 'filter.devces'"}).tick()
+    assert dispatcher.journal.sinks_behind() == {"s"}
+    dispatcher.create(disabled=[dispatcher.sink(SingleSink(), "s")]).tick()
+    assert dispatcher.journal.sinks_behind() == set()
+    assert "sink s does not get what it missed: its filter was invalid until it was disabled" in caplog.messages
+    assert dispatcher.counts("s") == (0, 0, 0)

@@ -36,7 +36,7 @@ def test_a_new_sink_passes_its_tests_the_linter_and_the_type_checker_and_check(c
         "Wrote plugins/drop_box.py and tests/test_drop_box.py. Run the tests:\n\n"
         "  make test TESTS=tests/test_drop_box.py\n\n"
         "To use the sink, add this to config.toml:\n\n"
-        '  [sinks.drop_box]\n  type = "drop_box"\n  folder = "data/drop_box"\n'
+        '[sinks.drop_box]\ntype = "drop_box"\nfolder = "data/drop_box"\n'
     )
     tested = run(clone, "pytest", "-q", "tests/test_drop_box.py")
     assert (tested.returncode, "passed" in tested.stdout, "skipped" in tested.stdout) == (0, True, False)

@@ -248,7 +248,7 @@ def test_a_redirect_is_reported_and_not_followed(httpserver: HTTPServer, status:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("http://127.0.0.1:{port}/", "no response: NewConnectionError"),
+        ("http://127.0.0.1:{port}/", "no response: Connection refused"),
         ("http://127.0.0.1:99999/", "no response: LocationParseError"),
         ("http://[::1/", "no response: LocationParseError"),
         ("http://", "no response: LocationValueError"),

@@ -41,9 +41,9 @@ def test_a_broken_plugin_breaks_the_sinks_of_its_type_and_no_other(
 ) -> None:
     bad = plugin_folder.add("import not_installed_here\n")
     problem = plugin_folder.problem()
-    assert problem == f"config.toml [sinks.a]: no sink type 'mine'; {THERE_ARE}; 1 plugin(s) could not be loaded"
+    assert problem == f"config.toml [sinks.a]: no sink type 'mine'; {THERE_ARE}; 1 plugin could not be loaded"
     missing = "mine.py:1: ModuleNotFoundError: No module named 'not_installed_here'"
-    assert caplog.record_tuples == [("receiver.delivery.sinks", logging.ERROR, f"plugin left out: {bad}: {missing}")]
+    assert caplog.record_tuples == [("receiver.delivery.sinks", logging.ERROR, f"plugin skipped: {bad}: {missing}")]
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,23 @@ def test_a_stop_closes_the_listener_and_signals_all_children_before_it_waits_for
     ]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_the_log_says_which_signal_asked_for_the_stop(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+
+    class Signalled(FakeChild):
+        def check(self, now: float, siblings: list[Child]) -> None:
+            signal.raise_signal(number)
+
+    caplog.set_level(logging.INFO)
+    try:
+        Supervisor([Signalled("a", [])], Lifeline()).run()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert caplog.messages == [f"stopping on {number.name}"]
+
+
 @contextmanager
 def supervised(*works: Callable[[Lifeline], None]) -> Iterator[BaseProcess]:
     """A supervisor in a process of its own, with a child for each of these."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from pathlib import Path
 
 import urllib3
 
-from receiver import Retry, Secret, hookimpl
+from receiver import GiveUp, Retry, Secret, hookimpl
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,30 @@ class DropsMostEvents(HasNoTimeout):
     def send(self, event):
         if event.type == "co2":
             self.check(self.http.request("POST", self.url, body=event.id.upper()))
+
+class GivesUpTouches(FileSink):
+    def store(self, event, attempt):
+        if event.type == "touch" or not event.data:
+            raise GiveUp("not supported")
+        super().store(event, attempt)
+
+class GivesUpInBatches(FileSink):
+    deliver = None
+
+    @hookimpl
+    def deliver_batch(self, events, attempts):
+        for event in events:
+            if event.type == "touch" or not event.data:
+                raise GiveUp("not supported")
+        for event in events:
+            with self.lock:
+                self.write(event.id)
+
+class GivesUpSilently(FileSink):
+    def store(self, event, attempt):
+        if len(self.seen) >= 100:
+            raise GiveUp("enough")
+        super().store(event, attempt)
 
 class IgnoresStatus(HttpSink):
     def check(self, response):
@@ -248,6 +273,10 @@ class ToFile:
     def delivered_ids(self, tmp_path):
         return lambda: (tmp_path / "ids.txt").read_text().split()
 
+class WithoutTouches(ToFile):
+    def gives_up(self, event):
+        return event.type == "touch" or not event.data
+
 class ToServer:
     @pytest.fixture
     def server(self):
@@ -301,6 +330,15 @@ CASES = {
         "max_call_seconds=0.5",
         "test_calls_end_in_time_when_the_destination_hangs",
         "AssertionError: a call takes more than 0.5 s; set a timeout in the sink",
+    ),
+    "GivesUpTouches": Case("WithoutTouches", "concurrency=8"),
+    "GivesUpInBatches": Case("WithoutTouches"),
+    "GivesUpSilently": Case(
+        "ToFile",
+        "",
+        "test_delivers_a_thousand_events_of_every_type",
+        "AssertionError: the sink gave up 900 events where gives_up returns True for 0; if it is meant to give up "
+        "events, override gives_up. The last reason was: enough",
     ),
     "CreatesFileInConstructor": Case(
         "ToFile",
@@ -556,3 +594,20 @@ def test_a_frozen_clock_moves_only_when_it_is_moved(frozen_clock: time_machine.T
     assert time.time() == before
     frozen_clock.shift(3600)
     assert time.time() == before + 3600
+
+
+def test_a_metric_that_does_not_exist_is_an_error_and_one_without_a_value_yet_is_0(
+    start_receiver: StartReceiver,
+) -> None:
+    receiver = start_receiver()
+    assert receiver.metric("receiver_unrouted_events") == 0
+    assert receiver.metric('receiver_pushes_total{code="400",result="wrong secret"}') == 0
+    assert receiver.metric('receiver_deliveries_total{sink="not yet"}') == 0
+    for name, problem in {
+        "receiver_unrouted": "there is no metric 'receiver_unrouted' (did you mean 'receiver_unrouted_events'?)",
+        'receiver_deliveries{sink="archive"}': "there is no metric 'receiver_deliveries' "
+        "(did you mean 'receiver_deliveries_total'?)",
+        "receiver_deliveries_total": "the metric 'receiver_deliveries_total' has labels; add them",
+    }.items():
+        with pytest.raises(LookupError, match=re.escape(problem)):
+            receiver.metric(name)

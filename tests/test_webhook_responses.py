@@ -43,7 +43,7 @@ REDIRECT = "redirects are not followed; set url to its target"
         ("304 Not Modified", [], Signal(Pause, f"HTTP 304: {REDIRECT}")),
         ("400 Bad", [], Signal(Retry, "HTTP 400")),
         ("401 No", [], Signal(Pause, "HTTP 401: it rejects our credentials")),
-        ("403 No", [], Signal(Pause, "HTTP 403: it forbids us")),
+        ("403 No", [], Signal(Pause, "HTTP 403: it denies access")),
         ("404 Not Found", [], Signal(Retry, "HTTP 404")),
         ("408 Timeout", [], Signal(Retry, "HTTP 408")),
         ("410 Gone", [], Signal(Pause, "HTTP 410: it is gone")),

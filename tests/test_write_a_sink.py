@@ -124,7 +124,7 @@ def test_the_settings_are_valid_and_the_options_are_explained(user: Operator) ->
     shown = user.lines("sinks")
     greeting = shown.index('  greeting  (text, default "Water at")')
     assert shown[greeting + 1] == "      what it says before the name of the sensor."
-    assert '  webhook_url = { env = "CHAT_WEBHOOK_URL" }' in shown
+    assert 'webhook_url = { env = "CHAT_WEBHOOK_URL" }' in shown
 
 
 def test_check_names_a_wrong_option_and_the_message_of_the_constructor(user: Operator) -> None:
@@ -132,7 +132,7 @@ def test_check_names_a_wrong_option_and_the_message_of_the_constructor(user: Ope
     config.write_text(config.read_text().replace("greeting", "greetign") + 'channel = "sensors"\n')
     assert user.run("check", **ENVIRONMENT).errors == [
         "error: config.toml [sinks.alarm]: no option 'greetign' (did you mean 'greeting'?)",
-        "error: config.toml [sinks.chat]: chat.py:18: ValueError: channel must begin with #",
+        "error: config.toml [sinks.chat]: chat.py:22: ValueError: channel must begin with #",
     ]
 
 
@@ -146,6 +146,21 @@ def test_the_sinks_pass_the_suite_and_the_example_of_a_test_passes(clone: Path) 
     tested = run(clone, "pytest", "-q", "tests", "-k", few_requests, PYTHONDONTWRITEBYTECODE="1")
     assert tested.returncode == 0, tested.stdout
     assert "skipped" not in tested.stdout
+
+
+def test_the_examples_pass_make_lint(clone: Path) -> None:
+    write(clone, *PLUGINS, "tests/test_alarm.py")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [shortest] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (clone / "plugins" / "shortest.py").write_text(shortest)
+    plugins = [*PLUGINS, "plugins/shortest.py"]
+    for tool in (
+        ["ruff", "check", *plugins, "tests"],
+        ["ruff", "format", "--check", *plugins, "tests"],
+        ["mypy", "--follow-imports=silent", *plugins],
+    ):
+        checked = run(clone, *tool)
+        assert checked.returncode == 0, checked.stdout
 
 
 def test_the_package_is_found_once_it_is_installed(

@@ -37,7 +37,7 @@ VISIBLE = re.compile(r"[\t\x20-\x7e]*")
 
 PAUSING = {
     401: "it rejects our credentials",
-    403: "it forbids us",
+    403: "it denies access",
     407: "the proxy rejects our credentials",
     410: "it is gone",
 }

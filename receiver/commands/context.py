@@ -36,8 +36,19 @@ class Time(click.ParamType[datetime]):
             self.fail("give a time such as 2026-01-31, 2026-01-31T12:00, 3h or 2d", param, ctx)
 
 
-class OneLineErrors(click.Group):
-    """A group whose commands end with one line for each error of the receiver, and exit code 1."""
+RENAMED = {
+    ("dead", "list"): "dead-letters list",
+    ("dead", "retry"): "dead-letters retry",
+    ("dead", "drop"): "dead-letters delete",
+    ("dead",): "dead-letters",
+    ("sinks", "--status"): "status",
+    ("sinks", "forget"): "sinks remove",
+}
+"""The old names of commands, and the new ones."""
+
+
+class Commands(click.Group):
+    """All commands. They end with one line for each error of the receiver, and exit code 1."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -49,6 +60,16 @@ class OneLineErrors(click.Group):
         except UnicodeEncodeError:
             click.echo("error: an argument is not valid text", err=True)
             context.exit(1)
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A command that was renamed ends with a line that names the new one, and exit code 2."""
+        for old, new in RENAMED.items():
+            if tuple(arguments[: len(old)]) == old:
+                click.echo(f"error: `{' '.join(old)}` is now called `{new}`", err=True)
+                context.exit(2)
+        return super().resolve_command(context, arguments)
 
 
 def load_settings(*, secret_required: bool = False) -> Settings:
@@ -66,11 +87,11 @@ def redactor(context: click.Context | None = None) -> Redactor:
     return found
 
 
-def open_journal_records(settings: Settings) -> Records:
+def open_journal_records(settings: Settings, *, create_tables: bool = True) -> Records:
     """The journal's records, closed at the end of the command. Raises JournalError."""
     from receiver.journal import open_records
 
-    records = open_records(settings)
+    records = open_records(settings, create_tables=create_tables)
     click.get_current_context().call_on_close(records.close)
     return records
 

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 import click
 
-from receiver import admin
+from receiver import admin, health
 from receiver.commands.context import JSON, Time, load_settings, open_journal_records, redactor, report
 from receiver.commands.output import cell, plain, print_json, show
+from receiver.validation import counted
 
 
 @click.command()
@@ -22,10 +23,11 @@ def status(as_json: bool) -> None:
       python -m receiver status
     """
     settings = load_settings()
-    rows = admin.status(open_journal_records(settings), settings)
+    records = open_journal_records(settings)
+    rows = admin.status(records, settings)
     details = ("last_failure_at", "last_failure_reason", "pause_reason")
     show(rows, as_json=as_json, none="No sink is configured, and none was before.", hide=details)
-    for line in [] if as_json else admin.reasons(rows):
+    for line in [] if as_json else [*admin.reasons(rows), *health.dispatcher_warnings(records.liveness())]:
         click.echo(cell(line))
 
 
@@ -54,7 +56,8 @@ def sinks_remove(name: str) -> None:
     """
     settings = load_settings()
     count = admin.remove_sink(open_journal_records(settings), settings, name)
-    click.echo(f"Removed sink {name}, and {count} deliveries that were pending or dead.")
+    deleted = counted(count, "pending or dead delivery", "pending or dead deliveries")
+    click.echo(f"Removed sink {name} and its {deleted}.")
 
 
 @click.group("dead-letters")
@@ -96,7 +99,7 @@ def dead_letters_retry(sink: str, event_ids: tuple[str, ...], as_json: bool) -> 
     """
     settings = load_settings()
     count = admin.retry_dead_letters(open_journal_records(settings), settings, sink, event_ids)
-    report({"sink": sink, "retried": count}, f"{count} dead letters of sink {sink} are pending again.", as_json)
+    report({"sink": sink, "retried": count}, f"Retrying {counted(count, 'dead letter')} of sink {sink}.", as_json)
 
 
 @dead_letters.command("delete")
@@ -115,7 +118,7 @@ def dead_letters_delete(sink: str, event_ids: tuple[str, ...], as_json: bool, ye
         click.confirm(f"Delete all dead letters of sink {sink}?", abort=True, err=True)
     settings = load_settings()
     count = admin.delete_dead_letters(open_journal_records(settings), settings, sink, event_ids)
-    report({"sink": sink, "deleted": count}, f"{count} dead letters of sink {sink} are deleted.", as_json)
+    report({"sink": sink, "deleted": count}, f"Deleted {counted(count, 'dead letter')} of sink {sink}.", as_json)
 
 
 @click.group()
@@ -153,7 +156,9 @@ def quarantine_show(id: str, as_json: bool) -> None:
     """
     push = admin.one_quarantined(open_journal_records(load_settings()), id)
     if as_json:
-        print_json(push)
+        print_json(
+            {"id": push.id, "received_at": admin.to_time(push.received_at), "reason": push.reason, "body": push.body}
+        )
     else:
         click.echo(cell(plain(push.body)) if sys.stdout.isatty() else push.body)
 
@@ -169,7 +174,7 @@ def quarantine_retry(id: str | None, as_json: bool) -> None:
       python -m receiver quarantine retry
     """
     released, left = admin.retry_quarantined(open_journal_records(load_settings()), id)
-    text = f"{released} pushes are events now and will be delivered; {left} stay in quarantine."
+    text = f"Released {counted(released, 'push', 'pushes')} for delivery; {left} left in quarantine."
     report({"released": released, "left": left}, text, as_json)
 
 
@@ -197,9 +202,9 @@ def replay(sink: str, since: datetime, until: datetime | None, types: str | None
     end = until or datetime.now(UTC)
     with click.progressbar(length=records.count_received(since.timestamp(), end.timestamp()), file=sys.stderr) as bar:
         matched, requeued = admin.replay(records, settings, sink, since, end, names, dry_run, bar.update)
-    done = "nothing was requeued (dry run)" if dry_run else f"{requeued} of them were requeued for sink {sink}"
+    done = "requeued none (dry run)" if dry_run else f"requeued {requeued} for sink {sink}"
     result = {"sink": sink, "matched": matched, "requeued": requeued, "dry_run": dry_run}
-    report(result, f"{matched} events match; {done}.", as_json)
+    report(result, f"Found {counted(matched, 'matching event')}; {done}.", as_json)
 
 
 @click.command()

@@ -6,7 +6,6 @@ import itertools
 import os
 import socket
 import sys
-from textwrap import indent
 
 import click
 
@@ -14,7 +13,7 @@ from receiver import __version__, admin, health, logs
 from receiver.commands.context import (
     JSON,
     POSITIVE,
-    OneLineErrors,
+    Commands,
     load_settings,
     open_journal_records,
     redactor,
@@ -25,9 +24,10 @@ from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
 from receiver.settings import SECRET, Settings, load_with_problems, read_secret
+from receiver.validation import counted
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="receiver")
 def main() -> None:
     """Accepts the signed events of DT Data Connectors, stores them durably, and delivers each to every enabled sink.
@@ -70,7 +70,7 @@ def deliver() -> None:
 
 @main.command()
 def check() -> None:
-    """Check config.toml, the environment, all plugins and all sinks, and name every problem.
+    """Check config.toml, the environment, all plugins and all sinks, and list all problems. Changes nothing.
 
     \b
     Example:
@@ -78,6 +78,7 @@ def check() -> None:
     """
     from receiver.delivery.plugins import load_plugins
     from receiver.delivery.sinks import find_problems, secrets_by_option
+    from receiver.journal import tables_version
 
     settings, problems = load_with_problems()
     redactor().hide(settings.secret_values)
@@ -94,11 +95,13 @@ def check() -> None:
         problems.append(str(error))
     records = None
     try:
-        if settings.database_url or settings.journal_path.exists():
-            records = open_journal_records(settings)
-            warnings += health.removed_sinks(settings, records.counts())
-        else:
+        if not settings.database_url and not settings.journal_path.exists():
             admin.require_creatable(settings.journal_path)
+        elif old := health.old_tables(version := tables_version(settings)):
+            warnings += old
+        elif version.found is not None:
+            records = open_journal_records(settings, create_tables=False)
+            warnings += health.removed_sinks(settings, records.counts())
     except ReceiverError as error:
         problems.append(str(error))
     for warning in warnings:
@@ -121,8 +124,17 @@ def migrate() -> None:
     Example:
       python -m receiver migrate
     """
-    open_journal_records(load_settings())
-    click.echo("The journal's tables are up to date.")
+    from receiver.journal import tables_version
+
+    settings = load_settings()
+    version = tables_version(settings)
+    open_journal_records(settings)
+    if version.found is None:
+        click.echo(f"Created the journal's tables (version {version.latest}).")
+    elif version.found < version.latest:
+        click.echo(f"Upgraded the journal's tables from version {version.found} to {version.latest}.")
+    else:
+        click.echo(f"The journal's tables are up to date (version {version.latest}).")
 
 
 @main.group(invoke_without_command=True)
@@ -158,7 +170,7 @@ def new_sink(name: str) -> None:
     plugin, test = (path.relative_to(scaffold.ROOT) for path in scaffold.new_sink(name, types))
     sink_type = load_plugins(settings, redactor()).types[name]
     click.echo(f"Wrote {plugin} and {test}. Run the tests:\n\n  make test TESTS={test}\n")
-    click.echo(f"To use the sink, add this to {settings.path.name}:\n\n{indent(sink_type.example(), '  ')}")
+    click.echo(f"To use the sink, add this to {settings.path.name}:\n\n{sink_type.example()}")
 
 
 @main.command()
@@ -167,6 +179,8 @@ def new_sink(name: str) -> None:
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many events of each type.")
 def send(url: str, types: tuple[str, ...], count: int) -> None:
     """Sign test events with DT_SIGNATURE_SECRET and push them to a receiver, from emulated devices.
+
+    Ends with exit code 1 if a push gets no response, and in the end if one was not accepted.
 
     \b
     Example:
@@ -181,13 +195,16 @@ def send(url: str, types: tuple[str, ...], count: int) -> None:
         raise ReceiverError("the URL must begin with http:// or https://")
     chosen = types or TYPES
     pusher = Pusher(url, secret)
+    number = count * len(chosen)
     failed = 0
-    for body in itertools.islice(Simulator().bodies(chosen), count * len(chosen)):
+    for body in itertools.islice(Simulator().bodies(chosen), number):
         response = pusher.push(body)
+        if not response.status:
+            raise ReceiverError(f"{response.text}; is a receiver running at this address?")
         failed += response.status != 200
-        click.echo(f"{response.event_type:<20} {response.event_id}  {response.status or '---'} {cell(response.text)}")
+        click.echo(f"{response.event_type:<20} {response.event_id}  {response.status} {cell(response.text)}")
     if failed:
-        raise ReceiverError(f"{failed} of {count * len(chosen)} events were not accepted")
+        raise ReceiverError(f"the receiver did not accept {failed} of {counted(number, 'event')}")
 
 
 @main.command()
@@ -226,7 +243,7 @@ def show_types(settings: Settings, as_json: bool) -> None:
         for _, sink_type in types:
             show_type(sink_type)
     for problem in plugins.problems:
-        click.echo(f"plugin left out: {redactor().redact(problem)}", err=True)
+        click.echo(f"plugin skipped: {redactor().redact(problem)}", err=True)
 
 
 def _socket(descriptor: int | None) -> socket.socket | None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from textwrap import indent
 from typing import Any
 
 import click
@@ -42,7 +41,7 @@ def show_type(sink_type: SinkType) -> None:
         click.echo(f"  {option.name}  ({option.type}, {default})")
         if option.meaning:
             click.echo(click.wrap_text(option.meaning, 100, "      ", "      "))
-    click.echo(f"\n{indent(sink_type.example(), '  ')}\n")
+    click.echo(f"\n{sink_type.example()}\n")
 
 
 def print_json(value: Any) -> None:

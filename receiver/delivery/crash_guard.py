@@ -1,4 +1,4 @@
-"""Notices what crashes or blocks the dispatcher again and again, and leaves it out."""
+"""Notices what crashes or blocks the dispatcher again and again, and skips it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from receiver.delivery.alerts import Alerts
@@ -32,6 +34,9 @@ EXTEND_SECONDS = 15.0
 
 ROUTE_SECONDS = 1.0
 LIVENESS_SECONDS = 5.0
+SILENT_SECONDS = 15.0
+"""Three reports of liveness in a row may be late: then other dispatchers take over the claims."""
+
 RETENTION_SECONDS = 1.0
 RETENTION_BUDGET_SECONDS = 0.1
 """Retention may take a tenth of the time, since routing waits for it."""
@@ -91,8 +96,11 @@ class Dispatcher:
         """There may be unrouted events that were received before the start."""
         self._loops: list[SinkLoop] = []
         self._not_started: list[SinkLoop] = []
+        self._behind: set[str] = set()
+        """Sinks that have missed events while their filter was invalid."""
         self._on_trial: tuple[SinkLoop, float] | None = None
         self._last_run: dict[Callable[[], None], float] = {}
+        self._reported_at = self._reporting_since = float("-inf")
         self._log = RateLimitedLog(log)
 
     def run(self, lifeline: Lifeline) -> None:
@@ -127,10 +135,12 @@ class Dispatcher:
         """One round of the work that is not a sink's own. Returns whether there was anything to route."""
         self._start_loops()
         try:
-            routed = self._route_new()
             self._every(LIVENESS_SECONDS, self._report_alive)
+            routed = self._route_new()
+            self._every(LIVENESS_SECONDS, self._find_sinks_behind)
+            routed |= self._catch_up()
             self._every(EXTEND_SECONDS, self._extend_claims)
-            self._every(EXTEND_SECONDS, self._warn_of_long_calls)
+            self._every(EXTEND_SECONDS, self._warn_about_long_calls)
             self._every(RETENTION_SECONDS, self._apply_retention)
             self._every(IDLE_SECONDS, self._adopt_states)
         except JournalUnavailable as error:
@@ -145,7 +155,8 @@ class Dispatcher:
             state = states.get(name, SinkState(name))
             if not state.pauses:
                 self._alerts.sink_paused(name, reason)
-            self._journal.save_sink_state(replace(state, pauses=max(state.pauses, 1), pause_reason=reason))
+            until_next_start = replace(state, pauses=max(state.pauses, 1), paused_until=0.0, pause_reason=reason)
+            self._journal.save_sink_state(until_next_start)
 
     def _breakers(self, states: Mapping[str, SinkState], suspects: Sequence[str]) -> list[CircuitBreaker]:
         """The circuit breaker of each sink. Of the sinks on trial when the last dispatcher died, the one that had been
@@ -194,17 +205,38 @@ class Dispatcher:
     def _route(self) -> bool:
         """Route new events.
 
-        Events that were received before the start also go to the sinks that were enabled then.
+        Events that were received before the start also go to the sinks that were enabled then. A sink whose filter is
+        invalid misses them until it is valid again.
         """
         new = self._journal.unrouted(BATCH)
         if new:
-            self._journal.route(routes(new, [*self._enabled, *self._enabled_before]))
-            for loop in self._loops:
-                loop.wake.set()
+            valid = [sink for sink in [*self._enabled, *self._enabled_before] if sink.filter_is_valid]
+            missed_by = [sink.name for sink in self._enabled if not sink.filter_is_valid]
+            self._journal.route(routes(new, valid), missed_by)
+            self._wake_sinks()
         if self._catching_up and len(new) < BATCH:
-            self._journal.set_enabled_sinks([sink.name for sink in self._enabled])
+            enabled = [sink.name for sink in self._enabled]
+            for name in sorted(self._journal.sinks_behind().difference(enabled)):
+                log.warning("sink %s does not get what it missed: its filter was invalid until it was disabled", name)
+            self._journal.set_enabled_sinks(enabled)
             self._enabled_before, self._catching_up = (), False
         return bool(new)
+
+    def _find_sinks_behind(self) -> None:
+        self._behind = self._journal.sinks_behind()
+
+    def _catch_up(self) -> bool:
+        """Route what sinks have missed, a part in each round. Returns whether there is more."""
+        for sink in self._enabled:
+            if sink.name in self._behind and sink.filter_is_valid:
+                if not self._journal.catch_up(sink.name, partial(_passes, sink), BATCH):
+                    self._behind.remove(sink.name)
+                self._wake_sinks()
+        return any(sink.name in self._behind for sink in self._enabled if sink.filter_is_valid)
+
+    def _wake_sinks(self) -> None:
+        for loop in self._loops:
+            loop.wake.set()
 
     def _every(self, seconds: float, action: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -213,7 +245,18 @@ class Dispatcher:
             self._last_run[action] = now
 
     def _report_alive(self) -> None:
-        self._journal.report_alive(self._warnings)
+        """Report to the others, and take over from those that do not.
+
+        When the journal was unavailable, all of them were silent. So a dispatcher judges only by a time in which it has
+        always been able to report.
+        """
+        self._journal.report_alive([*self._warnings, *self._long_calls()])
+        now = time.monotonic()
+        if now - self._reported_at > 2 * LIVENESS_SECONDS:
+            self._reporting_since = now
+        self._reported_at = now
+        if now - self._reporting_since > SILENT_SECONDS:
+            self._journal.take_over(SILENT_SECONDS)
 
     def _adopt_states(self) -> None:
         """Adopt the pauses that other dispatchers or operators have begun or ended."""
@@ -228,11 +271,20 @@ class Dispatcher:
             if claimed := loop.claimed:
                 self._journal.extend(claimed, CLAIM_SECONDS)
 
-    def _warn_of_long_calls(self) -> None:
-        """Calls cannot be cancelled, so the log names the sinks that need a timeout."""
+    def _warn_about_long_calls(self) -> None:
+        for warning in self._long_calls():
+            log.warning("%s", warning)
+
+    def _long_calls(self) -> list[str]:
+        """Calls cannot be cancelled, so a warning names each sink that needs a timeout."""
+        seconds = {loop.sink.name: 0.0 for loop in self._loops}
         for loop in self._loops:
-            if (seconds := loop.call_seconds()) > LONG_CALL_SECONDS:
-                log.warning("sink %s has been in one call for %.0f s; set a timeout in it", loop.sink.name, seconds)
+            seconds[loop.sink.name] = max(seconds[loop.sink.name], loop.call_seconds())
+        return [
+            f"sink {name} has been in one call for {longest:.0f} s; set a timeout in it"
+            for name, longest in seconds.items()
+            if longest > LONG_CALL_SECONDS
+        ]
 
     def _apply_retention(self) -> None:
         end = time.monotonic() + RETENTION_BUDGET_SECONDS
@@ -252,16 +304,23 @@ class Dispatcher:
             loop.stopping = not lifeline.stop_requested
             loop.allowed.set()
             loop.wake.set()
-        for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
+        self._wait_for(threads, end)
         for loop in self._loops:
             loop.stopping = True
-        for thread in threads:
-            thread.join(max(0.0, end + IDLE_SECONDS - time.monotonic()))
+        self._wait_for(threads, end + IDLE_SECONDS)
         for loop in self._loops:
             if loop.call_seconds():
                 log.warning("shutting down while sink %s is still blocked in a call", loop.sink.name)
             loop.breaker.end_trial()
+
+    def _wait_for(self, threads: Sequence[threading.Thread], end: float) -> None:
+        """Wait for the end of these threads, and report meanwhile, or others would take over what they deliver."""
+        for thread in threads:
+            while thread.is_alive() and (left := end - time.monotonic()) > 0:
+                if left > LIVENESS_SECONDS:  # a report may take that long when the journal does not respond
+                    with suppress(JournalUnavailable):
+                        self._every(LIVENESS_SECONDS, self._report_alive)
+                thread.join(min(left, IDLE_SECONDS))
 
     def _close_sinks(self) -> None:
         """Close the sinks that are open, all at once; one that does not return in time is abandoned."""
@@ -286,6 +345,10 @@ def routes(events: Sequence[StoredEvent], sinks: Sequence[SinkSettings]) -> list
     if all(sink.common.filter == Filter() for sink in sinks):
         return [(event, names) for event in events]
     return [(event, _destinations(event, sinks)) for event in events]
+
+
+def _passes(sink: SinkSettings, event: StoredEvent) -> bool:
+    return bool(_destinations(event, [sink]))
 
 
 def _destinations(stored: StoredEvent, sinks: Sequence[SinkSettings]) -> list[str]:

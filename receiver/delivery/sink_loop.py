@@ -118,7 +118,7 @@ class SinkLoop:
         return 0.0
 
     def _claim(self) -> Sequence[Delivery]:
-        """Claim what is due, except for what another thread is still delivering although its claim has ended."""
+        """Claim what is due, except for what another thread is still delivering although its claim has expired."""
         claimed = self._journal.claim(self.sink.name, self._claim_limit(), CLAIM_SECONDS)
         self.claimed = [delivery for delivery in claimed if delivery.event.key not in self.breaker.in_flight]
         self.breaker.in_flight.update(delivery.event.key for delivery in self.claimed)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
+import tomllib
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -38,6 +41,9 @@ PLACEHOLDERS = {
     "table": "{}",
 }
 """Values that a user replaces in an example, by the first word for their type."""
+
+NOT_IN_A_NAME = re.compile("[^A-Za-z0-9_-]")
+"""Characters that a name of a sink does not have, nor a key of TOML without quotes."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,15 @@ class SinkType:
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
     def example(self) -> str:
-        """A table for config.toml to fill in; optional keys are commented out, with their defaults."""
-        lines = [f"[sinks.{self.name}]", f'type = "{self.name}"']
+        """A table to paste into config.toml and to fill in; optional keys are commented out, with their defaults."""
+        name = NOT_IN_A_NAME.sub("_", self.name)[:64] or "_"
+        lines = [f"[sinks.{name}]", f"type = {_toml(self.name)}"]
         for option in self.described():
+            key = _toml(option.name) if NOT_IN_A_NAME.search(option.name) else option.name
             if option.required:
-                lines.append(f"{option.name} = {_placeholder(option, self.name)}")
+                lines.append(f"{key} = {_placeholder(option, name)}")
             else:
-                lines.append(f"# {option.name} = {option.default or _placeholder(option, self.name)}")
+                lines.append(f"# {key} = {option.default or _placeholder(option, name)}")
         return "\n".join(lines)
 
     def _parameters(self) -> Sequence[inspect.Parameter]:
@@ -175,22 +183,30 @@ def _toml(value: object) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, Secret):
         return '"***"'
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    return json.dumps(str(value), ensure_ascii=False)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _placeholder(option: Option, name: str) -> str:
     if option.type.startswith(WORDS[Secret]):
-        variable = f"{name}_{option.name}".upper().replace("-", "_")
+        variable = NOT_IN_A_NAME.sub("_", f"{name}_{option.name}".replace("-", "_")).upper()
         return f'{{ env = "{variable}" }}'
     if option.type == "path":
         return f'"data/{name}"'
     if "url" in option.name:
         return '"https://example.com/"'
-    if option.type.startswith('"'):
-        return option.type.partition(" or ")[0]
+    if _is_toml(choice := option.type.partition(" or ")[0]):
+        return choice
     return next((value for word, value in PLACEHOLDERS.items() if option.type.startswith(word)), '"…"')
+
+
+def _is_toml(value: str) -> bool:
+    with suppress(tomllib.TOMLDecodeError):
+        return bool(tomllib.loads(f"value = {value}"))
+    return False
 
 
 def _written_by_dataclass(cls: type) -> bool:

@@ -20,7 +20,7 @@ from receiver.errors import PluginError
 from receiver.hookspecs import SinkHooks
 from receiver.redaction import Redactor
 from receiver.settings import CommonOptions, Settings, SinkSettings
-from receiver.validation import fields, nearest, parse
+from receiver.validation import counted, fields, nearest, parse
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def build_sinks(
         except PluginError as error:
             broken[sink.name] = redactor.redact("; ".join(str(error).splitlines()))
     for problem in plugins.problems:
-        log.error("plugin left out: %s", redactor.redact(problem))
+        log.error("plugin skipped: %s", redactor.redact(problem))
     return sinks, broken
 
 
@@ -61,13 +61,13 @@ def find_problems(plugins: Plugins, settings: Settings, redactor: Redactor) -> t
     problems = [f"plugin {problem}" for problem in plugins.problems]
     paths: dict[str, Path | None] = {}
     for sink in settings.sinks:
-        try:
-            if sink.common.enabled:
-                paths[sink.name] = build_sink(plugins, settings, sink, redactor).local_path
-            else:
-                problems += sink.problems
-        except PluginError as error:
-            problems += str(error).splitlines()
+        if sink.common.enabled:
+            built, lines = _build(plugins, settings, sink, redactor)
+            problems += lines
+            if built is not None:
+                paths[sink.name] = built.local_path
+        else:
+            problems += sink.problems
     return [redactor.redact(problem) for problem in problems], paths
 
 
@@ -76,30 +76,40 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redacto
 
     `redactor` hides the secrets among its options from then on.
     """
+    built, problems = _build(plugins, settings, sink, redactor)
+    if built is None or problems:
+        raise PluginError("\n".join(problems))
+    return built
+
+
+def _build(
+    plugins: Plugins, settings: Settings, sink: SinkSettings, redactor: Redactor
+) -> tuple[Sink | None, list[str]]:
+    """The sink if it can be built, even if its table has problems, and a line for each problem."""
     where = f"{settings.path.name} [sinks.{sink.name}]"
     sink_type = plugins.types.get(sink.common.type)
     if sink_type is None:
         unknown = [_unknown_type(where, sink.common.type, plugins)] if sink.common.type or not sink.problems else []
-        raise PluginError("\n".join([*sink.problems, *unknown]))
+        return None, [*sink.problems, *unknown]
+    lines: list[str] = []
     try:
         model = _options_model(sink_type)
+        lines += sink.problems
         options, problems = parse(model, where, sink.options, sink.from_environment, CommonOptions.model_fields)
         secrets = list(secrets_in(options))
         redactor.hide(secret for _, secret in secrets)
-        lines = [*sink.problems, *(problem.line for problem in problems if problem.key not in sink.missing)]
+        lines += [problem.line for problem in problems if problem.key not in sink.missing]
         if problems and not model.model_fields and _has_annotations_only(sink_type.cls):
             lines.append(f"{where}: {sink_type.cls.__name__} has no options; is @dataclass missing?")
-        if options is not None and not lines:
+        if options is not None and not sink.missing:  # the constructor may find more problems than are known already
             built = _sink(sink, sink_type.cls(**_arguments(options, settings)))
             blank = [key for key, secret in secrets if not secret.strip()]
-            if not blank:
-                return built
-            lines = [f"{where}: {key} is blank; set it, or remove the option" for key in blank]
+            return built, [*lines, *(f"{where}: {key} is blank; set it, or remove the option" for key in blank)]
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
-        raise PluginError(f"{where}: {line_and_text(error, redactor.redact, sink_type.cls)}") from None
-    raise PluginError("\n".join(lines))
+        lines.append(f"{where}: {line_and_text(error, redactor.redact, sink_type.cls)}")
+    return None, lines
 
 
 def _options_model(sink_type: SinkType) -> type[BaseModel]:
@@ -186,5 +196,5 @@ def _local_path(hook: Any) -> Path | None:
 
 def _unknown_type(where: str, name: str, plugins: Plugins) -> str:
     known = ", ".join(sorted(plugins.types)) or "none"
-    broken = f"; {len(plugins.problems)} plugin(s) could not be loaded" if plugins.problems else ""
+    broken = f"; {counted(len(plugins.problems), 'plugin')} could not be loaded" if plugins.problems else ""
     return f"{where}: no sink type '{name}'{nearest(name, plugins.types)}; there are: {known}{broken}"

@@ -15,9 +15,9 @@ from receiver.errors import JournalUnavailable
 from receiver.health import Readiness
 from receiver.intake.group_commit import GroupCommit
 from receiver.intake.metrics import CONTENT_TYPE, Metrics
+from receiver.intake.native_thread import SharedCall
 from receiver.intake.pushes import PushHandler, discard_body
 from receiver.intake.responses import plain_headers, request_id
-from receiver.intake.shared_call import SharedCall
 from receiver.journal import Journal
 from receiver.redaction import Redactor
 from receiver.settings import Settings

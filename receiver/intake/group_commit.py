@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 import gevent
 from gevent.event import AsyncResult
-from gevent.threadpool import ThreadPool
 
 from receiver.errors import JournalUnavailable
+from receiver.intake.native_thread import NativeThread
 from receiver.journal import Arrival, Outcome
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class GroupCommit:
         self._max_group = max_group
         self._failing_seconds = failing_seconds
         self._wait_seconds = wait_seconds
-        self._thread = ThreadPool(1)
+        self._thread = NativeThread()
         self._queue: deque[_Waiting] = deque()
         self._committing = False
         self._failing_since: float | None = None
@@ -96,23 +96,16 @@ class GroupCommit:
         """The outcome of each arrival of a group, or the error for which its commit failed."""
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-        result = self._thread.apply(self._accept_or_error, ([waiting.arrival for waiting in group],))
-        if isinstance(result, BaseException):
-            return [result] * len(group)
-        self._failing_since = None
-        return result
-
-    def _accept_or_error(self, arrivals: Sequence[Arrival]) -> Sequence[Outcome] | BaseException:
-        """Runs in the native thread, in which no exception may be raised: gevent would end the process for some."""
         try:
-            outcomes = self._accept(arrivals)
-            if len(outcomes) != len(arrivals):
+            outcomes = self._thread.call(self._accept, [waiting.arrival for waiting in group]).get()
+            if len(outcomes) != len(group):
                 raise ValueError("the journal returned another number of outcomes than it was given arrivals")
-            return outcomes
         except BaseException as error:
             if not isinstance(error, JournalUnavailable):
                 log.exception("internal error in a commit")
-            return error
+            return [error] * len(group)
+        self._failing_since = None
+        return outcomes
 
 
 class _Waiting:

@@ -92,7 +92,7 @@ class JournalGauges(Collector):
         sink = ["sink"]
         attempts = CounterMetricFamily("receiver_delivery_attempts", "Delivery attempts", labels=sink)
         failures = CounterMetricFamily("receiver_delivery_failures", "Failed delivery attempts", labels=sink)
-        delivered = CounterMetricFamily("receiver_deliveries", "Completed deliveries", labels=sink)
+        delivered = CounterMetricFamily("receiver_deliveries", "Successful deliveries", labels=sink)
         dead = GaugeMetricFamily("receiver_dead_letters", "Dead letters: deliveries that were given up", labels=sink)
         pending = GaugeMetricFamily("receiver_pending_deliveries", "Pending deliveries", labels=sink)
         oldest = GaugeMetricFamily(

@@ -7,6 +7,7 @@ and whatever can block runs in native threads.
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import socket
@@ -79,6 +80,7 @@ class WebServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "keepalive": int(IDLE_SECONDS),
             "graceful_timeout": int(STOP_SECONDS),
             "timeout": 30,
+            "worker_tmp_dir": os.environ.get("PROMETHEUS_MULTIPROC_DIR"),
             "http_parser": "python",
             "forwarded_allow_ips": "",
             "control_socket_disable": True,

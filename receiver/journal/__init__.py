@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from receiver.journal.contract import (
@@ -21,6 +22,7 @@ from receiver.journal.contract import (
     SinkCounts,
     SinkState,
     StoredEvent,
+    TablesVersion,
 )
 from receiver.settings import Settings
 
@@ -44,8 +46,10 @@ __all__ = [
     "SinkCounts",
     "SinkState",
     "StoredEvent",
+    "TablesVersion",
     "open_journal",
     "open_records",
+    "tables_version",
 ]
 
 
@@ -61,11 +65,22 @@ def open_journal(settings: Settings, holder: str | None = None, *, create_tables
     return SqlJournal(_database(settings), holder, create_tables=create_tables)
 
 
-def open_records(settings: Settings) -> Records:
-    """The journal as operators inspect and change it; its tables are created or upgraded. Raises JournalError."""
+def open_records(settings: Settings, *, create_tables: bool = True) -> Records:
+    """The journal as operators inspect and change it; its tables are created or upgraded. Raises JournalError.
+
+    Without `create_tables` they must exist and be of the latest version.
+    """
     from receiver.journal.sql.records import SqlRecords
 
-    return SqlRecords(_database(settings))
+    return SqlRecords(_database(settings), create_tables=create_tables)
+
+
+def tables_version(settings: Settings) -> TablesVersion:
+    """The version of the journal's tables, which are not changed. Raises JournalError if they cannot be used."""
+    from receiver.journal.sql.state import tables_version
+
+    with closing(_database(settings)) as database:
+        return tables_version(database)
 
 
 def _database(settings: Settings) -> Database:

@@ -8,14 +8,14 @@ The guarantees:
 
 * When `accept` returns, its arrivals survive a power cut. An event id is stored once.
 * A delivery is *pending* until it is settled as *delivered* or *dead*; it never leaves the journal in any other way.
-* A claimed delivery is given to no other dispatcher until its claim ends. *Delivered* is accepted from anyone; every
-  other result only from the holder of the claim.
+* A claimed delivery is given to no other dispatcher until its claim expires or is voided. *Delivered* is accepted from
+  anyone; every other result only from the holder of the claim.
 * Any call may raise JournalUnavailable. It has then done all of its work or none of it, never a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -102,8 +102,9 @@ class Settlement:
 class SinkState:
     """The state of a sink that outlives a restart.
 
-    `pauses` counts consecutive pauses; 0 means not paused. `paused_until` is on the journal's clock. `on_trial` says
-    that the sink is being called alone, because it may have crashed the dispatcher.
+    `pauses` counts consecutive pauses; 0 means not paused. `paused_until` is on the journal's clock; 0 means until the
+    next start, because the sink could not be built. `on_trial` says that the sink is being called alone, because it may
+    have crashed the dispatcher.
     """
 
     name: str
@@ -133,7 +134,7 @@ class SinkCounts:
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """The last report of a dispatcher: when it was alive (wall clock), and its warnings for operators."""
+    """When a dispatcher last reported (wall clock), and the warnings for operators of all that reported with it."""
 
     at: float
     warnings: tuple[str, ...] = ()
@@ -147,6 +148,14 @@ class Counts:
     quarantined: int
     sinks: Mapping[str, SinkCounts]
     secrets: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TablesVersion:
+    """The version of the journal's tables: `found` is None before they are created, `latest` that of this receiver."""
+
+    found: int | None
+    latest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,35 +219,54 @@ class Journal(Protocol):
     def unrouted(self, limit: int) -> list[StoredEvent]:
         """Up to `limit` events that were not routed yet, oldest first."""
 
-    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]]) -> None:
-        """Create a pending delivery of each event at the sinks named with it. Repeating this changes nothing."""
+    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
+        """Create a pending delivery of each event at the sinks named with it. Repeating this changes nothing.
+
+        The sinks `missed_by` cannot be routed to now, because it is unknown which events they should get. These events
+        and all later ones stay in the journal until `catch_up` has routed them.
+        """
+
+    def sinks_behind(self) -> set[str]:
+        """The sinks that have missed events."""
+
+    def catch_up(self, sink: str, passes: Callable[[StoredEvent], bool], limit: int) -> bool:
+        """Route to a sink the next `limit` events from the first that it has missed, if they pass.
+
+        Returns whether there may be more.
+        """
 
     def enabled_sinks(self) -> set[str]:
         """The sinks that were enabled in the settings by which all events were last routed."""
 
     def set_enabled_sinks(self, sinks: Sequence[str]) -> None:
-        """Record that these sinks are enabled from now on, and no others."""
+        """Record that these sinks are enabled from now on, and no others. The others have missed nothing any more."""
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         """Claim up to `limit` due deliveries for `seconds`; those due for the longest time come first."""
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> None:
-        """Let the claims on `deliveries` that are still held end `seconds` from now."""
+        """Let the claims on `deliveries` that are still held expire `seconds` from now."""
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Record the results of deliveries to one sink, and end their claims."""
 
     def next_due(self, sink: str) -> float | None:
-        """When the next pending delivery of a sink is due or its claim ends; None when none is pending."""
+        """When the next pending delivery of a sink is due or its claim expires; None when none is pending."""
 
     def start_dispatching(self) -> list[str]:
         """Become a dispatcher and void the claims of its predecessor; the sinks for which that one held claims."""
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
-        """Record that this dispatcher is alive, and what operators should know of it, in one line each."""
+        """Record that this dispatcher is alive, and its warnings for operators, in one line each."""
+
+    def take_over(self, silent_seconds: float) -> None:
+        """Void the claims of other dispatchers that have reported nothing for so long, so that they are due now."""
 
     def liveness(self) -> Liveness | None:
-        """The latest report of any dispatcher; None if there never was one."""
+        """The latest report of any dispatcher; None if there never was one.
+
+        The warnings are those of all dispatchers that reported at most 15 s before it.
+        """
 
     def sink_states(self) -> dict[str, SinkState]:
         """The state of every sink by name."""
@@ -249,7 +277,8 @@ class Journal(Protocol):
     def remove_expired(self, received_before: float, limit: int) -> bool:
         """Check the next `limit` events; remove those received before, routed, and delivered at all their sinks.
 
-        Returns whether all of them were received before that time, so that the caller should continue immediately.
+        Events that a sink has missed stay. Returns whether all these events were received before that time, so that the
+        caller should continue immediately.
         """
 
     def counts(self) -> Counts:
@@ -270,6 +299,9 @@ class Records(Protocol):
 
     def sink_states(self) -> dict[str, SinkState]:
         """The state of every sink by name."""
+
+    def liveness(self) -> Liveness | None:
+        """As in Journal."""
 
     def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
         """Up to `limit` dead letters, of one sink or of all, newest first."""

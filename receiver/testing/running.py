@@ -24,6 +24,7 @@ from receiver.settings import SECRET
 from receiver.signature import sign
 from receiver.testing.ports import reserve_port
 from receiver.testing.samples import TEST_SECRET
+from receiver.validation import nearest
 
 ROOT = Path(__file__).parent.parent.parent
 """The working directory of the receiver, so that `python -m receiver` finds it."""
@@ -33,6 +34,9 @@ CSV_ONLY = """
 type = "csv"
 path = "events.csv"
 """
+BEFORE_THE_FIRST_PUSH = {"receiver_pushes_total", "receiver_verified_pushes_total"}
+"""Metrics with labels that have no value, and are not shown, before something was counted."""
+
 STOP_SECONDS = 30.0
 """SIGTERM leaves the receiver 20 s; a busy machine needs more."""
 
@@ -113,8 +117,18 @@ class RunningReceiver:
         return response.status, response.data.decode()
 
     def metric(self, name: str) -> int:
-        """The value of a metric; 0 if there is none. `name` includes the labels, as `/metrics` shows them."""
-        return metric_value(self.http.request("GET", f"{self.url}/metrics").data.decode(), name)
+        """The value of a metric; `name` includes the labels, as `/metrics` shows them.
+
+        0 if the metric has no value with these labels yet. Raises LookupError if there is no such metric.
+        """
+        page = self.http.request("GET", f"{self.url}/metrics").data.decode()
+        metric, has_labels, _ = name.partition("{")
+        shown = BEFORE_THE_FIRST_PUSH | set(re.findall(r"^(?:# TYPE )?(\w+)[{ ]", page, re.MULTILINE))
+        if metric not in shown:
+            raise LookupError(f"there is no metric {metric!r}{nearest(metric, sorted(shown))}")
+        if not has_labels and re.search(rf"^{re.escape(metric)}{{", page, re.MULTILINE):
+            raise LookupError(f"the metric {metric!r} has labels; add them")
+        return metric_value(page, name)
 
     def run(self, *command: str) -> str:
         """Run another command of the receiver with the same settings; its output and errors."""
@@ -200,13 +214,13 @@ class RunningReceiver:
                     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def stop(self) -> int:
-        """Send SIGTERM to the supervisor; the exit code."""
+        """Send SIGTERM to the supervisor and wait for its end. Returns the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
 
     def terminate(self) -> int:
-        """Send SIGTERM to all its processes, twice, as Heroku may do; the exit code."""
+        """Send SIGTERM to all its processes, twice, as Heroku may do. Returns the exit code."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGTERM)
         with contextlib.suppress(ProcessLookupError):

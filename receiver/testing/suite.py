@@ -23,12 +23,14 @@ from typing import ClassVar
 import pytest
 
 from receiver.delivery.sinks import Sink
-from receiver.errors import PluginError
+from receiver.errors import GiveUp, PluginError
 from receiver.event import TYPES, Event
+from receiver.journal import SinkCounts
 from receiver.simulator import Simulator
 from receiver.testing import network
 from receiver.testing.harness import SINK_NAME, Harness, unreliable
 from receiver.testing.samples import ODD_TEXT_TYPES, event, events, odd_text_events, unknown_events
+from receiver.validation import counted
 
 DeliveredIds = Callable[[], Sequence[str]]
 """Returns the ids of all events at the destination, in any order."""
@@ -68,7 +70,8 @@ class SinkSuite:
 
     Override the fixture `delivered_ids` so that the suite can check what is at the destination, and the fixture
     `outage` so that it can make the destination fail; without them it only checks how the sink behaves. Override
-    `expected_ids` for a sink that drops some events, or whose destination does not hold event ids.
+    `expected_ids` for a sink that drops some events, or whose destination does not hold event ids, and `gives_up` for
+    one that raises GiveUp for some events on purpose.
     """
 
     plugin: ClassVar[str]
@@ -114,6 +117,10 @@ class SinkSuite:
         """What `delivered_ids` returns for an event that was delivered: its id. Nothing if the sink drops it."""
         return [event.id]
 
+    def gives_up(self, event: Event) -> bool:
+        """Whether the sink raises GiveUp for this event on purpose, for instance because of its type."""
+        return False
+
     @pytest.fixture
     def harness(self, tmp_path: Path, options: Mapping[str, object]) -> Iterator[Harness]:
         """The sink under test, in a folder and with a journal of its own."""
@@ -157,11 +164,12 @@ class SinkSuite:
             harness.push(pushed[number::RESTARTS])
             harness.deliver(unreliable(harness.build(batch_size=10), seed=number), may_fail=True, limit=20)
         counts = harness.deliver(harness.build())
-        assert (counts.delivered, counts.pending, counts.dead) == (len(pushed), 0, 0), counts.last_failure_reason
+        self._assert_given_up(pushed, counts)
+        assert (counts.delivered + counts.dead, counts.pending) == (len(pushed), 0), counts.last_failure_reason
         self._assert_at_destination(pushed, delivered_ids)
 
     def test_is_idempotent(self, harness: Harness, delivered_ids: DeliveredIds | None) -> None:
-        repeated = events(20, seed=4)
+        repeated = self._accepted(events(20, seed=4))
         with _opened(harness.build()) as sink:
             _call(sink, repeated)
             before = sorted(delivered_ids()) if delivered_ids else []
@@ -195,7 +203,7 @@ class SinkSuite:
             assert not call.is_alive(), f"a call takes more than {self.max_call_seconds:g} s; set a timeout in the sink"
 
     def test_close_releases_what_open_acquired(self, harness: Harness) -> None:
-        pushed, left_open = [*events(3), self._accepted_event()], list[int]()
+        pushed, left_open = self._accepted(events(3)), list[int]()
         sinks = [harness.build() for _ in range(RESTARTS + 1)]  # so that garbage collection does not close anything
         for sink in sinks:
             with _opened(sink):
@@ -234,7 +242,7 @@ class SinkSuite:
         sink = harness.build()
         instance = (sink.hook.deliver_batch if sink.in_batches else sink.hook.deliver).get_hookimpls()[0].plugin
         with _opened(sink):
-            _call(sink, [*events(2), self._accepted_event()])
+            _call(sink, self._accepted(events(2)))
         with network.refused():
             _error_of_call(harness.build(), self._accepted_event())
         loggers = (f"sink.{SINK_NAME}", instance.__module__)
@@ -245,7 +253,7 @@ class SinkSuite:
         assert leaks == [], "these show a secret; give its option the type Secret, and do not log it"
 
     def test_concurrent_calls_do_not_interfere(self, harness: Harness, delivered_ids: DeliveredIds | None) -> None:
-        pushed = events(400, seed=6)
+        pushed = self._accepted(events(400, seed=6))
         batches = [pushed[start : start + 5] for start in range(0, len(pushed), 5)]
         with (
             _opened(harness.build()) as sink,
@@ -257,25 +265,42 @@ class SinkSuite:
         self._assert_at_destination(pushed, delivered_ids)
 
     def _assert_delivers(self, harness: Harness, pushed: Sequence[Event], delivered_ids: DeliveredIds | None) -> None:
-        """All of these are delivered at the first attempt."""
+        """All of these are delivered, or given up on purpose, at the first attempt."""
         harness.push(pushed)
         counts = harness.deliver(harness.build())
-        assert (counts.delivered, counts.failures, counts.dead) == (len(pushed), 0, 0), counts.last_failure_reason
+        self._assert_given_up(pushed, counts)
+        assert (counts.delivered, counts.failures) == (len(pushed) - counts.dead, counts.dead), (
+            counts.last_failure_reason
+        )
         self._assert_at_destination(pushed, delivered_ids)
+
+    def _assert_given_up(self, pushed: Sequence[Event], counts: SinkCounts) -> None:
+        expected = sum(self.gives_up(event) for event in pushed)
+        assert counts.dead == expected, (
+            f"the sink gave up {counted(counts.dead, 'event')} where gives_up returns True for {expected}; if it is "
+            f"meant to give up events, override gives_up. The last reason was: {counts.last_failure_reason}"
+        )
 
     def _assert_at_destination(self, pushed: Sequence[Event], delivered_ids: DeliveredIds | None) -> None:
         """The destination holds these events and no others, as far as `delivered_ids` can tell."""
         if delivered_ids is not None:
-            actual, expected = set(delivered_ids()), {name for event in pushed for name in self.expected_ids(event)}
+            delivered = [event for event in pushed if not self.gives_up(event)]
+            actual, expected = set(delivered_ids()), {name for event in delivered for name in self.expected_ids(event)}
             assert expected - actual == set(), "these are missing; if the sink drops some events, override expected_ids"
             assert actual - expected == set(), "these were never pushed"
 
     def _accepted_event(self, seed: int = 1) -> Event:
-        """An event that the sink does not drop."""
+        """An event that the sink neither drops nor gives up."""
         simulator = Simulator(seed)
         candidates = (event(event_type, simulator=simulator) for event_type in TYPES * EVENTS_PER_TYPE)
-        accepted = next((candidate for candidate in candidates if self.expected_ids(candidate)), None)
-        return accepted or pytest.fail("expected_ids returns nothing for events of any type", pytrace=False)
+        accepted = (each for each in candidates if self.expected_ids(each) and not self.gives_up(each))
+        return next(accepted, None) or pytest.fail(
+            "the sink accepts no event: see expected_ids, gives_up", pytrace=False
+        )
+
+    def _accepted(self, pushed: Sequence[Event]) -> list[Event]:
+        """Those of these events that the sink does not give up, and one that it does not drop either."""
+        return [*(event for event in pushed if not self.gives_up(event)), self._accepted_event(seed=7)]
 
 
 @contextmanager
@@ -289,11 +314,14 @@ def _opened(sink: Sink) -> Iterator[Sink]:
 
 def _call(sink: Sink, events: Sequence[Event], attempt: int = 1) -> None:
     """Deliver these events, in one call if the sink takes batches. Raises what the sink raises."""
-    if sink.in_batches:
-        sink.hook.deliver_batch(events=events, attempts=[attempt] * len(events))
-    else:
-        for event in events:
-            sink.hook.deliver(event=event, attempt=attempt)
+    try:
+        if sink.in_batches:
+            sink.hook.deliver_batch(events=events, attempts=[attempt] * len(events))
+        else:
+            for event in events:
+                sink.hook.deliver(event=event, attempt=attempt)
+    except GiveUp as error:
+        raise AssertionError(f"the sink gave up an event; if it is meant to, override gives_up: {error}") from error
 
 
 @contextmanager

@@ -204,14 +204,17 @@ class RunningDispatcher:
         disabled: Sequence[Sink] = (),
         plugins: Sequence[Any] = (),
         warnings: Sequence[str] = (),
+        settings: Sequence[SinkSettings] = (),
     ) -> Dispatcher:
-        """A dispatcher that is not started."""
+        """A dispatcher that is not started. `settings` are those of some of the sinks, as they were read."""
+        enabled = [
+            *(SinkSettings(sink.name, sink.common) for sink in sinks),
+            *(SinkSettings(name, CommonOptions.model_validate({"type": "broken"})) for name in broken or {}),
+        ]
+        given = {each.name: each for each in settings}
         return Dispatcher(
             self.store.open(),
-            [
-                *(SinkSettings(sink.name, sink.common) for sink in sinks),
-                *(SinkSettings(name, CommonOptions.model_validate({"type": "broken"})) for name in broken or {}),
-            ],
+            [given.get(each.name, each) for each in enabled],
             sinks,
             broken or {},
             disabled=[SinkSettings(sink.name, sink.common) for sink in disabled],

@@ -6,12 +6,12 @@ LAYERS = {
     "entry": ("__main__",),
     "commands": ("commands", "testing"),
     "programs": ("server", "demo", "scaffold"),
-    "wings": ("intake", "delivery", "supervisor", "simulator", "admin"),
+    "components": ("intake", "delivery", "supervisor", "simulator", "admin"),
     "health": ("health",),
     "journal": ("journal",),
     "settings": ("settings", "logs", "signature", "lifeline"),
     "checks": ("validation", "redaction", "environment", "listener"),
-    "words": ("event", "errors", "hookspecs", "folders"),
+    "vocabulary": ("event", "errors", "hookspecs", "folders"),
 }
 """Layer → its parts: files and folders of the package."""
 

@@ -1,14 +1,14 @@
 """What intake and dispatchers ask of the journal, in SQL: each verb of the contract as one or two statements.
 
 A claim moves the due time of a delivery to the end of the claim and records its holder, so that the deliveries of a
-crashed holder become due again when their claims end.
+crashed holder become due again when their claims expire, if no other dispatcher takes them over before.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, case, delete, exists, func, literal, select, update
@@ -16,7 +16,6 @@ from sqlalchemy import Connection, bindparam, case, delete, exists, func, litera
 from receiver.journal.contract import (
     Arrival,
     Delivery,
-    Liveness,
     Outcome,
     Result,
     Settlement,
@@ -42,7 +41,7 @@ SECRET_USE_SECONDS = 5.0
 """How often the use of a signature secret is recorded: often enough for people, rarely enough to cost nothing."""
 
 GONE_SECONDS = 3600.0
-"""A dispatcher that has not reported for so long is forgotten."""
+"""The record of a dispatcher that has not reported for so long is deleted."""
 
 CLOCK_SECONDS = 60.0
 """A clock set back by more than this since the last start moves all stored times with it."""
@@ -85,7 +84,7 @@ class SqlJournal(SqlState):
         with self._database.read() as connection:
             return [StoredEvent(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
 
-    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]]) -> None:
+    def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
         """Not durable: events whose routing a power cut undid are routed again."""
         if not routes:
             return
@@ -96,6 +95,32 @@ class SqlJournal(SqlState):
                 self._create_deliveries(connection, self._sink_key(connection, name, lock=True), keys)
             routed = events.c.key.in_([event.key for event, _ in routes])
             connection.execute(update(events).where(routed).values(routed=True))
+            first = min(event.key for event, _ in routes)
+            earlier = sinks.c.missed_from.is_(None) | (sinks.c.missed_from > first)
+            missed_from = case((earlier, first), else_=sinks.c.missed_from)  # not in WHERE: must wait for `catch_up`
+            for name in sorted(missed_by):
+                row = sinks.c.key == self._sink_key(connection, name)
+                connection.execute(update(sinks).where(row).values(missed_from=missed_from))
+
+    def sinks_behind(self) -> set[str]:
+        with self._database.read() as connection:
+            return set(connection.scalars(select(sinks.c.name).where(sinks.c.missed_from.is_not(None))))
+
+    def catch_up(self, sink: str, passes: Callable[[StoredEvent], bool], limit: int) -> bool:
+        """The row of the sink is locked, so that no event that another dispatcher routes meanwhile is overlooked."""
+        row = select(sinks.c.key, sinks.c.missed_from).where(sinks.c.name == sink).with_for_update(key_share=True)
+        with self._database.write() as connection:
+            found = connection.execute(row).first()
+            if found is None or found.missed_from is None:
+                return False
+            missed = select(*STORED_EVENT).where(events.c.key >= found.missed_from, events.c.routed)
+            batch = [StoredEvent(*each) for each in connection.execute(missed.order_by(events.c.key).limit(limit))]
+            existing = self._existing_keys(connection, [event for event in batch if passes(event)])
+            self._create_deliveries(connection, found.key, sorted(existing))
+            more = len(batch) == limit
+            position = update(sinks).where(sinks.c.key == found.key)
+            connection.execute(position.values(missed_from=batch[-1].key + 1 if more else None))
+        return more
 
     def enabled_sinks(self) -> set[str]:
         with self._database.read() as connection:
@@ -106,6 +131,7 @@ class SqlJournal(SqlState):
             for name in names:
                 self._sink_key(connection, name)
             connection.execute(update(sinks).values(enabled=sinks.c.name.in_(names)))
+            connection.execute(update(sinks).where(sinks.c.enabled.is_(False)).values(missed_from=None))
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         now = self.now()
@@ -205,13 +231,20 @@ class SqlJournal(SqlState):
             report = self._database.insert(dispatchers).values(holder=self._holder, **values)
             connection.execute(report.on_conflict_do_update(index_elements=["holder"], set_=values))
 
-    def liveness(self) -> Liveness | None:
-        latest = select(dispatchers.c.alive_at, dispatchers.c.warnings).order_by(dispatchers.c.alive_at.desc()).limit(1)
-        with self._database.read() as connection:
-            row = connection.execute(latest).first()
-        if row is None:
-            return None
-        return Liveness(row.alive_at, tuple(row.warnings.split("\n")) if row.warnings else ())
+    def take_over(self, silent_seconds: float) -> None:
+        """Skips what is being settled at this moment: its dispatcher is not silent."""
+        now = self.now()
+        is_silent = (dispatchers.c.clock < now - silent_seconds) & (dispatchers.c.holder != self._holder)
+        with self._database.write() as connection:
+            claimed = (
+                select(deliveries.c.event, deliveries.c.sink)
+                .where(deliveries.c.holder.in_(select(dispatchers.c.holder).where(is_silent)))
+                .order_by(deliveries.c.event)
+                .with_for_update(skip_locked=True)
+                .cte("claimed")
+            )
+            these = (deliveries.c.event == claimed.c.event) & (deliveries.c.sink == claimed.c.sink)
+            connection.execute(update(deliveries).where(these).values(holder=None, due=now))
 
     def save_sink_state(self, state: SinkState) -> None:
         now = self.now()
@@ -245,7 +278,8 @@ class SqlJournal(SqlState):
         with self._database.write() as connection:
             rows = connection.execute(query.with_for_update()).all()
             old = [row for row in rows if row.received_at < received_before]
-            routed = [row.key for row in old if row.routed]
+            missed_from = connection.scalar(select(func.min(sinks.c.missed_from)))
+            routed = [row.key for row in old if row.routed and (missed_from is None or row.key < missed_from)]
             undelivered = select(deliveries.c.event).where(
                 deliveries.c.event.in_(routed), deliveries.c.state != DELIVERED
             )

@@ -18,11 +18,11 @@ from sqlalchemy import Connection, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from receiver.errors import JournalUnavailable, ReceiverError
 from receiver.journal.contract import Arrival
 from receiver.journal.sql.database import storable
+from receiver.journal.sql.fair_lock import FairLock
 from receiver.journal.sql.postgresql_connection import (
     SESSION,
     TimeoutConnection,
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 CHANNEL = "receiver"
 TABLES_LOCK = 0x7265636569766572 & 0x7FFFFFFFFFFFFFFF
 POOL_SECONDS = 2.0
+"""How long a thread waits for the connection that it shares with the others."""
+
 STATEMENT_SECONDS = 2.0
 IDLE_SECONDS = 5.0
 """A client that vanishes in a transaction keeps its rows locked for so long."""
@@ -79,11 +81,11 @@ class PostgresqlDatabase:
             creator=self._connect,
             pool_size=1,
             max_overflow=0,
-            pool_timeout=POOL_SECONDS,
             hide_parameters=True,
         )
         event.listen(self._engine, "handle_error", _drop_session)
         event.listen(self._engine, "begin", self._start)
+        self._turns = FairLock()
         self._encoding = "UTF8"
         self._offset: float | None = None
         self._size = 0
@@ -170,9 +172,19 @@ class PostgresqlDatabase:
         return connection
 
     @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The right to use the connection of the pool."""
+        if not self._turns.acquire(POOL_SECONDS):
+            raise JournalUnavailable("the database of DATABASE_URL does not respond in time")
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         """A transaction on a session that works: one that turns out to be lost when it begins is replaced."""
-        with self._engine.connect() as connection:
+        with self._turn(), self._engine.connect() as connection:
             try:
                 connection.begin()
             except psycopg.Error as error:
@@ -192,7 +204,7 @@ class PostgresqlDatabase:
 
     def _insert(self, values: tuple[list[Any], ...]) -> set[str]:
         """BEGIN, the settings of the transaction, the statement and COMMIT in one round trip."""
-        with closing(self._engine.raw_connection()) as pooled:
+        with self._turn(), closing(self._engine.raw_connection()) as pooled:
             driver: Any = pooled.driver_connection
             try:
                 asked_at = time.monotonic()
@@ -265,7 +277,7 @@ class Listener:
 
 def _start() -> str:
     """The first statement of each transaction: reads the clock, limits statements so that no push waits for long, and
-    makes the commit durable; a stricter setting of the server is kept."""
+    makes the commit durable; a stricter setting of the server is not changed."""
     return f"""
         SELECT
             extract(epoch FROM clock_timestamp())::float8,
@@ -288,8 +300,6 @@ def _translated_errors() -> Iterator[None]:
         yield
     except ReceiverError:
         raise
-    except PoolTimeout:
-        raise JournalUnavailable("the database of DATABASE_URL does not respond in time") from None
     except (DBAPIError, psycopg.Error) as error:
         cause = reason(getattr(error, "orig", error))
         raise JournalUnavailable(f"the database of DATABASE_URL cannot be used now: {cause}") from None

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: from DATABASE_URL to a session that notices a lost server; its errors in our words."""
+"""Connections to PostgreSQL: from DATABASE_URL to a session that notices a lost server; its errors in plain words."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ REASONS = {
     "closed the connection|reset by peer|connection is (lost|closed)|consuming input failed": "connection lost",
     "server login|no more connections allowed|pgbouncer": "the pooler in front of it cannot connect to it",
 }
-"""Our words by SQLSTATE, or by the text where there is none: while connecting, the driver never has one."""
+"""Plain words by SQLSTATE, or by the text where there is none: while connecting, the driver never has one."""
 
 
 def reason(error: BaseException | None) -> str:

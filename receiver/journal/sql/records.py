@@ -114,7 +114,7 @@ class SqlRecords(SqlState):
 
     def resume(self, sink: str) -> None:
         with self._database.write() as connection:
-            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=0.0))
+            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=self.now()))
 
     def remove_sink(self, sink: str) -> int:
         with self._database.write() as connection:

@@ -25,7 +25,7 @@ from sqlalchemy import (
     literal_column,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 UPGRADES = {
     1: (
         "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false",
@@ -40,6 +40,7 @@ UPGRADES = {
         "ALTER TABLE dispatchers RENAME COLUMN beat_at TO alive_at",
         "ALTER TABLE dispatchers ADD COLUMN warnings TEXT NOT NULL DEFAULT ''",
     ),
+    3: ("ALTER TABLE sinks ADD COLUMN missed_from BIGINT",),
 }
 """The statements that upgrade each version to the next; missing indexes are created afterwards."""
 
@@ -84,6 +85,7 @@ sinks = Table(
     Column("pause_reason", Text, nullable=False, default=""),
     Column("on_trial", String(32)),
     Column("enabled", Boolean, nullable=False, server_default=false()),
+    Column("missed_from", BigInteger),
 )
 deliveries = Table(
     "deliveries",

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -28,6 +27,7 @@ from receiver.errors import JournalError, JournalUnavailable, ReceiverError
 from receiver.folders import make_folder
 from receiver.journal.contract import Arrival
 from receiver.journal.sql.database import storable
+from receiver.journal.sql.fair_lock import FairLock
 from receiver.journal.sql.sqlite_wakeup import Wakeup
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class FileLock:
     """A lock between processes, and between the threads of each; the kernel frees it when the process ends."""
 
     def __init__(self, path: Path) -> None:
-        self._threads = threading.Lock()
+        self._threads = FairLock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._exits_when_stuck = False
         os.register_at_fork(
@@ -220,7 +220,7 @@ class FileLock:
 
     def acquire(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        if not self._threads.acquire(timeout=seconds):
+        if not self._threads.acquire(seconds):
             return False
         try:
             self._arm(seconds + STUCK_SECONDS)  # before it is acquired: the interpreter may be blocked right after

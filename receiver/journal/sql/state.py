@@ -8,13 +8,14 @@ from contextlib import suppress
 from sqlalchemy import Connection, func, inspect, select, update
 
 from receiver.errors import JournalError
-from receiver.journal.contract import Counts, SinkCounts, SinkState, StoredEvent
+from receiver.journal.contract import Counts, Liveness, SinkCounts, SinkState, StoredEvent, TablesVersion
 from receiver.journal.sql.database import Database
 from receiver.journal.sql.schema import (
     IS_DEAD,
     SCHEMA_VERSION,
     UPGRADES,
     deliveries,
+    dispatchers,
     events,
     metadata,
     quarantine,
@@ -22,6 +23,9 @@ from receiver.journal.sql.schema import (
     sinks,
     versions,
 )
+
+TOGETHER_SECONDS = 15.0
+"""Dispatchers whose last reports are further apart do not run at the same time: each reports every 5 s."""
 
 STORED_EVENT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
 """The columns of a StoredEvent, in its order."""
@@ -86,6 +90,16 @@ class SqlState:
         with self._database.read() as connection:
             return {row.name: SinkState(*row[:4], self._is_ours(row.on_trial)) for row in connection.execute(query)}
 
+    def liveness(self) -> Liveness | None:
+        query = select(dispatchers.c.alive_at, dispatchers.c.warnings).order_by(dispatchers.c.alive_at.desc())
+        with self._database.read() as connection:
+            reports = connection.execute(query).all()
+        if not reports:
+            return None
+        current = [row for row in reports if row.alive_at >= reports[0].alive_at - TOGETHER_SECONDS]
+        warnings = [line for row in current for line in row.warnings.split("\n") if line]
+        return Liveness(reports[0].alive_at, tuple(dict.fromkeys(warnings)))
+
     def _is_ours(self, on_trial: str | None) -> bool:
         """Whether a trial was begun by this dispatcher or its predecessor."""
         return on_trial is not None and (on_trial == self._holder or not self._database.shared)
@@ -96,16 +110,10 @@ class SqlState:
     def _create_tables(self) -> None:
         with self._database.write() as connection:
             self._database.lock_schema(connection)
-            _check_tables(connection)
+            version = _found_version(connection)
             metadata.create_all(connection)
-            version = connection.scalar(select(versions.c.version))
             if version is None:
                 connection.execute(self._database.insert(versions).values(version=SCHEMA_VERSION))
-            elif version > SCHEMA_VERSION:
-                raise JournalError(
-                    f"the journal has schema {version}, and this receiver supports up to {SCHEMA_VERSION}; "
-                    "run the newer receiver that wrote it"
-                )
             elif version < SCHEMA_VERSION:
                 for older in range(version, SCHEMA_VERSION):
                     for statement in UPGRADES[older]:
@@ -132,11 +140,35 @@ class SqlState:
         return set(connection.scalars(query.with_for_update(key_share=True)))
 
 
-def _check_tables(connection: Connection) -> None:
-    """Raise JournalError if tables or views with our names belong to another program."""
+def tables_version(database: Database) -> TablesVersion:
+    """The version of the tables, which are not changed. Raises JournalError also if they could not be created."""
+    with database.write() as connection:
+        database.lock_schema(connection)
+        found = _found_version(connection)
+        if found is None:
+            with connection.begin_nested() as attempt:
+                metadata.create_all(connection)
+                attempt.rollback()
+    return TablesVersion(found, SCHEMA_VERSION)
+
+
+def _found_version(connection: Connection) -> int | None:
+    """The version of the tables; None if there are none.
+
+    Raises JournalError if tables or views with our names belong to another program, or to a newer receiver.
+    """
     inspector = inspect(connection)
     found = {*inspector.get_table_names(), *inspector.get_view_names()}
-    if versions.name not in found and (foreign := sorted({*metadata.tables} & found)):
+    if versions.name not in found:
+        if foreign := sorted({*metadata.tables} & found):
+            raise JournalError(
+                f"the database has a table '{foreign[0]}' of another program; use a database of its own for the journal"
+            )
+        return None
+    version: int | None = connection.scalar(select(versions.c.version))
+    if version is not None and version > SCHEMA_VERSION:
         raise JournalError(
-            f"the database has a table '{foreign[0]}' of another program; use a database of its own for the journal"
+            f"the journal has schema {version}, and this receiver supports up to {SCHEMA_VERSION}; "
+            "run the newer receiver that wrote it"
         )
+    return version
