@@ -204,6 +204,34 @@ def test_a_client_that_never_reads_its_responses_does_not_block_the_only_worker(
         assert seconds_for_a_push(receiver, "never reads") < 10
 
 
+@contextmanager
+def flooding(receiver: RunningReceiver) -> Iterator[None]:
+    """A client that sends request after request without waiting for the responses, which it reads."""
+    requests = b"GET /healthz HTTP/1.1\r\nHost: receiver\r\n\r\n" * 1000
+    with Client(receiver) as client, ThreadPoolExecutor(2) as pool:
+
+        def send() -> None:
+            with suppress(OSError):
+                while True:
+                    client.send(requests)
+
+        def read() -> None:
+            with suppress(OSError):
+                while client.socket.recv(65536):
+                    pass
+
+        pool.submit(send)
+        pool.submit(read)
+        yield
+        client.socket.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.serial
+def test_a_client_that_floods_does_not_delay_a_push(small: RunningReceiver) -> None:
+    with flooding(small):
+        assert max(seconds_for_a_push(small, f"flood {number}") for number in range(20)) < REQUEST_SECONDS / 2
+
+
 def until_blocked(client: Client) -> Callable[[], bool]:
     """Sends request after request; true when none could be sent for a second, or the receiver has disconnected."""
     request = b"GET /metrics HTTP/1.1\r\nHost: receiver\r\nX-Filling: " + b"a" * 8000 + b"\r\n\r\n"

@@ -133,7 +133,7 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         servers = [StreamServer(each, handle=partial(self.handle, each), spawn=self._pool) for each in self.sockets]
         for server in servers:
-            server.max_accept = 1  # or one worker would take all of many clients that connect at once
+            server.max_accept = 16  # of many that connect at once each worker takes some
             server.start()
         stopping = Event()
         gevent.signal_handler(signal.SIGTERM, stopping.set)
@@ -160,6 +160,7 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 if not self._serve(connection, parser, server, address):
                     break
                 idle = self._reusable
+                gevent.sleep(0)  # or a client whose next request is there already would keep all others waiting
         except (OSError, NoMoreData, StopIteration) as error:
             log.debug("a connection ended: %s", type(error).__name__)
         except Exception as error:

@@ -121,7 +121,9 @@ class RunningReceiver:
 
         0 if the metric has no value with these labels yet. Raises LookupError if there is no such metric.
         """
-        page = self.http.request("GET", f"{self.url}/metrics").data.decode()
+        response = self.http.request("GET", f"{self.url}/metrics")
+        page = response.data.decode()
+        assert response.status == 200, f"/metrics responds {response.status}: {page}"
         metric, has_labels, _ = name.partition("{")
         shown = BEFORE_THE_FIRST_PUSH | set(re.findall(r"^(?:# TYPE )?(\w+)[{ ]", page, re.MULTILINE))
         if metric not in shown:
