@@ -415,3 +415,27 @@ def test_a_lock_that_cannot_be_guarded_is_free_again(tmp_path: Path, monkeypatch
     assert lock.acquire(1.0)
     lock.release()
     lock.close()
+
+
+GROUPS_OF_ALL_SIZES = """
+import sys
+from pathlib import Path
+import psutil
+from receiver.journal import Arrival
+from receiver.journal.sql.journal import SqlJournal
+from receiver.journal.sql.sqlite import SqliteDatabase
+
+journal = SqlJournal(SqliteDatabase(Path(sys.argv[1]), 0, None))
+body = b"x" * 100_000
+journal.accept([Arrival("first", body, 1000.0)])
+before = psutil.Process().memory_info().rss
+for size in range(1, 61):
+    journal.accept([Arrival(f"{size}-{number}", body, 1000.0) for number in range(size)])
+print((psutil.Process().memory_info().rss - before) // 1_000_000)
+"""
+
+
+def test_groups_of_all_sizes_with_large_bodies_do_not_fill_the_memory(store: SqliteStore) -> None:
+    with run_python(GROUPS_OF_ALL_SIZES, store.path) as process:
+        megabytes = int(read_line(process))
+    assert megabytes < 60, "183 MB are in these groups, 6 MB in the largest"

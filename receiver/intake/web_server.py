@@ -272,9 +272,9 @@ class Connection:
             log.debug("the client was gone before the response")
 
     def shut_down(self) -> None:
-        """Let the greenlet that waits for this connection end it."""
+        """Let the greenlet that waits for this connection end it, after a request that is there already."""
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RD)
         except OSError:
             log.debug("the connection was closed already")
 

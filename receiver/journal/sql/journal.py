@@ -169,19 +169,15 @@ class SqlJournal(SqlState):
     def extend(self, claimed: Sequence[Delivery], seconds: float) -> None:
         if not claimed:
             return
-        claim_is_held = (
-            (deliveries.c.event == bindparam("of_event"))
-            & (deliveries.c.sink == bindparam("of_sink"))
-            & deliveries.c.due.is_not(None)
-            & (deliveries.c.holder == self._holder)
-            & (deliveries.c.attempts == bindparam("of_attempt"))
-        )
+        by_attempt: dict[int, list[int]] = {}
+        for delivery in claimed:
+            by_attempt.setdefault(delivery.attempt, []).append(delivery.event.key)
         with self._database.write() as connection:
             sink = self._sink_key(connection, claimed[0].sink)
-            connection.execute(
-                update(deliveries).where(claim_is_held).values(due=self.now() + seconds),
-                [{"of_event": each.event.key, "of_sink": sink, "of_attempt": each.attempt} for each in claimed],
-            )
+            held = (deliveries.c.sink == sink) & deliveries.c.due.is_not(None) & (deliveries.c.holder == self._holder)
+            for attempt, keys in by_attempt.items():
+                these = deliveries.c.event.in_(keys) & (deliveries.c.attempts == attempt)
+                connection.execute(update(deliveries).where(held & these).values(due=self.now() + seconds))
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Not durable, but the claim was: a result that a power cut undid is repeated by one more attempt."""

@@ -45,6 +45,7 @@ STDERR = 2
 """The file descriptor: `sys.stderr` may have none."""
 
 _MB = 1_000_000
+INSERT_EVENT = "INSERT INTO events (id, received_at, routed, body) VALUES (?, ?, 0, ?) ON CONFLICT DO NOTHING"
 LAST_EVENTS = "SELECT id FROM events ORDER BY key DESC LIMIT ?"
 
 
@@ -76,7 +77,7 @@ class SqliteDatabase:
         return sqlite.insert(table)
 
     def insert_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
-        """One statement is its own transaction; the lock keeps the statements of other threads out of it."""
+        """Without a connection, in a transaction of its own through the driver."""
         if connection is not None:
             return _insert(connection.connection.driver_connection, arrivals)
         with (
@@ -85,7 +86,10 @@ class SqliteDatabase:
             self._lock.held(LOCK_SECONDS),
         ):
             self._check_file()
-            return _insert(pooled.driver_connection, arrivals)
+            driver: Any = pooled.driver_connection
+            with driver:
+                driver.execute("BEGIN IMMEDIATE")
+                return _insert(driver, arrivals)
 
     def storable(self, text: str) -> str:
         return storable(text)
@@ -263,11 +267,13 @@ class FileLock:
 
 
 def _insert(connection: Any, arrivals: Sequence[Arrival]) -> set[str]:
-    """Insert events through the driver; the new ids. They have the last keys, since there is no other writer now."""
-    rows = ", ".join(["(?, ?, 0, ?)"] * len(arrivals))
-    insert = f"INSERT INTO events (id, received_at, routed, body) VALUES {rows} ON CONFLICT DO NOTHING"
-    values = [value for arrival in arrivals for value in (arrival.id, arrival.received_at, arrival.body)]
-    added = connection.execute(insert, values).rowcount
+    """Insert events through the driver; the new ids. They have the last keys, since there is no other writer now.
+
+    Row by row: the driver caches statements with their last values, so one for each number of rows would hold on to
+    megabytes.
+    """
+    rows = [(arrival.id, arrival.received_at, arrival.body) for arrival in arrivals]
+    added = connection.executemany(INSERT_EVENT, rows).rowcount
     if added == len(arrivals):
         return {arrival.id for arrival in arrivals}
     return {row[0] for row in connection.execute(LAST_EVENTS, (added,))}
