@@ -71,11 +71,12 @@ class Traffic:
     A push that has to wait because its connection is still waiting for a response counts from when it was due.
     """
 
-    def __init__(self, server: Server, seconds: float) -> None:
+    def __init__(self, server: Server, seconds: float, rate: float = RATE) -> None:
         self.sent_at: dict[str, float] = {}
         self.accepted_at: dict[str, float] = {}
         self._server = server
-        bodies = list(islice(Simulator().bodies(), round(RATE * seconds)))
+        self._rate = rate
+        bodies = list(islice(Simulator().bodies(), round(rate * seconds)))
         self._pushes = [
             (json.loads(body)["event"]["eventId"], body, sign(body, SECRET, time.time())) for body in bodies
         ]
@@ -97,7 +98,7 @@ class Traffic:
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
         for number in range(first, len(self._pushes), CONNECTIONS):
             event, body, headers = self._pushes[number]
-            due = begin_at + number / RATE
+            due = begin_at + number / self._rate
             early = due - time.monotonic()
             time.sleep(max(0.0, early))
             self.sent_at[event] = time.monotonic() if early > 0 else due

@@ -52,7 +52,6 @@ INTAKE_ONLY = RECEIVER.replace("deliver = true", "deliver = false")
 CEILING = Kind("ceiling: the same server (gevent), nothing stored", ("-m", "bench.ceiling"))
 SQLITE = Kind("receiver on SQLite", config=INTAKE_ONLY)
 POSTGRES = Kind("receiver on PostgreSQL", config=INTAKE_ONLY, postgres=True)
-NO_WAIT = Kind("receiver on SQLite, not waiting to commit", ("-m", "bench.no_wait", "serve"), config=INTAKE_ONLY)
 SERVED = ("--bind=127.0.0.1:{port}", "--no-control-socket")
 THREADED = (f"--workers={WORKERS}", f"--threads={THREADS}", "--worker-class=gthread")
 CEILING_THREADED = Kind(
