@@ -23,7 +23,7 @@ def measure(size: float) -> None:
         percent = 100 * (server.cpu_seconds() - before) / (time.monotonic() - began_at)
         rows = [
             ("processor time of all processes, % of one", f"{percent:.2f}"),
-            ("memory of all processes, MB", f"{sum(server.memory().values()):.0f}"),
+            ("memory of all processes, MB", f"{server.megabytes():.0f}"),
             ("memory of an open connection, kB", f"{connection_bytes(server) / 1e3:.1f}"),
         ]
     show("An idle receiver on SQLite, delivering to csv", ["", "measured"], rows)

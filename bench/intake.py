@@ -10,6 +10,7 @@ from statistics import median
 
 import urllib3
 
+from bench import node_red
 from bench.load import Load, Pushes, push
 from bench.servers import (
     CEILING,
@@ -17,6 +18,7 @@ from bench.servers import (
     CSV,
     GUIDE,
     GUIDE_EQUAL,
+    NODE_RED,
     POSTGRES,
     RECEIVER,
     SQLITE,
@@ -37,10 +39,11 @@ MAX_RATE = 5000
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement of one server; `cpu` is its processor seconds per push."""
+    """One measurement of one server: its processor seconds per push, and then the memory of all its processes."""
 
     load: Load
     cpu: float
+    megabytes: float
 
 
 def measure(seconds: float, rounds: int) -> None:
@@ -52,10 +55,12 @@ def measure(seconds: float, rounds: int) -> None:
             CEILING_THREADED,
             SQLITE,
             POSTGRES,
+            SQLITE.but("receiver on SQLite, delivering to csv", RECEIVER + CSV),
             SQLITE.but("receiver on SQLite, delivering to 3 sinks", three),
             POSTGRES.but("receiver on PostgreSQL, delivering to 3 sinks", three),
             GUIDE_EQUAL,
             GUIDE,
+            *([NODE_RED] if node_red.is_installed() else []),
         ]
         results = in_turn(kinds, seconds, rounds)
     for connections in CONNECTIONS:
@@ -90,7 +95,7 @@ def warm_up(server: Server, pushes: Pushes, seconds: float) -> None:
 def once(server: Server, pushes: Pushes, first: int, seconds: float, connections: int) -> Run:
     before = server.cpu_seconds()
     load = push(server.url, pushes, first, seconds, connections)
-    return Run(load, (server.cpu_seconds() - before) / load.pushes)
+    return Run(load, (server.cpu_seconds() - before) / load.pushes, server.megabytes())
 
 
 def assert_all_new(server: Server) -> None:
@@ -115,9 +120,10 @@ def show_results(connections: int, kinds: Sequence[Kind], results: dict[Kind, li
             ms(middle(kind, "p99")),
             ratio(middle(kind, "p99"), middle(CEILING_THREADED, "p99")),
             f"{median(run.cpu for run in results[kind]) * 1e6:.0f}",
+            f"{median(run.megabytes for run in results[kind]):.0f}",
             f"{middle(kind, 'client'):.2f}",
         )
         for kind in kinds
     ]
     headings = ["server", "pushes/s", "/ ceiling", "/ minimal", "/ guide", "p50 ms", "p99 ms", "/ threads"]
-    show(f"Intake, {connections} connections", [*headings, "CPU µs/push", "client CPU"], rows)
+    show(f"Intake, {connections} connections", [*headings, "CPU µs/push", "MB", "client CPU"], rows)

@@ -57,6 +57,7 @@ THREADED = (f"--workers={WORKERS}", f"--threads={THREADS}", "--worker-class=gthr
 CEILING_THREADED = Kind(
     "the same view on threads, nothing stored", ("-m", "gunicorn", "bench.ceiling:create_app()", *SERVED, *THREADED)
 )
+NODE_RED = Kind("Node-RED 4, appending to a CSV file", ("-m", "bench.node_red"))
 GUNICORN = ("-m", "gunicorn", "bench.guide:app", *SERVED)
 GUIDE = Kind("minimal receiver, as the guide starts it", (*GUNICORN, "--workers=1"))
 GUIDE_EQUAL = Kind("minimal receiver, as many workers", (*GUNICORN, *THREADED))
@@ -96,6 +97,10 @@ class Server:
         """Processor time that all its running processes have used."""
         used = [process.cpu_times() for process in self.processes()]
         return float(sum(times.user + times.system for times in used))
+
+    def megabytes(self) -> float:
+        """Memory of all its processes; what they share is divided among them (PSS)."""
+        return float(sum(process.memory_full_info().pss for process in self.processes())) / 1e6
 
     def memory(self) -> dict[str, float]:
         """Megabytes of each process of a receiver, by name; shared memory is divided among them (PSS)."""
