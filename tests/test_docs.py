@@ -35,8 +35,9 @@ from receiver.errors import Rejection
 from receiver.event import TYPES
 from receiver.health import DISPATCHER_SILENT_SECONDS
 from receiver.hookspecs import AlertHooks, PluginHooks, SinkHooks
+from receiver.intake.connection import REQUEST_SECONDS
 from receiver.intake.responses import RETRY_AFTER_SECONDS
-from receiver.intake.web_server import ERRORS, REQUEST_SECONDS
+from receiver.intake.web_server import ERRORS
 from receiver.journal import Arrival, Outcome, Result
 from receiver.journal.sql.schema import metadata
 from receiver.redaction import Redactor

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import gevent.socket
 import pytest
 from conftest import CSV_ONLY, TEST_SECRET, RunningReceiver, StartReceiver, wait_until
 from gunicorn.config import Config
@@ -17,7 +18,7 @@ from support.intake import Snapshot
 from support.pushes import FORBIDDEN, event
 from support.raw_http import BODY, CHUNKED, HEAD, Client, MakeRequest, Response, chunked_push, push
 
-from receiver.intake.web_server import REQUEST_SECONDS, is_complete
+from receiver.intake.connection import REQUEST_SECONDS, Connection, is_complete
 
 
 @contextmanager
@@ -300,3 +301,17 @@ def test_the_connection_of_a_complete_request_is_kept(body: bytes) -> None:
 @pytest.mark.parametrize("body", NOT_COMPLETE.values(), ids=NOT_COMPLETE)
 def test_the_connection_of_a_request_without_a_clear_end_is_closed(body: bytes) -> None:
     assert not can_be_reused(HEAD + body)
+
+
+def test_after_the_deadline_what_has_arrived_is_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a request may wait longer for the receiver than its client took."""
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs:
+        connection = Connection(ours)
+        connection.begin_request()
+        theirs.sendall(b"in time")
+        begun = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: begun + REQUEST_SECONDS + 1)
+        assert connection.recv(100) == b"in time"
+        with pytest.raises(BlockingIOError):
+            connection.recv(100)

@@ -31,7 +31,7 @@ LIBRARIES = {
     "psycopg": ("receiver/journal/sql/", "receiver/testing/postgresql.py"),
     "jwt": ("receiver/signature.py",),
     "dtintegrations": ("receiver/signature.py",),
-    "gunicorn": ("receiver/intake/web_server.py",),
+    "gunicorn": ("receiver/intake/web_server.py", "receiver/intake/connection.py"),
     "gevent": ("receiver/intake/",),
     "prometheus_client": ("receiver/intake/metrics.py",),
     "click": ("receiver/commands/",),
