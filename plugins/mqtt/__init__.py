@@ -23,16 +23,13 @@ from typing import ClassVar
 
 from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
 
-from .homeassistant import BIRTH_TOPIC, LAST_SEEN, announces, config, config_topic, is_plain
+from .homeassistant import AVAILABILITY, BIRTH_TOPIC, LAST_SEEN, announces, config, config_topic, is_plain
 from .messages import LastMessages, level, text_of, value, values
 from .session import ONLINE, Message, Session, TimeLimits, parse_url
 
 MAX_PREFIX_CHARACTERS = 200
 MAX_RECONNECT_SECONDS = 60.0
 PREFIX = re.compile(r"(?![$/])[^+#\x00-\x1f\x7f-\x9f]+(?<!/)")
-
-DEVICES_AT_ONCE = 50
-"""How many devices are looked up together: a broker queues only so many messages (mosquitto 1,000) and drops others."""
 
 
 @dataclass
@@ -99,7 +96,9 @@ class Mqtt:
         ordered = sorted(events, key=lambda event: (event.occurred_at, event.id))
         with self._connected() as session:
             self._look_up(session, ordered)
-            session.publish([message for event in ordered for message in self._messages(event)])
+            announced: dict[str, bytes] = {}
+            messages = [message for event in ordered for message in self._messages(event, announced)]
+            session.publish([*(Message(*each, self.retain) for each in announced.items()), *messages])
 
     @hookimpl
     def close(self) -> None:
@@ -174,15 +173,14 @@ class Mqtt:
     def _look_up(self, session: Session, events: Sequence[Event]) -> None:
         """Read what is retained about devices that this connection has not seen yet."""
         found = {self._topic(event): event.device_id for event in events if event.device_id}
-        new = [topic for topic in found if topic not in self._looked_up]
-        for start in range(0, len(new) if self.retain else 0, DEVICES_AT_ONCE):
-            topics = new[start : start + DEVICES_AT_ONCE]
-            filters = [f"{topic}/+" for topic in topics]
+        new = {topic: device for topic, device in found.items() if topic not in self._looked_up}
+        if new and self.retain:
+            filters = [f"{topic}/+" for topic in new]
             if self.homeassistant:
-                devices = dict.fromkeys(found[topic] for topic in topics)
-                filters += [config_topic(self.discovery_prefix, device) for device in devices if is_plain(device)]
+                devices = filter(is_plain, dict.fromkeys(new.values()))
+                filters += [config_topic(self.discovery_prefix, device) for device in devices]
             session.subscribe(filters)
-            self._looked_up.update(topics)
+            self._looked_up.update(new)
 
     def _remove(self, session: Session, *filters: str) -> None:
         """Remove all that is retained on these topics, in rounds: a broker sends only so much for a subscription."""
@@ -194,32 +192,26 @@ class Mqtt:
                 return
             session.publish([Message(topic, b"", True) for topic in topics])
 
-    def _messages(self, event: Event) -> Iterator[Message]:
-        """The event as DT sent it, and what is new about its device."""
+    def _messages(self, event: Event, announced: dict[str, bytes]) -> Iterator[Message]:
+        """The event as DT sent it, and what is new about its device; put what Home Assistant shows into `announced`."""
         topic = self._topic(event)
         yield Message(f"{topic}/event/{level(event.type)}", event.body, False)
         if not event.device_id:
             return
-        if self._last.get(f"{topic}/availability") is None:
-            self._last.replace(f"{topic}/availability", ONLINE)
-            yield Message(f"{topic}/availability", ONLINE, self.retain)
+        newest = dict(values(event))
         if self.homeassistant:
-            yield from self._announcements(event, topic)
-        for quantity, payload in values(event):
-            if self._last.replace_older(f"{topic}/{quantity}", payload):
-                yield Message(f"{topic}/{quantity}", payload, self.retain)
-
-    def _announcements(self, event: Event, topic: str) -> Iterator[Message]:
-        """When the device was last seen, and what Home Assistant shows of it, if that has changed."""
-        seen = value(text_of(event.occurred_at), "", event.occurred_at, event.id)
-        is_newest = self._last.replace_older(f"{topic}/{LAST_SEEN}", seen)
-        if is_newest:
-            yield Message(f"{topic}/{LAST_SEEN}", seen, self.retain)
-        if is_plain(event.device_id):
+            newest[LAST_SEEN] = value(text_of(event.occurred_at), "", event.occurred_at, event.id)
+        newer = [quantity for quantity in newest if self._last.replace_older(f"{topic}/{quantity}", newest[quantity])]
+        if self.homeassistant and is_plain(event.device_id):
             place = config_topic(self.discovery_prefix, event.device_id)
-            announced = config(self._last.get(place), event, topic, self._status, is_newest=is_newest)
-            if self._last.replace(place, announced):
-                yield Message(place, announced, self.retain)
+            shown = config(self._last.get(place), event, topic, self._status, is_newest=LAST_SEEN in newer)
+            if self._last.replace(place, shown):
+                announced[place] = shown
+        if self._last.get(f"{topic}/{AVAILABILITY}") is None:
+            self._last.replace(f"{topic}/{AVAILABILITY}", ONLINE)
+            yield Message(f"{topic}/{AVAILABILITY}", ONLINE, self.retain)
+        for quantity in newer:
+            yield Message(f"{topic}/{quantity}", newest[quantity], self.retain)
 
     def _topic(self, event: Event) -> str:
         return f"{self.prefix}/{level(event.project_id)}/{level(event.device_id)}"

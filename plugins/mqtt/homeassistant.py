@@ -18,7 +18,7 @@ BIRTH_TOPIC = "homeassistant/status"
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_NAME_CHARACTERS = 255
 ORIGIN = {"name": "receiver"}
-LAST_SEEN = "last_seen"
+AVAILABILITY, LAST_SEEN = "availability", "last_seen"
 AREA_LABEL = "room"
 
 NUMBER = "{{ value_json.value }}"
@@ -90,7 +90,7 @@ def config(known: bytes | None, event: Event, topic: str, status: str, *, is_new
     found = {
         "device": device,
         "origin": ORIGIN,
-        "availability": [{"topic": status}, {"topic": f"{topic}/availability"}],
+        "availability": [{"topic": status}, {"topic": f"{topic}/{AVAILABILITY}"}],
         "availability_mode": "all",
         "components": {
             quantity: entity(quantity, str(event.device_id), topic, status)

@@ -30,10 +30,6 @@ from receiver import GiveUp, Pause, Retry
 
 QOS = 1
 ONLINE, OFFLINE = b"online", b"offline"
-WILL_DELAY_SECONDS = 60
-SESSION_SECONDS = 2 * WILL_DELAY_SECONDS
-"""The broker must remember the session for longer than the will is delayed: it sends the will when it forgets."""
-
 KEEPALIVE_SECONDS = 30
 UNACKNOWLEDGED = 100
 """How many messages are on their way at once, if the broker allows as many (its Receive Maximum)."""
@@ -46,9 +42,16 @@ PUBLISH_OVERHEAD_BYTES = 16
 
 CLOSE_SECONDS = 1.0
 POLL_SECONDS = 0.5
-NOT_AUTHORIZED, TOO_LARGE = 0x87, 0x95
+BAD_LOGIN, NOT_AUTHORIZED, TOO_LARGE = 0x86, 0x87, 0x95
 ABOUT_THE_MESSAGE = (0x90, TOO_LARGE, 0x99)
 """Reason codes that mean that the broker never accepts this message: its topic, its size, its format."""
+
+
+ReasonCode.names = {
+    **ReasonCode.names,
+    TOO_LARGE: {"Packet too large": [PacketTypes.CONNACK, PacketTypes.DISCONNECT, PacketTypes.PUBACK]},
+}
+"""mosquitto sends this code in a PUBACK, where MQTT does not have it; paho would end the connection for that."""
 
 
 class Message(NamedTuple):
@@ -61,11 +64,13 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """How long to wait for a connection, and for each next acknowledgement; and how often to try to reconnect."""
+    """How long to wait for a connection, for each next acknowledgement, until the next attempt to reconnect; and how
+    long the broker waits until it says that we are offline."""
 
     connect_seconds: float = 5.0
     response_seconds: float = 10.0
     reconnect_seconds: float = 5.0
+    will_delay_seconds: int = 60
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ class Received(NamedTuple):
 class Session:
     """A connection with a broker. One thread at a time uses it; `on_message` is called by a thread of its own.
 
-    The broker publishes `offline` on the topic `status`, WILL_DELAY_SECONDS after the connection has ended, unless
-    another session with the same client id begins before.
+    Some time after the connection has ended, the broker publishes `offline` on the topic `status`, unless another
+    session with the same client id begins before.
     """
 
     def __init__(
@@ -122,13 +127,14 @@ class Session:
         self._client = self._make_client(broker, client_id, retain_will)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own
-        connect.SessionExpiryInterval = SESSION_SECONDS
+        connect.SessionExpiryInterval = 2 * limits.will_delay_seconds  # with the session, the delay of the will ends
         try:
             self._client.connect(broker.host, broker.port, KEEPALIVE_SECONDS, clean_start=False, properties=connect)
         except (OSError, ValueError) as error:
             raise Pause(f"no connection to {broker.host}: {cause(error)}") from None
         self._woken, self._waker = socket.socketpair()
         self._waker.setblocking(False)
+        self._set_tcp("TCP_NODELAY")
         self._set_callbacks()
         self._thread.start()
         try:
@@ -158,26 +164,23 @@ class Session:
             while len(waiting) >= self._window:
                 self._wait_for_one(waiting)
             sent = self._client.publish(message.topic, message.payload, QOS, message.retain)
-            if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                raise Retry(f"the connection was lost: {self._end or sent.rc.name}")
-            waiting["puback", sent.mid] = message.topic
+            waiting["puback", sent.mid] = message.topic  # also if it was not sent: then the end of the connection comes
         self._wait(waiting)
 
     def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe, and return when `on_message` has got all that is retained on these topics.
 
-        The broker sends that in the order of the subscriptions, so the message that `status` retains comes last.
-        Messages of our own are not sent back. Raises Pause if the broker refuses, or never sends it.
+        The broker sends that in the order of the subscriptions, so the message that `status` retains comes last. With
+        QoS 1 it would queue it, and drop what is too much (mosquitto: more than 1,000 messages). Messages of our own
+        are not sent back. Raises Pause if the broker refuses, or never sends it.
         """
-        options = SubscribeOptions(qos=QOS, noLocal=True)
+        options = SubscribeOptions(qos=0, noLocal=True)
         every = [*filters, self._status]
         waiting = {("last", 0): "what is retained"}
         for start in range(0, len(every), FILTERS_IN_A_PACKET):
             topics = every[start : start + FILTERS_IN_A_PACKET]
-            code, number = self._client.subscribe([(topic, options) for topic in topics])
-            if number is None:
-                raise Retry(f"the connection was lost: {self._end or code.name}")
-            waiting["suback", number] = " or ".join(topics)
+            _, number = self._client.subscribe([(topic, options) for topic in topics])
+            waiting["suback", number or 0] = " or ".join(topics)
         while len(waiting) > 1:
             self._wait_for_one(waiting)
         try:
@@ -202,7 +205,7 @@ class Session:
         if broker.tls:
             client.tls_set_context(tls_context(broker.ca_file))
         will = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]  # paho's own
-        will.WillDelayInterval = WILL_DELAY_SECONDS
+        will.WillDelayInterval = self._limits.will_delay_seconds
         client.will_set(self._status, OFFLINE, QOS, retain_will, will)
         return client
 
@@ -214,6 +217,12 @@ class Session:
         client.on_subscribe = self._subscribed
         client.on_message = self._received
         client.on_socket_register_write = self._wake_up
+
+    def _set_tcp(self, option: str) -> None:
+        """Set an option of the connection, where the system has it."""
+        connection: Any = self._client.socket()
+        if connection is not None and hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 1)
 
     def _wake_up(self, *_: object) -> None:
         """Let the thread write what is there to be written."""
@@ -231,7 +240,7 @@ class Session:
 
     def _run(self) -> None:
         """The thread that reads and writes. An exception means that the broker has sent what is not MQTT."""
-        client = self._client
+        client, code = self._client, MQTTErrorCode.MQTT_ERR_SUCCESS
         try:
             while (connection := client.socket()) is not None and not self._is_overdue():
                 wait = select.POLLIN | (select.POLLOUT if client.want_write() else 0)
@@ -239,11 +248,14 @@ class Session:
                 if self._woken in events:
                     self._woken.recv(4096)
                 if connection in events or unread(connection):
-                    client.loop_read()
+                    code = client.loop_read()
+                    self._set_tcp("TCP_QUICKACK")  # or the system of the broker holds its next response back for 40 ms
                 if client.want_write():
                     client.loop_write()
                 client.loop_misc()
-            self._finish("it was closed")
+            self._finish(
+                "the broker has sent what is not MQTT" if code == MQTTErrorCode.MQTT_ERR_PROTOCOL else "it was closed"
+            )
         except Exception as error:
             self._finish(f"the broker has sent what is not MQTT: {type(error).__name__}")
         finally:
@@ -286,8 +298,6 @@ class Session:
     def _disconnected(self, client: object, data: object, flags: Any, reason: ReasonCode, given: object) -> None:
         if flags.is_disconnect_packet_from_server:
             self._finish(described(reason), reason.value)
-        else:
-            self._finish("it was closed")
 
     def _published(self, client: object, data: object, number: int, reason: ReasonCode, given: object) -> None:
         self._put("puback", number, reason)
@@ -339,7 +349,8 @@ def size(message: Message) -> int:
 def refusal(received: Received, subject: str) -> Pause | Retry | GiveUp:
     """What a response with a reason code of 0x80 or above asks for (MQTT 5, section 2.4)."""
     if received.kind == "connack":
-        return Pause(f"the broker refuses the connection: {received.text}")
+        login = "; check user and password" if received.code in (BAD_LOGIN, NOT_AUTHORIZED) else ""
+        return Pause(f"the broker refuses the connection: {received.text}{login}")
     if received.kind == "suback":
         return Pause(f"the broker does not let us subscribe to {subject}: {received.text}")
     if received.code == NOT_AUTHORIZED:

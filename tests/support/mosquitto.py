@@ -18,8 +18,10 @@ import pytest
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from receiver.delivery.sinks import Sink
 from receiver.testing.ports import reserve_port
-from receiver.testing.running import wait_until
+from receiver.testing.running import ROOT, wait_until
+from support.built_in_sinks import build, open_sink
 
 MARK = "mark"
 """The topic on which a listener sends itself a message."""
@@ -82,22 +84,22 @@ class Broker:
 
 
 class Listener:
-    """A client that records what is published; it reconnects by itself, with a session that the broker keeps."""
+    """A client that records what is published, and reconnects by itself."""
 
     def __init__(
-        self, broker: Broker, *filters: str, name: str = "", user: str | None = None, password: str | None = None
+        self, broker: Broker, *filters: str, qos: int = 1, user: str | None = None, password: str | None = None
     ) -> None:
         self.messages: list[Published] = []
         self._filters = [*(filters or ("#",)), MARK]
         self._subscribed = threading.Event()
         self._marks = 0
-        self._client = Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTProtocolVersion.MQTTv5)
+        self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
         self._client.username_pw_set(user, password)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_message = self._record
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_disconnect = lambda *_: self._subscribed.clear()
-        self._client.on_connect = lambda client, *_: client.subscribe([(each, 1) for each in self._filters])
+        self._client.on_connect = lambda client, *_: client.subscribe([(each, qos) for each in self._filters])
         self._client.connect("127.0.0.1", broker.port)
         self._client.loop_start()
         self.wait_until_subscribed()
@@ -133,8 +135,10 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(broker: Broker, *filters: str, **login: str) -> Iterator[Listener]:
-    listener = Listener(broker, *filters, **login)
+def listening(
+    broker: Broker, *filters: str, qos: int = 1, user: str | None = None, password: str | None = None
+) -> Iterator[Listener]:
+    listener = Listener(broker, *filters, qos=qos, user=user, password=password)
     try:
         yield listener
     finally:
@@ -142,8 +146,8 @@ def listening(broker: Broker, *filters: str, **login: str) -> Iterator[Listener]
 
 
 def retained(broker: Broker, below: str = "#") -> dict[str, bytes]:
-    """Everything that the broker retains, by topic."""
-    with listening(broker, below) as listener:
+    """Everything that the broker retains, by topic. With QoS 1 it might not send all of it."""
+    with listening(broker, below, qos=0) as listener:
         return {each.topic: each.payload for each in listener.catch_up() if each.retained}
 
 
@@ -167,3 +171,13 @@ def running(
         yield broker
     finally:
         broker.remove()
+
+
+@contextlib.contextmanager
+def opened(broker: Broker, name: str = "home", **options: object) -> Iterator[Sink]:
+    """An open `mqtt` sink that publishes to a broker."""
+    sink = open_sink(build("mqtt", ROOT, {"url": broker.url, **options}, name))
+    try:
+        yield sink
+    finally:
+        sink.hook.close()
