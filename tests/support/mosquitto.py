@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from paho.mqtt.client import Client, MQTTMessage
@@ -23,6 +24,7 @@ from receiver.testing.ports import reserve_port
 from receiver.testing.running import ROOT, wait_until
 from support.built_in_sinks import build, open_sink
 
+RECONNECT_SECONDS: Any = 0.05  # paho takes fractions as well, whatever its types say
 MARK = "mark"
 """The topic on which a listener sends itself a message."""
 
@@ -63,6 +65,11 @@ class Broker:
             self._process.kill()
             self._process.wait(10)
 
+    def reload(self) -> None:
+        """Read its files of users and permissions again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
     def restart(self) -> None:
         self.kill()
         self.start()
@@ -95,7 +102,7 @@ class Listener:
         self._marks = 0
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
         self._client.username_pw_set(user, password)
-        self._client.reconnect_delay_set(1, 1)
+        self._client.reconnect_delay_set(RECONNECT_SECONDS, RECONNECT_SECONDS)
         self._client.on_message = self._record
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_disconnect = lambda *_: self._subscribed.clear()
@@ -145,9 +152,9 @@ def listening(
         listener.close()
 
 
-def retained(broker: Broker, below: str = "#") -> dict[str, bytes]:
+def retained(broker: Broker, below: str = "#", **login: str) -> dict[str, bytes]:
     """Everything that the broker retains, by topic. With QoS 1 it might not send all of it."""
-    with listening(broker, below, qos=0) as listener:
+    with listening(broker, below, qos=0, **login) as listener:
         return {each.topic: each.payload for each in listener.catch_up() if each.retained}
 
 
