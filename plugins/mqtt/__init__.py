@@ -106,7 +106,8 @@ class Mqtt:
         self._closed = True
         self._wake.set()
         self._keeper.join()
-        self._disconnect()
+        with self._lock:
+            self._disconnect()
         os.close(self._claim)
 
     @contextmanager

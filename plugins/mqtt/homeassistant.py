@@ -140,4 +140,5 @@ def parsed(payload: bytes | None) -> Table | None:
 def announces(payload: bytes, status: str) -> bool:
     """Whether this is a discovery message of the sink whose own status is on that topic."""
     found = parsed(payload)
-    return found is not None and {"topic": status} in (found.get("availability") or [])
+    availability = found.get("availability") if found else None
+    return isinstance(availability, list) and {"topic": status} in availability
