@@ -205,7 +205,7 @@ class Mqtt:
         newer = [quantity for quantity in newest if self._last.replace_older(f"{topic}/{quantity}", newest[quantity])]
         if self.homeassistant and is_plain(event.device_id):
             place = config_topic(self.discovery_prefix, event.device_id)
-            shown = config(self._last.get(place), event, topic, self._status, is_newest=LAST_SEEN in newer)
+            shown = config(self._last.get(place), event, newest, topic, self._status, is_newest=LAST_SEEN in newer)
             if self._last.replace(place, shown):
                 announced[place] = shown
         if self._last.get(f"{topic}/{AVAILABILITY}") is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard
 
 from receiver import Event
@@ -78,15 +78,17 @@ def config_topic(discovery_prefix: str, device_id: str) -> str:
     return f"{discovery_prefix}/device/dt_{device_id}/config"
 
 
-def config(known: bytes | None, event: Event, topic: str, status: str, *, is_newest: bool) -> bytes:
-    """The discovery message of the device of an event, made from the one that is `known`.
+def config(
+    known: bytes | None, event: Event, reported: Collection[str], topic: str, status: str, *, is_newest: bool
+) -> bytes:
+    """The discovery message of the device of an event that has `reported` these quantities, made from what is `known`.
 
     `topic` is what the topics of the device begin with, `status` that of the receiver. Name, area and type are those of
     the event if it `is_newest`, else those known. An entity stays once it was there.
     """
     before = parsed(known)
     device = before["device"] if before and not is_newest else device_of(event)
-    quantities = {reading.quantity for reading in event.readings()} | set(before["components"] if before else ())
+    quantities = {*reported, *(before["components"] if before else ())}
     found = {
         "device": device,
         "origin": ORIGIN,
@@ -94,7 +96,7 @@ def config(known: bytes | None, event: Event, topic: str, status: str, *, is_new
         "availability_mode": "all",
         "components": {
             quantity: entity(quantity, str(event.device_id), topic, status)
-            for quantity in sorted({LAST_SEEN, *quantities})
+            for quantity in sorted(quantities)
             if quantity in ENTITIES
         },
     }
