@@ -229,7 +229,10 @@ def test_tls_needs_a_certificate_that_is_trusted(tmp_path: Path) -> None:
         broker.configure("allow_anonymous true\ncertfile {folder}/certfile\nkeyfile {folder}/keyfile")
         broker.restart()
         url = f"mqtts://localhost:{broker.port}"
-        assert signal_of_open(url=url, ca_file=str(TLS)) is None
+        with opened(broker, url=url, ca_file=str(TLS)) as sink:
+            deliver_batch(sink, *(event(f"e{number}", "x", {"y": "z" * 10_000}) for number in range(100)))
+            deliver_batch(sink, temperature("e1", 21.5))
+        assert broker.log.count("/event/x") == 100
         untrusted = signal_of_open(url=url)
         assert untrusted is not None
         assert untrusted.type is Pause
@@ -286,9 +289,10 @@ def test_a_sink_that_is_opened_again_in_time_was_never_offline(broker: Broker, m
         assert {each.payload for each in listener.catch_up()} == {b"online"}
 
 
-def test_two_sinks_of_the_same_name_do_not_kick_each_other_out_and_stay_online(broker: Broker) -> None:
-    with listening(broker, "dt/status") as listener, opened(broker) as first:
-        with opened(broker) as second:
+@pytest.mark.parametrize("retain", [True, False])
+def test_two_sinks_of_the_same_name_do_not_kick_each_other_out_and_stay_online(broker: Broker, retain: bool) -> None:
+    with listening(broker, "dt/status") as listener, opened(broker, retain=retain) as first:
+        with opened(broker, retain=retain) as second:
             for number in range(20):
                 deliver_batch(first if number % 2 else second, event(f"e{number}"))
         listener.wait_for(lambda messages: b"offline" in payloads(messages), "the will of the second")

@@ -184,14 +184,15 @@ class Mqtt:
             self._looked_up.update(new)
 
     def _remove(self, session: Session, *filters: str) -> None:
-        """Remove all that is retained on these topics, in rounds: a broker sends only so much for a subscription."""
-        while True:
+        """Remove all that is retained on these topics, in rounds: a broker may send only so much for a subscription."""
+        topics = list(filters)
+        while topics:
             self._last.forget()
+            self._looked_up.clear()
             session.subscribe(filters)
             topics = self._last.topics()
-            if not topics:
-                return
             session.publish([Message(topic, b"", True) for topic in topics])
+        self._last.replace(self._status, ONLINE)
 
     def _messages(self, event: Event, announced: dict[str, bytes]) -> Iterator[Message]:
         """The event as DT sent it, and what is new about its device; put what Home Assistant shows into `announced`."""

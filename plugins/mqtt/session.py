@@ -6,6 +6,7 @@ again when it reconnects, and so put old retained values in place of newer ones.
 
 from __future__ import annotations
 
+import math
 import queue
 import select
 import socket
@@ -37,15 +38,12 @@ UNACKNOWLEDGED = 100
 FILTERS_IN_A_PACKET = 8
 """AWS IoT Core disconnects a client that subscribes to more at once."""
 
-PUBLISH_OVERHEAD_BYTES = 16
-"""The most that a PUBLISH has besides topic and payload: its header, two lengths, an identifier, empty properties."""
-
+NOT_MQTT = "the broker has sent what is not MQTT"
 CLOSE_SECONDS = 1.0
 POLL_SECONDS = 0.5
 BAD_LOGIN, NOT_AUTHORIZED, TOO_LARGE = 0x86, 0x87, 0x95
 ABOUT_THE_MESSAGE = (0x90, TOO_LARGE, 0x99)
 """Reason codes that mean that the broker never accepts this message: its topic, its size, its format."""
-
 
 ReasonCode.names = {
     **ReasonCode.names,
@@ -64,8 +62,10 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """How long to wait for a connection, for each next acknowledgement, until the next attempt to reconnect; and how
-    long the broker waits until it says that we are offline."""
+    """How long to wait: for a connection, for each next acknowledgement, and before an attempt to reconnect.
+
+    `will_delay_seconds` is how long the broker waits before it says that we are offline.
+    """
 
     connect_seconds: float = 5.0
     response_seconds: float = 10.0
@@ -219,10 +219,11 @@ class Session:
         client.on_socket_register_write = self._wake_up
 
     def _set_tcp(self, option: str) -> None:
-        """Set an option of the connection, where the system has it."""
+        """Set an option of the connection, where the system has it, and while there is a connection."""
         connection: Any = self._client.socket()
         if connection is not None and hasattr(socket, option):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 1)
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 1)
 
     def _wake_up(self, *_: object) -> None:
         """Let the thread write what is there to be written."""
@@ -253,11 +254,9 @@ class Session:
                 if client.want_write():
                     client.loop_write()
                 client.loop_misc()
-            self._finish(
-                "the broker has sent what is not MQTT" if code == MQTTErrorCode.MQTT_ERR_PROTOCOL else "it was closed"
-            )
+            self._finish(NOT_MQTT if code == MQTTErrorCode.MQTT_ERR_PROTOCOL else "it was closed")
         except Exception as error:
-            self._finish(f"the broker has sent what is not MQTT: {type(error).__name__}")
+            self._finish(f"{NOT_MQTT}: {type(error).__name__}")
         finally:
             self._release()
 
@@ -343,7 +342,9 @@ def parse_url(text: str) -> Broker:
 
 
 def size(message: Message) -> int:
-    return len(message.topic) + len(message.payload) + PUBLISH_OVERHEAD_BYTES
+    """The bytes of its packet (MQTT 5, section 3.3): type, length, topic with its length, number, no properties."""
+    rest = 2 + len(message.topic.encode()) + 2 + 1 + len(message.payload)
+    return 1 + math.ceil(rest.bit_length() / 7) + rest
 
 
 def refusal(received: Received, subject: str) -> Pause | Retry | GiveUp:
