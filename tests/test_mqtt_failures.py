@@ -6,7 +6,6 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.built_in_sinks import Signal, build, class_of, deliver_batch, open_sink, signal_of
@@ -21,11 +20,19 @@ from receiver.testing import wait_until
 TLS = Path(__file__).with_name("tls.pem")
 
 
-@pytest.fixture(autouse=True)
-def short_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def limit(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
     cls = class_of("mqtt")
-    limits = dataclasses.replace(cls.limits, connect_seconds=1.0, response_seconds=1.0, reconnect_seconds=0.05)
-    monkeypatch.setattr(cls, "limits", dataclasses.replace(limits, will_delay_seconds=1))
+    monkeypatch.setattr(cls, "limits", dataclasses.replace(cls.limits, **seconds))
+
+
+@pytest.fixture(autouse=True)
+def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, reconnect_seconds=0.05, will_delay_seconds=1)
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, connect_seconds=2.0, response_seconds=2.0)
 
 
 @pytest.fixture
@@ -114,10 +121,11 @@ def test_a_refused_subscription_pauses(fake: FakeBroker) -> None:
     assert signal_of_open(url=fake.url) == Signal(Pause, reason)
 
 
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize(
     ("reply", "signal"),
     [
-        (b"", Signal(Retry, "the broker does not respond within 1 s")),
+        (b"", Signal(Retry, "the broker does not respond within 2 s")),
         (b"\xe0\x02\x95\0", Signal(GiveUp, "the broker ended the connection: Packet too large (0x95)")),
         (b"\xe0\x02\x8b\0", Signal(Retry, "the connection was lost: Server shutting down (0x8b)")),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", None),
@@ -194,6 +202,7 @@ def test_an_acl_that_forbids_one_topic_pauses_with_that_reason_and_nothing_count
     assert signal == Signal(Pause, reason)
 
 
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize(
     ("acl", "reason"),
     [
@@ -201,7 +210,7 @@ def test_an_acl_that_forbids_one_topic_pauses_with_that_reason_and_nothing_count
         (
             "topic write #",
             "the broker does not send what is retained; does its ACL let us read? "
-            "(the broker does not respond within 1 s)",
+            "(the broker does not respond within 2 s)",
         ),
     ],
 )
@@ -264,6 +273,33 @@ def test_what_a_broker_without_persistence_has_forgotten_is_published_again(brok
         assert sorted(retained(broker)) == ["dt/oslo/d1/availability", "dt/oslo/d1/open", "dt/status"]
 
 
+def test_what_a_broker_with_persistence_has_saved_is_not_replaced_by_an_older_value(broker: Broker) -> None:
+    broker.configure("allow_anonymous true\npersistence true\npersistence_location {folder}/")
+    broker.restart()
+    topic = "dt/oslo/d1/temperature"
+    with opened(broker) as sink:
+        deliver_batch(sink, temperature("e2", 22.0, minute=30))
+        broker.stop()
+        broker.start()
+        deliver_batch(sink, temperature("e1", 11.0, minute=10))
+        assert b'"e2"' in retained(broker, topic)[topic]
+        deliver_batch(sink, temperature("e3", 33.0, minute=40))
+        assert b'"e3"' in retained(broker, topic)[topic]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_frozen_broker_is_not_waited_for_and_gets_the_events_afterwards(broker: Broker) -> None:
+    with opened(broker) as sink:
+        deliver_batch(sink, event("e1"))
+        with broker.frozen():
+            signals = [signal_of(lambda: deliver_batch(sink, event("e2"))) for _ in range(2)]
+        deliver_batch(sink, event("e2"))
+    assert signals == [
+        Signal(Retry, "the broker does not respond within 2 s"),
+        Signal(Pause, "no connection to 127.0.0.1: the broker does not respond within 2 s"),
+    ]
+
+
 # Online and offline
 
 
@@ -279,9 +315,8 @@ def test_the_status_is_offline_some_time_after_the_sink_was_closed(broker: Broke
         listener.wait_for(lambda messages: b"offline" in payloads(messages), "offline")
 
 
-def test_a_sink_that_is_opened_again_in_time_was_never_offline(broker: Broker, monkeypatch: Any) -> None:
-    cls = class_of("mqtt")
-    monkeypatch.setattr(cls, "limits", dataclasses.replace(cls.limits, will_delay_seconds=60))
+def test_a_sink_that_is_opened_again_in_time_was_never_offline(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, will_delay_seconds=60)
     with listening(broker, "dt/status") as listener:
         for _ in range(3):
             with opened(broker) as sink:

@@ -114,11 +114,6 @@ class TestSqlOnPostgresql(SqlSuite, SinkSuite, plugin="plugins/sql/__init__.py",
 
 
 class TestMqtt(SinkSuite, plugin="plugins/mqtt/__init__.py", concurrency=8):
-    @pytest.fixture(autouse=True)
-    def short_time_limits(self, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-        cls: Any = harness.type.cls
-        monkeypatch.setattr(cls, "limits", dataclasses.replace(cls.limits, connect_seconds=2.0))
-
     @pytest.fixture
     def broker(self) -> Iterator[Broker]:
         with running("password_file {folder}/passwords", users={"receiver": "not-to-be-seen"}) as broker:

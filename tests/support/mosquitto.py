@@ -65,6 +65,20 @@ class Broker:
             self._process.kill()
             self._process.wait(10)
 
+    def stop(self) -> None:
+        """End it as a service manager does; with persistence it saves what it retains."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(10)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """A context in which it neither reads nor writes, while its connections stay."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        yield
+        self._process.send_signal(signal.SIGCONT)
+
     def reload(self) -> None:
         """Read its files of users and permissions again."""
         assert self._process is not None
