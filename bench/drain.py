@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from urllib3 import HTTPConnectionPool
 
 from bench.backlog import delivered, fill, open_tables
-from bench.servers import CSV, RECEIVER, STDOUT, Kind, Server, folder, target, webhook
+from bench.servers import CSV, RECEIVER, STDOUT, Kind, Server, broker, folder, mqtt, target, webhook
 from bench.tables import rate, ratio, show
 from receiver.simulator import Simulator
 
@@ -49,8 +49,8 @@ class Case:
 def measure(size: float, rounds: int) -> None:
     """Print the tables."""
     many, few = max(2000, round(EVENTS * size)), max(1000, round(WEBHOOK_EVENTS * size))
-    with target() as (port, _):
-        console, archive, hook = ("console",), ("archive",), ("hook",)
+    with target() as (port, _), broker() as mqtt_port:
+        console, archive, hook, home = ("console",), ("archive",), ("hook",), ("home",)
         hooks = webhook(port, THREADS)
         cases = [
             Case("stdout", STDOUT, console, many),
@@ -62,6 +62,11 @@ def measure(size: float, rounds: int) -> None:
                 "stdout, csv and webhook together", STDOUT + CSV + hooks, console + archive + hook, few, one_core=False
             ),
         ]
+        if mqtt_port is not None:
+            cases += [
+                Case("mqtt", mqtt(mqtt_port), home, few, one_core=False),
+                Case("mqtt, homeassistant = true", mqtt(mqtt_port, homeassistant=True), home, few, one_core=False),
+            ]
         results: dict[str, list[Drained]] = {case.name: [] for case in cases}
         bare: list[float] = []
         for _ in range(rounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,11 @@ def webhook(port: int, concurrency: int = 1) -> str:
         f'[sinks.hook]\ntype = "webhook"\nurl = "http://127.0.0.1:{port}/"\n'
         f"allow_private = true\nconcurrency = {concurrency}\n"
     )
+
+
+def mqtt(port: int, homeassistant: bool = False) -> str:
+    shown = str(homeassistant).lower()
+    return f'[sinks.home]\ntype = "mqtt"\nurl = "mqtt://127.0.0.1:{port}"\nhomeassistant = {shown}\n'
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,24 @@ def target() -> Iterator[tuple[int, Path]]:
             while not notes.exists():
                 time.sleep(0.01)
             yield port, notes
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def broker() -> Iterator[int | None]:
+    """The port of an MQTT broker; None where Debian's mosquitto is not installed."""
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        yield None
+        return
+    with folder() as where:
+        port = reserve_port()
+        (where / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+        process = subprocess.Popen([program, "-c", where / "mosquitto.conf"], stderr=subprocess.DEVNULL)
+        try:
+            yield port
         finally:
             process.terminate()
             process.wait()

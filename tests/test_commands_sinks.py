@@ -58,7 +58,9 @@ def test_sinks_shows_the_sink_types_of_plugins_with_their_options(operator: Oper
     out = done.stdout.splitlines()
     titles = dict(re.findall(r"^(\w+)  \((.+)\)$", "\n".join(out), re.MULTILINE))
     assert list(titles) == sink_types("pager")
-    assert [name for name in ("csv", "sql", "stdout", "webhook") if f"{ROOT}/plugins/" not in titles[name]] == []
+    assert [
+        name for name in ("csv", "mqtt", "sql", "stdout", "webhook") if f"{ROOT}/plugins/" not in titles[name]
+    ] == []
     begin = out.index(f"pager  ({operator.folder}/pager.py)")
     end = next(n for n in range(begin + 1, len(out)) if re.match(r"\w+  \(", out[n]))
     assert out[begin + 1 : end] == [
@@ -115,8 +117,13 @@ def test_sinks_as_json_has_no_options_for_a_constructor_with_invalid_annotations
 
 
 def test_the_example_of_every_sink_type_is_valid_when_it_is_pasted_into_config_toml(operator: Operator) -> None:
-    environment = {"WEBHOOK_SECRET": "c2VjcmV0", "SQL_URL": "sqlite:///data/readings.sqlite"}
-    environment["WEBHOOK_PROXY"] = "http://proxy.example:3128"
+    environment = {
+        "WEBHOOK_SECRET": "c2VjcmV0",
+        "WEBHOOK_PROXY": "http://proxy.example:3128",
+        "SQL_URL": "sqlite:///data/readings.sqlite",
+        "MQTT_URL": "mqtts://localhost",
+        "MQTT_PASSWORD": "an example",
+    }
     examples = "\n".join(shown["example"] for shown in operator.json("sinks").values())
     operator.configure(examples)
     assert operator.run("check", **environment)[::2] == (0, [])

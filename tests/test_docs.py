@@ -76,6 +76,7 @@ SETTINGS: dict[str, type[BaseModel]] = {
 ENVIRONMENT = {
     SECRET: "k" * 32,
     "ERP_SECRET": "c2VjcmV0",
+    "MQTT_PASSWORD": "an example",
     "CHAT_WEBHOOK_URL": "https://chat.example.com/hook",
     "DATABASE_URL": "postgres://user:password@host:5432/name",
 }
@@ -201,7 +202,7 @@ def variables_read() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["csv", "sql", "stdout", "webhook"])
+@pytest.mark.parametrize("name", ["csv", "mqtt", "sql", "stdout", "webhook"])
 def test_every_option_of_a_built_in_sink_is_documented_with_its_type_and_default(name: str, tmp_path: Path) -> None:
     types = sink_types(tmp_path)
     rows = SINKS.table(name)

@@ -88,7 +88,7 @@ def test_the_package_works_once_it_is_installed_until_it_is_uninstalled(
 
     environment.pip("uninstall", "--yes", "receiver-influx")
     config.write_text(sink, encoding="utf-8")
-    problem = "config.toml [sinks.history]: no sink type 'influx'; there are: csv, sql, stdout, webhook"
+    problem = "config.toml [sinks.history]: no sink type 'influx'; there are: csv, mqtt, sql, stdout, webhook"
     assert problem in environment.receiver("check", config=config, code=1)
     assert "influx" not in environment.receiver("sinks", config=config)
 

@@ -209,7 +209,7 @@ def test_only_the_journal_imports_what_is_inside_of_it() -> None:
 
 def test_no_code_of_the_core_names_a_sink_type() -> None:
     """A sink type says by itself what is special about it."""
-    types = {"stdout", "csv", "sql", "webhook"}
+    types = {"stdout", "csv", "sql", "mqtt", "webhook"}
     core = [path for path in (ROOT / "receiver").rglob("*.py") if "testing" not in path.parts]
     named = [
         path.relative_to(ROOT).as_posix()
@@ -349,9 +349,9 @@ def test_config_toml_passes_check_with_everything_in_it_switched_on(tmp_path: Pa
     text = (ROOT / "config.toml").read_text(encoding="utf-8")
     switched_on = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
     (tmp_path / "config.toml").write_text(switched_on, encoding="utf-8")
-    assert checked(tmp_path / "config.toml", ERP_SECRET="c2VjcmV0") == (
+    assert checked(tmp_path / "config.toml", ERP_SECRET="c2VjcmV0", MQTT_PASSWORD="an example") == (
         0,
-        "config.toml is valid. Enabled sinks: console, archive, data, erp. Signature secrets: 1.\n",
+        "config.toml is valid. Enabled sinks: console, archive, data, home, erp. Signature secrets: 1.\n",
         "",
     )
 

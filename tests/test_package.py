@@ -32,7 +32,7 @@ def test_it_has_a_command_and_runs_as_a_module(installed: Installed) -> None:
 def test_it_has_the_built_in_sinks_and_those_of_installed_plugins(installed: Installed) -> None:
     shown = installed.run("receiver", "sinks")
     types = [line.split()[0] for line in shown.splitlines() if line.endswith(")") and "  (" in line and line[0] != " "]
-    assert sorted(types) == ["csv", "influx", "sql", "stdout", "webhook"]
+    assert sorted(types) == ["csv", "influx", "mqtt", "sql", "stdout", "webhook"]
 
 
 def test_its_demo_delivers(installed: Installed) -> None:

@@ -20,7 +20,7 @@ def test_the_built_in_sinks_are_plugins_like_any_other(plugin_folder: PluginFold
     plugins = plugin_folder.load()
     sources = {name: sink_type.source for name, sink_type in plugins.types.items()}
     built_in = {name: source for name, source in sources.items() if is_built_in(Path(source))}
-    assert sorted(built_in) == ["csv", "sql", "stdout", "webhook"]
+    assert sorted(built_in) == ["csv", "mqtt", "sql", "stdout", "webhook"]
     assert sorted(Path(source).relative_to(FOLDER).as_posix() for source in built_in.values()) == sorted(BUILT_IN)
     assert [problem for problem in plugins.problems if is_built_in(Path(problem.partition(":")[0]))] == []
 

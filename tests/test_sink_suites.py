@@ -15,9 +15,10 @@ import psycopg
 import pytest
 import sqlalchemy
 from pytest_httpserver import HTTPServer
+from support.mosquitto import Broker, Listener, listening, running
 from werkzeug import Request, Response
 
-from receiver.event import Event
+from receiver.event import Event, event_id
 from receiver.testing import SinkSuite
 from receiver.testing.harness import Harness
 from receiver.testing.postgresql import new_database
@@ -110,6 +111,38 @@ class TestSqlOnPostgresql(SqlSuite, SinkSuite, plugin="plugins/sql/__init__.py",
                 connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
         return read_only_database
+
+
+class TestMqtt(SinkSuite, plugin="plugins/mqtt/__init__.py", concurrency=8):
+    @pytest.fixture
+    def broker(self) -> Iterator[Broker]:
+        with running("password_file {folder}/passwords", users={"receiver": "not-to-be-seen"}) as broker:
+            yield broker
+
+    @pytest.fixture
+    def options(self, broker: Broker) -> Mapping[str, Any]:
+        return {"url": broker.url, "user": "receiver", "password": "not-to-be-seen", "homeassistant": True}
+
+    @pytest.fixture
+    def listener(self, broker: Broker) -> Iterator[Listener]:
+        with listening(broker, "dt/+/+/event/+", user="receiver", password="not-to-be-seen") as listener:
+            yield listener
+
+    @pytest.fixture
+    def delivered_ids(self, listener: Listener) -> DeliveredIds:
+        """Each id once: a repeated event is published again, as MQTT itself may do with QoS 1."""
+        return lambda: list(dict.fromkeys(event_id(each.payload) for each in listener.catch_up()))
+
+    @pytest.fixture
+    def outage(self, broker: Broker, listener: Listener) -> Outage:
+        @contextlib.contextmanager
+        def killed() -> Iterator[None]:
+            broker.kill()
+            yield
+            broker.start()
+            listener.wait_until_subscribed()
+
+        return killed
 
 
 class RecordingEndpoint:

@@ -33,7 +33,7 @@ INSTALLED = (PACKAGE / "plugins").is_dir()
 """Whether this is an installed package, which contains the built-in plugins, and not a checkout."""
 
 FOLDER = PACKAGE / "plugins" if INSTALLED else PACKAGE.parent / "plugins"
-BUILT_IN = ("csv_file/__init__.py", "sql/__init__.py", "stdout.py", "webhook/__init__.py")
+BUILT_IN = ("csv_file/__init__.py", "mqtt/__init__.py", "sql/__init__.py", "stdout.py", "webhook/__init__.py")
 """The plugins of the receiver itself in FOLDER; in a checkout, users add theirs to the same folder."""
 
 ENTRY_POINTS = "receiver.plugins"

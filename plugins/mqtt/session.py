@@ -1,0 +1,393 @@
+"""One connection of the `mqtt` sink with a broker, by paho-mqtt, none of whose exceptions leaves this file.
+
+It is used once: after any failure it is closed and another one is made. paho would send its unacknowledged messages
+again when it reconnects, and so put old retained values in place of newer ones.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from receiver import GiveUp, Pause, Retry
+
+QOS = 1
+ONLINE, OFFLINE = b"online", b"offline"
+KEEPALIVE_SECONDS = 30
+UNACKNOWLEDGED = 100
+"""How many messages are on their way at once, if the broker allows as many (its Receive Maximum)."""
+
+FILTERS_IN_A_PACKET = 8
+"""AWS IoT Core disconnects a client that subscribes to more at once."""
+
+NOT_MQTT = "the broker has sent what is not MQTT"
+CLOSE_SECONDS = 1.0
+POLL_SECONDS = 0.5
+BAD_LOGIN, NOT_AUTHORIZED, TOO_LARGE = 0x86, 0x87, 0x95
+ABOUT_THE_MESSAGE = (0x90, TOO_LARGE, 0x99)
+"""Reason codes that mean that the broker never accepts this message: its topic, its size, its format."""
+
+ReasonCode.names = {
+    **ReasonCode.names,
+    TOO_LARGE: {"Packet too large": [PacketTypes.CONNACK, PacketTypes.DISCONNECT, PacketTypes.PUBACK]},
+}
+"""mosquitto sends this code in a PUBACK, where MQTT does not have it; paho would end the connection for that."""
+
+
+class Message(NamedTuple):
+    """What is published."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+
+
+@dataclass(frozen=True)
+class TimeLimits:
+    """How long to wait: for a connection, for each next acknowledgement, and before an attempt to reconnect.
+
+    `will_delay_seconds` is how long the broker waits before it says that we are offline.
+    """
+
+    connect_seconds: float = 5.0
+    response_seconds: float = 10.0
+    reconnect_seconds: float = 5.0
+    will_delay_seconds: int = 60
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where the broker is, and how to log in."""
+
+    host: str
+    port: int
+    tls: bool
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+
+
+class Received(NamedTuple):
+    """A response of the broker: the kind of its packet, the number of the request, and its reason code."""
+
+    kind: str
+    number: int
+    code: int
+    text: str
+
+
+class Session:
+    """A connection with a broker. One thread at a time uses it; `on_message` is called by a thread of its own.
+
+    Some time after the connection has ended, the broker publishes `offline` on the topic `status`, unless another
+    session with the same client id begins before.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        client_id: str,
+        status: str,
+        limits: TimeLimits,
+        on_message: Callable[[str, bytes, bool], None],
+        *,
+        retain_will: bool,
+    ) -> None:
+        """Connect and let the broker retain `online` on the topic `status`.
+
+        `on_message` gets the topic, the payload, and whether the message was retained before we subscribed. Raises
+        Pause if there is no connection, or if the broker refuses it.
+        """
+        self._limits = limits
+        self._status = status
+        self._on_message = on_message
+        self._inbox: queue.SimpleQueue[Received] = queue.SimpleQueue()
+        self._closing_at: float | None = None
+        self._end = ""
+        self._window = UNACKNOWLEDGED
+        self._max_bytes: int | None = None
+        self._client = self._make_client(broker, client_id, retain_will)
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own
+        connect.SessionExpiryInterval = 2 * limits.will_delay_seconds  # with the session, the delay of the will ends
+        try:
+            self._client.connect(broker.host, broker.port, KEEPALIVE_SECONDS, clean_start=False, properties=connect)
+        except (OSError, ValueError) as error:
+            raise Pause(f"no connection to {broker.host}: {cause(error)}") from None
+        self._woken, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._set_tcp("TCP_NODELAY")
+        self._set_callbacks()
+        self._thread.start()
+        try:
+            self._wait({("connack", 0): "the connection"}, limits.connect_seconds)
+            self.publish([Message(status, ONLINE, True)])
+        except (Retry, GiveUp) as error:
+            self.close()
+            raise Pause(f"no connection to {broker.host}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._end and self._closing_at is None
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish all messages, and return when the broker has accepted each one of them.
+
+        Raises Pause if it does not let us publish to a topic, GiveUp if it never accepts a message, Retry for anything
+        else; some of the messages may be published then.
+        """
+        waiting: dict[tuple[str, int], str] = {}
+        for message in messages:
+            if self._max_bytes and size(message) > self._max_bytes:
+                raise GiveUp(f"the broker accepts {self._max_bytes} bytes at most, and {message.topic} has more")
+            while len(waiting) >= self._window:
+                self._wait_for_one(waiting)
+            sent = self._client.publish(message.topic, message.payload, QOS, message.retain)
+            waiting["puback", sent.mid] = message.topic  # also if it was not sent: then the end of the connection comes
+        self._wait(waiting)
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        """Subscribe, and return when `on_message` has got all that is retained on these topics.
+
+        The broker sends that in the order of the subscriptions, so the message that `status` retains comes last. With
+        QoS 1 it would queue it, and drop what is too much (mosquitto: more than 1,000 messages). Messages of our own
+        are not sent back. Raises Pause if the broker refuses, or never sends it.
+        """
+        options = SubscribeOptions(qos=0, noLocal=True)
+        every = [*filters, self._status]
+        waiting = {("last", 0): "what is retained"}
+        for start in range(0, len(every), FILTERS_IN_A_PACKET):
+            topics = every[start : start + FILTERS_IN_A_PACKET]
+            _, number = self._client.subscribe([(topic, options) for topic in topics])
+            waiting["suback", number or 0] = " or ".join(topics)
+        while len(waiting) > 1:
+            self._wait_for_one(waiting)
+        try:
+            self._wait(waiting)
+        except Retry as error:
+            if not self.is_alive:
+                raise
+            raise Pause(f"the broker does not send what is retained; does its ACL let us read? ({error})") from None
+
+    def close(self) -> None:
+        """End the connection; the broker publishes the will after its delay."""
+        self._closing_at = time.monotonic()
+        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message"))
+        self._wake_up()
+        self._thread.join(2 * CLOSE_SECONDS)
+
+    def _make_client(self, broker: Broker, client_id: str, retain_will: bool) -> Client:
+        client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        client.connect_timeout = self._limits.connect_seconds
+        client.max_inflight_messages = 0  # `publish` limits them itself
+        client.username_pw_set(broker.user, broker.password)
+        if broker.tls:
+            client.tls_set_context(tls_context(broker.ca_file))
+        will = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]  # paho's own
+        will.WillDelayInterval = self._limits.will_delay_seconds
+        client.will_set(self._status, OFFLINE, QOS, retain_will, will)
+        return client
+
+    def _set_callbacks(self) -> None:
+        client = self._client
+        client.on_connect = self._connected
+        client.on_disconnect = self._disconnected
+        client.on_publish = self._published
+        client.on_subscribe = self._subscribed
+        client.on_message = self._received
+        client.on_socket_register_write = self._wake_up
+
+    def _set_tcp(self, option: str) -> None:
+        """Set an option of the connection, where the system has it, and while there is a connection."""
+        connection: Any = self._client.socket()
+        if connection is not None and hasattr(socket, option):
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 1)
+
+    def _wake_up(self, *_: object) -> None:
+        """Let the thread write what is there to be written."""
+        with suppress(OSError):  # it has ended, or wakes up anyway
+            self._waker.send(b"\0")
+
+    def _release(self) -> None:
+        """Close all sockets, and break the cycle of references, so that nothing waits for the garbage collector."""
+        client = self._client
+        for each in (client.socket(), self._waker, self._woken):
+            if each is not None:
+                each.close()
+        client.on_connect = client.on_disconnect = client.on_publish = client.on_subscribe = client.on_message = None
+        client.on_socket_register_write = None
+
+    def _run(self) -> None:
+        """The thread that reads and writes. An exception means that the broker has sent what is not MQTT."""
+        client, code = self._client, MQTTErrorCode.MQTT_ERR_SUCCESS
+        try:
+            while (connection := client.socket()) is not None and not self._is_overdue():
+                wait = select.POLLIN | (select.POLLOUT if client.want_write() else 0)
+                events = poll({connection: wait, self._woken: select.POLLIN}, unread(connection))
+                if self._woken in events:
+                    self._woken.recv(4096)
+                if connection in events or unread(connection):
+                    code = client.loop_read()
+                    self._set_tcp("TCP_QUICKACK")  # or the system of the broker holds its next response back for 40 ms
+                if client.want_write():
+                    client.loop_write()
+                client.loop_misc()
+            self._finish(NOT_MQTT if code == MQTTErrorCode.MQTT_ERR_PROTOCOL else "it was closed")
+        except Exception as error:
+            self._finish(f"{NOT_MQTT}: {type(error).__name__}")
+        finally:
+            self._release()
+
+    def _is_overdue(self) -> bool:
+        """Whether the broker has not even accepted our last words in time."""
+        return self._closing_at is not None and time.monotonic() > self._closing_at + CLOSE_SECONDS
+
+    def _finish(self, reason: str, code: int = 0) -> None:
+        self._end = self._end or reason
+        self._inbox.put(Received("end", 0, code, self._end))
+
+    def _wait(self, waiting: dict[tuple[str, int], str], seconds: float | None = None) -> None:
+        while waiting:
+            self._wait_for_one(waiting, seconds)
+
+    def _wait_for_one(self, waiting: dict[tuple[str, int], str], seconds: float | None = None) -> None:
+        """Take the next response; raise what it asks for if it refuses one of the requests in `waiting`."""
+        seconds = self._limits.response_seconds if seconds is None else seconds
+        try:
+            received = self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            raise Retry(f"the broker does not respond within {seconds:g} s") from None
+        if received.kind == "end":
+            if received.code == TOO_LARGE:
+                raise GiveUp(f"the broker ended the connection: {received.text}")
+            raise Retry(f"the connection was lost: {received.text}")
+        subject = waiting.pop((received.kind, received.number), None)
+        if subject is not None and received.code >= 0x80:
+            raise refusal(received, subject)
+
+    def _connected(
+        self, client: object, data: object, flags: object, reason: ReasonCode, given: Properties | None
+    ) -> None:
+        self._window = min(UNACKNOWLEDGED, getattr(given, "ReceiveMaximum", UNACKNOWLEDGED))
+        self._max_bytes = getattr(given, "MaximumPacketSize", None)
+        self._put("connack", 0, reason)
+
+    def _disconnected(self, client: object, data: object, flags: Any, reason: ReasonCode, given: object) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._finish(described(reason), reason.value)
+
+    def _published(self, client: object, data: object, number: int, reason: ReasonCode, given: object) -> None:
+        self._put("puback", number, reason)
+
+    def _subscribed(self, client: object, data: object, number: int, reasons: list[ReasonCode], given: object) -> None:
+        self._put("suback", number, max(reasons, key=lambda reason: reason.value))
+
+    def _received(self, client: object, data: object, message: MQTTMessage) -> None:
+        self._on_message(message.topic, bytes(message.payload), message.retain)
+        if message.retain and message.topic == self._status:
+            self._inbox.put(Received("last", 0, 0, ""))
+
+    def _put(self, kind: str, number: int, reason: ReasonCode) -> None:
+        self._inbox.put(Received(kind, number, reason.value, described(reason)))
+
+
+def poll(sockets: Mapping[Any, int], at_once: int) -> set[Any]:
+    """Those of the sockets for which one of their events has occurred, within POLL_SECONDS or `at_once`."""
+    polled = select.poll()
+    for each, events in sockets.items():
+        polled.register(each, events)
+    found = {number for number, _ in polled.poll(0 if at_once else POLL_SECONDS * 1000)}
+    return {each for each in sockets if each.fileno() in found}
+
+
+def unread(connection: Any) -> int:
+    """How many bytes TLS has read from a socket, which polling it does not show."""
+    return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
+
+
+def parse_url(text: str) -> Broker:
+    """The broker of a URL. Raises ValueError, without showing the URL."""
+    try:
+        parts = urlsplit(text.strip())
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError("url must be a URL such as mqtt://host or mqtts://user:password@host:8883")
+    tls = parts.scheme == "mqtts"
+    user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
+    return Broker(parts.hostname, port or (8883 if tls else 1883), tls, user, password)
+
+
+def size(message: Message) -> int:
+    """The bytes of its packet (MQTT 5, section 3.3): type, length, topic with its length, number, no properties."""
+    rest = 2 + len(message.topic.encode()) + 2 + 1 + len(message.payload)
+    return 1 + math.ceil(rest.bit_length() / 7) + rest
+
+
+def refusal(received: Received, subject: str) -> Pause | Retry | GiveUp:
+    """What a response with a reason code of 0x80 or above asks for (MQTT 5, section 2.4)."""
+    if received.kind == "connack":
+        login = "; check user and password" if received.code in (BAD_LOGIN, NOT_AUTHORIZED) else ""
+        return Pause(f"the broker refuses the connection: {received.text}{login}")
+    if received.kind == "suback":
+        return Pause(f"the broker does not let us subscribe to {subject}: {received.text}")
+    if received.code == NOT_AUTHORIZED:
+        return Pause(f"the broker does not let us publish to {subject}: {received.text}; allow it in its ACL")
+    if received.code in ABOUT_THE_MESSAGE:
+        return GiveUp(f"the broker does not accept a message to {subject}: {received.text}")
+    return Retry(f"the broker has not accepted a message to {subject}: {received.text}")
+
+
+def described(reason: ReasonCode) -> str:
+    return f"{reason.getName()} (0x{reason.value:02x})"
+
+
+def cause(error: BaseException) -> str:
+    """Why there is no connection. The text of an exception may repeat the host, or more of the URL."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        reason = error.strerror or "it has no certificates"
+        raise Pause(f"ca_file {ca_file} cannot be read: {reason}") from None
+    context.sslsocket_class = ClosedOnFailure
+    return context
+
+
+class ClosedOnFailure(ssl.SSLSocket):
+    """paho leaves a socket open when the TLS handshake fails."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise

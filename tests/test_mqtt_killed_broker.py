@@ -1,0 +1,88 @@
+"""A broker that is killed again and again loses nothing that the `mqtt` sink counts as delivered."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from support.mosquitto import Broker, Listener, listening, retained, running
+
+from receiver.event import Event, event_id
+from receiver.testing.harness import Harness
+from receiver.testing.samples import events
+
+EVENTS, LAST, KILLS = 2000, 120, 5
+TYPES = ("temperature", "humidity", "networkStatus", "touch", "co2", "contact")
+LISTENER = {"user": "listener", "password": "password"}
+CONFIG = "allow_anonymous true\npassword_file {folder}/passwords\nacl_file {folder}/acl"
+FORBIDDEN = "user listener\ntopic readwrite #\n"
+ALLOWED = f"topic readwrite #\n{FORBIDDEN}"
+
+
+def test_every_event_arrives_and_retained_values_are_the_newest_although_the_broker_is_killed(tmp_path: Path) -> None:
+    assert_delivers(tmp_path, EVENTS, KILLS)
+
+
+def assert_delivers(folder: Path, count: int, kills: int) -> None:
+    """Deliver that many events while the broker is killed that often, and then 120 more.
+
+    The sink may publish only while the listener is subscribed, so an event that it counts as delivered by mistake is
+    missing. To it, the broker sends at once (QoS 0): what it still had in a queue would be lost with it. What it had
+    retained is lost, so values are compared with those of the last 120 events, which are of the same devices.
+    """
+    pushed = events(count + LAST, types=TYPES, seed=7)
+    with (
+        running(users={"listener": "password"}) as broker,
+        listening(broker, "dt/+/+/event/+", qos=0, **LISTENER) as listener,
+    ):
+        (broker.folder / "acl").write_text(ALLOWED)
+        broker.configure(CONFIG)
+        harness = Harness(folder, "plugins/mqtt/__init__.py", None, {"url": broker.url, "homeassistant": True})
+        with closing(harness):
+            sink = harness.build(batch_size=100)
+            harness.push(pushed[:count])
+            with killing(broker, listener, count, kills):
+                counts = harness.deliver(sink, may_fail=True)
+            assert (counts.delivered, counts.pending, counts.dead) == (count, 0, 0), counts.last_failure_reason
+            harness.push(pushed[count:])
+            assert harness.deliver(sink, may_fail=True).delivered == count + LAST
+        assert {event_id(each.payload) for each in listener.catch_up()} == {event.id for event in pushed}
+        values = retained(broker, "dt/+/+/+", **LISTENER)
+        assert {topic: json.loads(values[topic]) for topic in newest(pushed)} == newest(pushed)
+
+
+@contextmanager
+def killing(broker: Broker, listener: Listener, count: int, kills: int) -> Iterator[None]:
+    """A context in which the broker is killed and started again each time that another part of the events arrived."""
+    done = threading.Event()
+
+    def kill() -> None:
+        for number in range(1, kills + 1):
+            while len(listener.messages) < number * count // (kills + 1) and not done.is_set():
+                done.wait(0.001)
+            (broker.folder / "acl").write_text(FORBIDDEN)
+            broker.restart()
+            listener.wait_until_subscribed()
+            (broker.folder / "acl").write_text(ALLOWED)
+            broker.reload()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield
+    done.set()
+    killer.join()
+
+
+def newest(pushed: Sequence[Event]) -> dict[str, dict[str, object]]:
+    """Topic → the newest value of each device and quantity."""
+    found: dict[str, dict[str, object]] = {}
+    for event in pushed:
+        for reading in event.readings():
+            topic = f"dt/{event.project_id}/{event.device_id}/{reading.quantity}"
+            time = reading.time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            value = {"value": reading.value, "unit": reading.unit, "time": time, "event_id": event.id}
+            found[topic] = max(found.get(topic, value), value, key=lambda each: (each["time"], each["event_id"]))
+    return found
