@@ -67,7 +67,13 @@ export PIP_NO_INDEX=1
 unset PYTHON
 set +e
 """
-ENVIRONMENT = "python3 -m venv --without-pip /opt/receiver/.venv && echo {packages} > {site}/others.pth"
+
+
+def environment(folder: str) -> str:
+    """Commands that create a virtual environment with the packages of the tests, and `pip`."""
+    return f"""python3 -m venv --without-pip {folder} &&
+echo {PACKAGES} > {folder}/lib/python3.{sys.version_info.minor}/site-packages/others.pth &&
+printf '#!/bin/sh\\nexec {folder}/bin/python -m pip "$@"\\n' > {folder}/bin/pip && chmod +x {folder}/bin/pip"""
 
 
 class Box:
@@ -113,8 +119,7 @@ class Box:
     def with_packages(self, script: str) -> str:
         """A script that clones the repository: what a box installs from the network, it has from the tests."""
         clone = f"git clone {self.upstream} /opt/receiver"
-        site = f"/opt/receiver/.venv/lib/python3.{sys.version_info.minor}/site-packages"
-        made = ENVIRONMENT.format(packages=PACKAGES, site=site)
+        made = environment("/opt/receiver/.venv")
         return script.replace(clone, f"{clone} --quiet &&\n{made}")
 
     def change_upstream(self, script: str) -> None:
