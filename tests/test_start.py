@@ -49,6 +49,33 @@ def test_the_file_that_tells_it_has_no_newer_syntax() -> None:
     ast.parse(source, feature_version=(3, 4))
 
 
+IMPORT_EVERYTHING = """
+import importlib, re, sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+required = set(re.findall(r"^([a-z0-9-]+)==", Path("requirements.txt").read_text(), re.MULTILINE))
+
+class OnlyRequired:
+    homes = packages_distributions()
+
+    def find_spec(self, name, path=None, target=None):
+        names = {re.sub("[-_.]+", "-", home).lower() for home in self.homes.get(name, ())}
+        if names and not names & {*required, "receiver"}:
+            raise ModuleNotFoundError(f"{name} is not in requirements.txt", name=name)
+
+sys.meta_path.insert(0, OnlyRequired())
+for path in [*Path("receiver").rglob("*.py"), *Path("plugins").rglob("*.py")]:
+    if "testing" not in path.parts and path.name != "__main__.py":
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+"""
+
+
+def test_everything_that_is_imported_is_installed_by_the_requirements() -> None:
+    done = run(sys.executable, "-c", IMPORT_EVERYTHING)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_environment_without_the_packages_is_told_in_one_line(tmp_path: Path) -> None:
     venv.create(tmp_path, symlinks=True)
     done = run(str(tmp_path / "bin" / "python"), "-B", "-m", "receiver", "check")
