@@ -102,7 +102,7 @@ def test_compose_gives_the_container_what_the_image_expects() -> None:
         "read_only: true",
         "cap_drop: [ALL]",
         f"- receiver:{given('VOLUME')}",
-        f"- ./deploy/container.toml:{given('ENV').split()[0].partition('=')[2]}:ro",
+        f"- ./receiver.toml:{given('ENV').split()[0].partition('=')[2]}:ro",
         "stop_grace_period: 30s",
     ):
         assert f"\n      {line}\n" in f"{receiver}\n" or f"\n    {line}\n" in f"{receiver}\n", line
