@@ -1,5 +1,10 @@
-# PYTHON is looked up from / so that a version manager does not insist on .python-version, which is Heroku's.
-PYTHON ?= $(shell cd / && python3 -c 'import sys; print(sys.executable)')
+# The first Python that is new enough, looked up from / so that a version manager does not insist on .python-version,
+# which is Heroku's.
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
+ifndef PYTHON
+PYTHON := $(shell cd / && for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+    $$each -c '$(NEW_ENOUGH)' 2>/dev/null && exec $$each -c 'import sys; print(sys.executable)'; done)
+endif
 VENV = .venv
 BIN = $(VENV)/bin
 PIN = $(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
@@ -11,7 +16,10 @@ SIZE = 1
 JOURNAL = sqlite
 RATE = 50
 
-.PHONY: demo test coverage lint format lock fuzz bench chaos
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos
+
+# The environment of demo, run and test.
+venv: $(VENV)/runtime
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m receiver demo $(DEMO)
@@ -51,8 +59,9 @@ chaos: $(VENV)/development
 	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) $(SEED:%=--seed %)
 
 $(VENV)/runtime: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' || \
+	    { echo 'the receiver needs Python 3.11 or newer; name one with PYTHON=/path/to/python3' >&2; exit 1; }
+	$(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -3,11 +3,23 @@
 Plugins import what they need from here; everything else is internal.
 """
 
-from receiver.errors import GiveUp, Pause, Retry
-from receiver.event import Event, Reading
-from receiver.folders import flush_folder, make_folder
-from receiver.hookspecs import Register, hookimpl
-from receiver.settings import Secret
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  # this file is valid in any Python, so that an old one can say so
+    sys.exit("the receiver needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0])
+
+try:
+    from receiver.errors import GiveUp, Pause, Retry
+    from receiver.event import Event, Reading
+    from receiver.folders import flush_folder, make_folder
+    from receiver.hookspecs import Register, hookimpl
+    from receiver.settings import Secret
+except ModuleNotFoundError as error:
+    if (error.name or "receiver").startswith("receiver"):
+        raise
+    sys.exit(
+        str(error.name) + " is not installed for " + sys.executable + "; run `make venv`, and use .venv/bin/python"
+    )
 
 __all__ = [
     "Event",

@@ -182,7 +182,7 @@ def replaced_journal(settings: Settings) -> list[str]:
         return []
     replaced = replace(settings, database_url=None)
     warning = f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and "
-    remedy = "run `python -m receiver deliver` without DATABASE_URL until none is pending"
+    remedy = "run `python -m receiver deliver --until-empty` without DATABASE_URL"
     with suppress(JournalError):
         if old_tables(tables_version(replaced)):
             return [f"{warning}may have pending deliveries of an older receiver; {remedy}"]

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import uuid
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from receiver.errors import JournalUnavailable
@@ -24,6 +25,7 @@ from receiver.listener import listen
 from receiver.redaction import Redactor
 from receiver.settings import Settings
 from receiver.supervisor import Child, Supervisor
+from receiver.validation import counted
 
 if TYPE_CHECKING:
     from receiver.delivery.crash_guard import CrashGuard
@@ -34,6 +36,9 @@ DATABASE_AWAY_SECONDS = 45.0
 """How long to wait at the start for an unavailable database: less than Heroku's 60 s to bind the port."""
 
 CONNECT_AGAIN_SECONDS = 1.0
+
+LOOK_SECONDS = 1.0
+"""How often to look whether there is anything left to deliver."""
 
 DISPATCHER_NICENESS = 5
 """With more pushes than the processors can take, responses come before deliveries."""
@@ -63,17 +68,60 @@ def serve(
         return 0
 
 
-def deliver(settings: Settings, redactor: Redactor) -> int:
-    """Deliver until SIGTERM, SIGINT or SIGHUP, without receiving. Returns the exit code.
+def deliver(settings: Settings, redactor: Redactor, *, until_empty: bool = False) -> int:
+    """Deliver until SIGTERM, SIGINT or SIGHUP, without receiving; with `until_empty` also until nothing is left.
 
-    Raises ReceiverError when it cannot start.
+    Returns the exit code, which is 1 if it should have delivered everything and has not. Raises ReceiverError when it
+    cannot start.
     """
-    lifeline = Lifeline()
+    lifeline = UntilEmpty(settings) if until_empty else Lifeline()
     lifeline.catch_signals()
     wait_for_journal(settings, lifeline)
     log.info("delivering")
     Supervisor([dispatcher(settings, redactor)], lifeline).run()
-    return 0
+    if not until_empty:
+        return 0
+    left = undelivered(settings)
+    for line in left:
+        log.error("stopped with %s", line)
+    if not left:
+        log.info("nothing is pending at the enabled sinks")
+    return 1 if left else 0
+
+
+class UntilEmpty(Lifeline):
+    """The lifeline of a supervisor that stops when nothing is left to deliver."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._looked_at = float("-inf")
+
+    def stopping(self) -> bool:
+        return super().stopping() or self._nothing_left()
+
+    def _nothing_left(self) -> bool:
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return False
+        try:
+            return not undelivered(self._settings)
+        except JournalUnavailable:
+            return False
+        finally:
+            self._looked_at = time.monotonic()
+
+
+def undelivered(settings: Settings) -> list[str]:
+    """A line for each reason why enabled sinks do not have all events yet. Raises JournalError."""
+    with closing(open_journal(settings, create_tables=False)) as journal:  # before each fork it is closed again
+        counts, behind = journal.counts(), journal.sinks_behind()
+    lines = [f"{counted(counts.unrouted, 'event')} that no sink has yet"] if counts.unrouted else []
+    for sink in settings.enabled_sinks:
+        if sink.name in counts.sinks and (pending := counts.sinks[sink.name].pending):
+            lines.append(f"{counted(pending, 'pending delivery', 'pending deliveries')} at sink {sink.name}")
+        if sink.name in behind:
+            lines.append(f"events that sink {sink.name} does not get while its filter is invalid")
+    return lines
 
 
 def prepare_intake(settings: Settings) -> None:

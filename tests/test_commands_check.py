@@ -69,7 +69,7 @@ def test_check_says_that_an_older_journal_will_be_upgraded_and_does_not_change_i
         [valid],
         [
             f"warning: the journal {path} is not used while DATABASE_URL is set, and may have pending deliveries of an "
-            "older receiver; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+            "older receiver; run `python -m receiver deliver --until-empty` without DATABASE_URL"
         ],
     )
     assert path.read_bytes() == before
@@ -156,7 +156,7 @@ def test_pending_deliveries_in_a_journal_that_a_database_has_replaced_are_a_warn
         ["config.toml is valid. Enabled sinks: console. Signature secrets: 1."],
         [
             f"warning: the journal {operator.folder}/data/journal.sqlite is not used while DATABASE_URL is set, and "
-            "has 3 pending deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+            "has 3 pending deliveries; run `python -m receiver deliver --until-empty` without DATABASE_URL"
         ],
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,104 @@ def test_a_file_goes_on_as_it_was_begun(bom: bool, archive: CsvArchive) -> None:
     assert archive.names() == ["events.csv"]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=repr)
+def test_cells_are_separated_by_the_configured_delimiter(delimiter: str, archive: CsvArchive) -> None:
+    options = {"delimiter": delimiter, "label_columns": ["x"], "columns": ["value", "label_x"]}
+    text = 'a,b;c\td"e\r\nf'
+    archive.open(**options).deliver(temperature("t1", 4.5, labels={"x": text}), temperature("t2", 5.5))
+    with archive.path.open("ab") as file:
+        file.write(b"t3")
+    archive.open(**options).deliver(temperature("t2", 5.5), temperature("t3", 6.5), attempt=2)
+    assert archive.names() == ["events.csv", "events.csv.torn"]
+    with archive.path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter=delimiter, strict=True))
+    assert rows == [["event_id", "value", "label_x"], ["t1", "4.5", text], ["t2", "5.5", ""], ["t3", "6.5", ""]]
+
+
+def test_with_another_delimiter_a_new_file_is_begun(archive: CsvArchive) -> None:
+    archive.open().deliver(event("e1"))
+    archive.open(delimiter=";").deliver(event("e1"), event("e2"), attempt=2)
+    assert archive.names() == ["events-2.csv", "events.csv"]
+    assert archive.ids() == ["e1"]
+    assert (archive.folder / "events-2.csv").read_text().splitlines()[1].startswith("e2;")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(-18.5, "-18,5"), (4, "4"), (-1, "-1"), (1.5e300, "1,5e+300"), (1e-7, "1e-07")]
+)
+def test_numbers_have_the_configured_decimal_mark(value: float, written: str, archive: CsvArchive) -> None:
+    labels = {"name": "1.5", "x": "-1.5"}
+    options = {"decimal": ",", "delimiter": ";", "columns": ["value", "device_name", "label_x"]}
+    archive.open(**options, label_columns=["x"]).deliver(temperature("t1", value, labels=labels))
+    assert archive.path.read_text().splitlines()[1] == f"t1;{written};1.5;'-1.5"
+
+
+@pytest.mark.parametrize(
+    ("rows", "header"),
+    [("readings", READINGS_HEADER.replace(",labels", "")), ("events", EVENTS_HEADER.replace(",labels", ""))],
+)
+def test_the_column_with_all_labels_can_be_left_out(rows: str, header: str, archive: CsvArchive) -> None:
+    archive.open(rows=rows, labels=False, label_columns=["site"]).deliver(event("e1", labels={"site": "oslo"}))
+    (row,) = archive.rows()
+    assert ",".join(row) == f"{header},label_site"
+    assert row["label_site"] == "oslo"
+
+
+@pytest.mark.parametrize(
+    ("zone", "occurred", "sampled", "received"),
+    [
+        ("UTC", "2026-03-14T11:59:00.500000Z", "2026-03-14T11:00:00.000000Z", "2026-03-14T12:00:00.000000Z"),
+        (
+            "Europe/Oslo",
+            "2026-03-14T12:59:00.500000+01:00",
+            "2026-03-14T12:00:00.000000+01:00",
+            "2026-03-14T13:00:00.000000+01:00",
+        ),
+        (
+            "Europe/London",
+            "2026-03-14T11:59:00.500000+00:00",
+            "2026-03-14T11:00:00.000000+00:00",
+            "2026-03-14T12:00:00.000000+00:00",
+        ),
+    ],
+)
+@time_machine.travel(NOW, tick=False)
+def test_times_are_in_the_configured_time_zone_with_its_offset(
+    zone: str, occurred: str, sampled: str, received: str, archive: CsvArchive
+) -> None:
+    archive.open(timezone=zone).deliver(temperature("t1", 4), event("e1"))
+    assert [row["time"] for row in archive.rows()] == [sampled, occurred]
+    archive.open(timezone=zone, path="by event.csv", rows="events").deliver(event("e1"))
+    assert [row["received_at"] for row in archive.rows("by event.csv")] == [received]
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"), [("UTC", "2026-03-14"), ("Pacific/Auckland", "2026-03-15"), ("America/New_York", "2026-03-14")]
+)
+@time_machine.travel(NOW, tick=False)
+def test_a_day_of_files_is_one_of_the_configured_time_zone(zone: str, day: str, archive: CsvArchive) -> None:
+    options = {"path": "{date}.csv", "timezone": zone}
+    archive.open(**options).deliver(event("e1"))
+    assert archive.names() == [f"{day}.csv"]
+    archive.open(**options).deliver(event("e1"), attempt=2)
+    assert archive.ids(f"{day}.csv") == ["e1"]
+
+
+@time_machine.travel(NOW, tick=False)
+def test_an_event_is_found_in_the_file_of_another_time_zone(archive: CsvArchive) -> None:
+    archive.open(path="{date}.csv", timezone="America/New_York").deliver(event("e1"))
+    archive.open(path="{date}.csv", timezone="Pacific/Auckland").deliver(event("e1"), event("e2"), attempt=2)
+    assert (archive.ids("2026-03-14.csv"), archive.ids("2026-03-15.csv")) == (["e1"], ["e2"])
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Auckland", "America/New_York"])
+def test_a_time_that_no_calendar_of_the_time_zone_has_is_written_as_it_is(zone: str, archive: CsvArchive) -> None:
+    first, last = "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"
+    samples = [{"value": 4, "sampleTime": first}, {"value": 5, "sampleTime": last}]
+    archive.open(timezone=zone).deliver(event("t1", "temperature", {"value": 4, "samples": samples}))
+    assert [datetime.fromisoformat(row["time"]).tzinfo is not None for row in archive.rows()] == [True, True]
+
+
 ALL_COLUMNS = re.escape(READINGS_HEADER.replace(",", ", "))
 
 
@@ -138,10 +238,37 @@ ALL_COLUMNS = re.escape(READINGS_HEADER.replace(",", ", "))
             {"columns": ["label_site"]},
             rf"csv_file/__init__.py:\d+: ValueError: no column 'label_site'; there are: {ALL_COLUMNS}",
         ),
+        (
+            {"columns": ["labels"], "labels": False},
+            r"csv_file/__init__.py:\d+: ValueError: no column 'labels'; there are: .*, text",
+        ),
+        (
+            {"decimal": ","},
+            r"csv_file/__init__.py:\d+: ValueError: decimal and delimiter are both ','; set delimiter to ';'",
+        ),
+        ({"delimiter": "x"}, r"delimiter: Input should be ',', ';' or '\\t'"),
+        (
+            {"timezone": "Europe/Olso"},
+            r"csv_file/__init__.py:\d+: ValueError: no time zone 'Europe/Olso'; did you mean 'Europe/Oslo'\?",
+        ),
+        ({"timezone": "Europe"}, r"csv_file/__init__.py:\d+: ValueError: no time zone 'Europe'; .*"),
+        ({"timezone": "/etc/passwd"}, r"csv_file/__init__.py:\d+: ValueError: no time zone '/etc/passwd'; .*"),
         ({"rows": "reading"}, r"rows: Input should be 'readings' or 'events'"),
         ({"colums": ["time"]}, r"no option 'colums' \(did you mean 'columns'\?\)"),
     ],
-    ids=["misspelt column", "column of rows per event", "label without a column", "rows", "misspelt option"],
+    ids=[
+        "misspelt column",
+        "column of rows per event",
+        "label without a column",
+        "labels left out",
+        "decimal",
+        "delimiter",
+        "zone",
+        "region",
+        "path",
+        "rows",
+        "misspelt option",
+    ],
 )
 def test_a_wrong_option_is_reported_and_no_file_is_created(
     options: dict[str, Any], problem: str, tmp_path: Path

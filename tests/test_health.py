@@ -138,7 +138,7 @@ def test_pending_deliveries_and_unrouted_events_in_a_journal_that_a_database_has
     store_events(load_settings(), "a", "b", routed_to={"a": ["erp", "other"]})
     assert configuration_warnings(load_settings(DATABASE_URL=DATABASE_URL)) == [
         f"the journal {tmp_path}/data/journal.sqlite is not used while DATABASE_URL is set, and has 2 pending "
-        "deliveries; run `python -m receiver deliver` without DATABASE_URL until none is pending"
+        "deliveries; run `python -m receiver deliver --until-empty` without DATABASE_URL"
     ]
     assert configuration_warnings(load_settings()) == []
 

@@ -278,7 +278,7 @@ def test_these_rules_see_every_kind_of_import(tmp_path: Path) -> None:
 
 
 def test_every_public_name_is_documented_where_it_is_defined() -> None:
-    homes = {each.name: each.module for each in imports(ROOT / "receiver" / "__init__.py")}
+    homes = {each.name: each.module for each in imports(ROOT / "receiver" / "__init__.py") if each.module != "sys"}
     assert sorted(homes) == sorted(receiver.__all__)
     undocumented = [name for name, module in homes.items() if not documentation(module, name)]
     assert undocumented == []

@@ -257,6 +257,48 @@ def test_a_journal_over_its_size_rejects_events_until_retention_has_made_room(st
     assert accept(journal, "new") == [Outcome.ACCEPTED]
 
 
+@contextmanager
+def long_read(store: SqliteStore) -> Iterator[None]:
+    """Another program reads for so long that the write-ahead log cannot be written back to the file."""
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM events").fetchone()
+        yield
+
+
+def write_ahead_log(store: SqliteStore) -> int:
+    return store.path.with_name(store.path.name + "-wal").stat().st_size
+
+
+def rewrite(journal: Journal, megabytes: int) -> None:
+    """Commit so much to the same pages: the file stays small, and the write-ahead log grows while it is read."""
+    for number in range(megabytes):
+        journal.accept([Arrival(f"{number}", b"x" * 1_000_000, 1000.0)])
+        empty(journal)
+
+
+def test_the_write_ahead_log_counts_toward_the_size_until_it_has_been_written_back(store: SqliteStore) -> None:
+    journal = store.open(max_size_mb=20)
+    with long_read(store):
+        with pytest.raises(JournalUnavailable, match=r"^the journal has \d+ MB, and \[journal\] max_size_mb is 20$"):
+            rewrite(journal, 40)
+        assert 15_000_000 < write_ahead_log(store) < 30_000_000
+        with pytest.raises(JournalUnavailable):
+            journal.check_writable()
+    assert accept(journal, "new") == [Outcome.ACCEPTED]
+    assert write_ahead_log(store) < 1_000_000
+
+
+def test_a_write_ahead_log_that_a_long_read_made_large_shrinks_without_a_restart(store: SqliteStore) -> None:
+    journal = store.open()
+    with long_read(store):
+        rewrite(journal, 30)
+        assert write_ahead_log(store) > 30_000_000
+    for _ in range(2):  # the first writes it back, the second begins it anew
+        journal.report_alive()
+    assert write_ahead_log(store) <= sqlite_module.LOG_BYTES
+
+
 def test_without_its_folder_the_journal_is_unavailable(store: SqliteStore) -> None:
     journal = store.open(max_size_mb=100)
     shutil.rmtree(store.path.parent)

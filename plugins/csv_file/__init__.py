@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo, available_timezones
 
 from receiver import Event, Pause, flush_folder, hookimpl, make_folder
 
@@ -50,12 +52,16 @@ class Csv:
     Rows are flushed to the disk before they count as delivered, and an event that is delivered again is not written
     again. A file is never rewritten: if it has other columns, it is not changed, and NAME-2.csv is used.
 
-    path: the file; if it contains {date}, a new file is started each day (UTC).
+    path: the file; if it contains {date}, a new file is started each day.
     rows: "readings": one row per reading, and one with empty values for an event without readings; "events": one row
         per event.
     columns: which columns, in which order; event_id always comes first. Default: all.
     label_columns: labels that get a column of their own, called label_NAME.
     bom: begin new files with a byte order mark, by which Excel recognizes UTF-8.
+    labels: false: no column with all labels as JSON.
+    delimiter: what separates the cells of a row.
+    decimal: the decimal mark of numbers.
+    timezone: in which times are written, and in which the days of {date} begin, as "Europe/Oslo".
     """
 
     path: Path
@@ -63,9 +69,22 @@ class Csv:
     columns: list[str] | None = None
     label_columns: list[str] = field(default_factory=list)
     bom: bool = False
+    labels: bool = True
+    delimiter: Literal[",", ";", "\t"] = ","
+    decimal: Literal[".", ","] = "."
+    timezone: str = "UTC"
 
     def __post_init__(self) -> None:
-        self._layout = Layout(self.rows, self.columns, self.label_columns)
+        self._zone = zone_named(self.timezone)
+        self._layout = Layout(
+            self.rows,
+            self.columns,
+            self.label_columns,
+            labels=self.labels,
+            delimiter=self.delimiter,
+            decimal=self.decimal,
+            zone=self._zone,
+        )
         self._headers = (self._layout.header, BOM + self._layout.header)
         self._base: Path | None = None
         self._file: AppendOnlyFile | None = None
@@ -124,7 +143,7 @@ class Csv:
 
     def _current_file(self) -> AppendOnlyFile:
         """The file of today; opened again when the day has changed, or when the file was moved away or modified."""
-        base = self._path_of(datetime.now(UTC).date())
+        base = self._path_of(self._today())
         if self._file is None or self._base != base or not self._file.is_in_place():
             if (file := self._file) is not None:
                 self._file = None
@@ -156,7 +175,7 @@ class Csv:
         since = min(event.received_at for event in events) - CLOCK_MARGIN
         found: Counter[str] = Counter()
         complete: set[str] = set()
-        for path in self._files(since.date()):
+        for path in self._files(since.astimezone(self._zone).date()):
             counts = count_rows(path, set(readings))
             if has_header(path, self._headers):
                 found += counts
@@ -176,7 +195,7 @@ class Csv:
 
     def _bases(self, first: date = date.min) -> list[Path]:
         """NAME.csv of today and of each other day from this one on of which there are files, without its numbers."""
-        today = datetime.now(UTC).date()
+        today = self._today()
         days = {today}
         if "{date}" in str(self.path):
             form = Path(glob.escape(str(self.path)).replace("{date}", "????-??-??"))
@@ -185,6 +204,9 @@ class Csv:
                     with suppress(ValueError):
                         days.add(date.fromisoformat(found))
         return list(dict.fromkeys(self._path_of(day) for day in sorted(days) if day >= first or day == today))
+
+    def _today(self) -> date:
+        return datetime.now(self._zone).date()
 
     def _path_of(self, day: date) -> Path:
         return Path(str(self.path).replace("{date}", day.isoformat()))
@@ -252,6 +274,20 @@ class Csv:
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
     register("csv", Csv)
+
+
+def zone_named(name: str) -> tzinfo:
+    """Raises ValueError for a time zone that this machine does not know."""
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        if not (known := available_timezones()):
+            raise ValueError("this machine knows no time zones; install its package tzdata") from None
+        nearest = get_close_matches(name, sorted(known), 1, 0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "names are as in 'Europe/Oslo'"
+        raise ValueError(f"no time zone {name!r}; {hint}") from None
 
 
 def numbered(base: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ moved away when the sink is opened."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ from typing import NamedTuple
 from receiver import flush_folder
 
 BOM = b"\xef\xbb\xbf"
+FIRST_CELL = re.compile(rb"(?:" + BOM + rb")?([A-Za-z0-9_-]+)[,;\t\r]")
+"""The event id in a line, whatever the delimiter; none in a line that no sink has written."""
+
 BLOCK = 1 << 20
 
 
@@ -125,7 +129,7 @@ def repair(path: Path, flushed: int) -> Path | None:
 def is_of_a_sink(path: Path) -> bool:
     """Whether the first record is complete and a header as the sink writes it."""
     first = next(records(path), None)
-    return first is not None and not first.has_zeros and first.event_id.removeprefix(BOM) == b"event_id"
+    return first is not None and not first.has_zeros and first.event_id == b"event_id"
 
 
 def complete_length(path: Path, flushed: int) -> int:
@@ -153,7 +157,7 @@ def last_event_id(path: Path) -> str:
 
 
 class Record(NamedTuple):
-    """The first cell of a record, the offset of its end, and whether there are zeros in it, which no row has."""
+    """The event id of a record, the offset of its end, and whether there are zeros in it, which no row has."""
 
     event_id: bytes
     end: int
@@ -177,7 +181,8 @@ def records(path: Path) -> Iterator[Record]:
             end += len(line)
             has_zeros = has_zeros or b"\0" in line
             if quotes % 2 == 0 and line.endswith(b"\r\n"):
-                yield Record(first.partition(b",")[0].rstrip(), end, has_zeros)
+                cell = FIRST_CELL.match(first)
+                yield Record(cell[1] if cell else b"", end, has_zeros)
                 first, has_zeros = b"", False
 
 

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime, tzinfo
 from typing import Any, Literal
 
 from receiver import Event
@@ -23,26 +24,44 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Layout:
-    """The columns of a file, in their order, and the rows of events in them."""
+    """The columns of a file, in their order, and the rows of events in them.
+
+    `labels` is whether there is a column with all labels; times are written in `zone`.
+    """
 
     def __init__(
-        self, rows: Literal["readings", "events"], columns: Sequence[str] | None, label_columns: Sequence[str]
+        self,
+        rows: Literal["readings", "events"],
+        columns: Sequence[str] | None = None,
+        label_columns: Sequence[str] = (),
+        *,
+        labels: bool = True,
+        delimiter: str = ",",
+        decimal: str = ".",
+        zone: tzinfo = UTC,
     ) -> None:
-        """Raises ValueError for a column that does not exist."""
+        """Raises ValueError for a column that does not exist, and for a decimal mark that is the delimiter."""
+        if decimal == delimiter:
+            raise ValueError(f"decimal and delimiter are both {decimal!r}; set delimiter to ';'")
         known = (*COLUMNS[rows], *(f"label_{label}" for label in label_columns))
+        if not labels:
+            known = tuple(column for column in known if column != "labels")
         unknown = [column for column in columns or () if column not in known]
         if unknown:
             raise ValueError(f"no column {unknown[0]!r}; there are: {', '.join(known)}")
         self._one_row_per_event = rows == "events"
         self._label_columns = tuple(label_columns)
         self._columns = tuple(dict.fromkeys(known if columns is None else ("event_id", *columns)))
+        self._delimiter = delimiter
+        self._decimal = decimal
+        self._zone = zone
         self.header = self.encode([{column: column for column in self._columns}])
 
     def rows(self, event: Event) -> list[Row]:
         """The rows of an event, at least one; with all columns, also those that the file does not have."""
         row: Row = {
             "event_id": event.id,
-            "time": timestamp(event.occurred_at),
+            "time": self._timestamp(event.occurred_at),
             "device_id": event.device_id,
             "device_name": event.labels.get("name"),
             "project_id": event.project_id,
@@ -52,29 +71,34 @@ class Layout:
         row |= {f"label_{label}": event.labels.get(label) for label in self._label_columns}
         if self._one_row_per_event:
             data = json.dumps(event.data, ensure_ascii=False)
-            return [row | {"received_at": timestamp(event.received_at), "data": data}]
-        return [row | cells for cells in reading_cells(event)] or [row]
+            return [row | {"received_at": self._timestamp(event.received_at), "data": data}]
+        return [row | cells for cells in self._reading_cells(event)] or [row]
 
     def encode(self, rows: Iterable[Row]) -> bytes:
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\r\n")
-        writer.writerows([cell(column, row.get(column)) for column in self._columns] for row in rows)
+        writer = csv.writer(text, delimiter=self._delimiter, lineterminator="\r\n")
+        writer.writerows([self._cell(column, row.get(column)) for column in self._columns] for row in rows)
         return text.getvalue().encode()
 
+    def _reading_cells(self, event: Event) -> Iterator[Row]:
+        for reading in event.readings():
+            yield {
+                "time": self._timestamp(reading.time),
+                "quantity": reading.quantity,
+                "value": reading.value,
+                "unit": reading.unit,
+                "text": reading.text,
+            }
 
-def reading_cells(event: Event) -> Iterator[Row]:
-    for reading in event.readings():
-        yield {
-            "time": timestamp(reading.time),
-            "quantity": reading.quantity,
-            "value": reading.value,
-            "unit": reading.unit,
-            "text": reading.text,
-        }
+    def _timestamp(self, time: datetime) -> str:
+        if self._zone is UTC:
+            return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        with suppress(OverflowError):  # the first or the last day that there is
+            time = time.astimezone(self._zone)
+        return time.isoformat(timespec="microseconds")
 
-
-def timestamp(time: datetime) -> str:
-    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    def _cell(self, column: str, value: Any) -> Any:
+        return repr(value).replace(".", self._decimal) if isinstance(value, float) else cell(column, value)
 
 
 def cell(column: str, value: Any) -> Any:

@@ -54,18 +54,20 @@ def serve(lifeline: int | None, listener: int | None) -> None:
 
 
 @main.command()
-def deliver() -> None:
+@click.option("--until-empty", is_flag=True, help="End when nothing is pending; exit code 1 if it was stopped before.")
+def deliver(until_empty: bool) -> None:
     """Deliver what is in the journal, without receiving.
 
     \b
-    Example, where [receiver] has deliver = false for the processes that receive:
+    Examples, where [receiver] has deliver = false for the processes that receive, and before a move to another journal:
       python -m receiver deliver
+      python -m receiver deliver --until-empty
     """
     from receiver import server
 
     settings = load_settings()
     logs.set_up(settings.receiver.log_format, redactor())
-    sys.exit(server.deliver(settings, redactor()))
+    sys.exit(server.deliver(settings, redactor(), until_empty=until_empty))
 
 
 @main.command()

@@ -41,6 +41,9 @@ BUSY_SECONDS = 0.5
 STUCK_SECONDS = 5.0
 """How long a dispatcher may hold the lock before it is ended."""
 
+LOG_BYTES = 16_000_000
+"""What stays of the write-ahead log when it begins anew: more than it usually has, so that it rarely grows again."""
+
 STDERR = 2
 """The file descriptor: `sys.stderr` may have none."""
 
@@ -121,7 +124,10 @@ class SqliteDatabase:
             yield connection
 
     def check_capacity(self) -> None:
-        """The file never shrinks, so pages that retention has freed in it count as free space."""
+        """The file never shrinks, so pages that retention has freed in it count as free space.
+
+        The write-ahead log counts as well: it grows for as long as another program reads the journal.
+        """
         with _translated_errors(self._path):
             free = shutil.disk_usage(self._path.parent).free
         if free < self._min_free_mb * _MB and free + self._pages().free < self._min_free_mb * _MB:
@@ -129,10 +135,12 @@ class SqliteDatabase:
                 f"only {free // _MB} MB of disk are free for {self._path}, "
                 f"and [journal] min_free_mb is {self._min_free_mb}"
             )
-        if self._max_size_mb is not None and (used := self._pages().used) > self._max_size_mb * _MB:
-            raise JournalUnavailable(
-                f"the journal has {used // _MB} MB, and [journal] max_size_mb is {self._max_size_mb}"
-            )
+        if self._max_size_mb is not None and self._size() > self._max_size_mb * _MB:
+            self._write_log_back()
+            if (size := self._size()) > self._max_size_mb * _MB:
+                raise JournalUnavailable(
+                    f"the journal has {size // _MB} MB, and [journal] max_size_mb is {self._max_size_mb}"
+                )
 
     def lock_dispatcher(self) -> None:
         """SQLite allows one dispatcher."""
@@ -169,12 +177,34 @@ class SqliteDatabase:
             )
         return Pages(used=(count - free) * size, free=free * size)
 
+    def _size(self) -> int:
+        """Bytes that the journal takes of the disk, without those that are free for reuse."""
+        return self._pages().used + self._log_size()
+
+    def _log_size(self) -> int:
+        try:
+            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _write_log_back(self) -> None:
+        """Empty the write-ahead log, unless another program is reading in it."""
+        if self._log_size():
+            with (
+                _translated_errors(self._path),
+                self._lock.held(LOCK_SECONDS),
+                closing(sqlite3.connect(self._path, timeout=0)) as connection,
+            ):
+                self._check_file()
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def _connect(self, synchronous: str) -> Engine:
         def connection() -> sqlite3.Connection:
             raw = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 raw.execute("PRAGMA journal_mode = WAL")
                 raw.execute(f"PRAGMA synchronous = {synchronous}")
+                raw.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
             except BaseException:
                 raw.close()
                 raise
