@@ -165,7 +165,7 @@ def test_a_listening_session_that_the_server_ends_again_and_again_causes_one_lin
 ) -> None:
     monkeypatch.setattr("receiver.journal.sql.postgresql.RELISTEN_SECONDS", 0.0)
     caplog.set_level(logging.INFO)
-    execute(url, f"ALTER DATABASE {make_url(url).database} SET idle_session_timeout = '50ms'")
+    execute(url, f"ALTER DATABASE {make_url(url).database} SET idle_session_timeout = '150ms'")
     journal = open_journal()
     for _ in range(4):
         journal.wait_for_events()
