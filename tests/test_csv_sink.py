@@ -249,10 +249,10 @@ ALL_COLUMNS = re.escape(READINGS_HEADER.replace(",", ", "))
         ({"delimiter": "x"}, r"delimiter: Input should be ',', ';' or '\\t'"),
         (
             {"timezone": "Europe/Olso"},
-            r"csv_file/__init__.py:\d+: ValueError: no time zone 'Europe/Olso'; did you mean 'Europe/Oslo'\?",
+            r"csv_file/__init__.py:\d+: ValueError: timezone 'Europe/Olso' is not known; did you mean 'Europe/Oslo'\?",
         ),
-        ({"timezone": "Europe"}, r"csv_file/__init__.py:\d+: ValueError: no time zone 'Europe'; .*"),
-        ({"timezone": "/etc/passwd"}, r"csv_file/__init__.py:\d+: ValueError: no time zone '/etc/passwd'; .*"),
+        ({"timezone": "Europe"}, r"csv_file/__init__.py:\d+: ValueError: timezone 'Europe' is not known; .*"),
+        ({"timezone": "/etc/passwd"}, r"csv_file/__init__.py:\d+: ValueError: timezone '/etc/passwd' is not known; .*"),
         ({"rows": "reading"}, r"rows: Input should be 'readings' or 'events'"),
         ({"colums": ["time"]}, r"no option 'colums' \(did you mean 'columns'\?\)"),
     ],

@@ -284,10 +284,10 @@ def zone_named(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         if not (known := available_timezones()):
-            raise ValueError("this machine knows no time zones; install its package tzdata") from None
+            raise ValueError(f"timezone {name!r}: this machine knows none; install its package tzdata") from None
         nearest = get_close_matches(name, sorted(known), 1, 0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "names are as in 'Europe/Oslo'"
-        raise ValueError(f"no time zone {name!r}; {hint}") from None
+        raise ValueError(f"timezone {name!r} is not known; {hint}") from None
 
 
 def numbered(base: Path) -> Iterator[Path]:
