@@ -219,7 +219,8 @@ def test_problems_of_sinks_are_reported_together_with_those_of_the_receivers_own
         [],
         [
             "error: config.toml [receiver]: no option 'max_body_byte' (did you mean 'max_body_bytes'?)",
-            "error: environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+            "error: environment: DT_SIGNATURE_SECRET is not set; "
+            "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID",
             "error: config.toml [sinks.a]: option 'path' is missing",
             "error: config.toml [sinks.a]: no option 'pth' (did you mean 'path'?)",
             f"error: config.toml [sinks.b]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}",

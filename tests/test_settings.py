@@ -99,7 +99,8 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
         "config.toml [journal]: max_size_mb: Input should be a valid integer, got a number with a fractional part",
         "config.toml [journal]: no option 'pth' (did you mean 'path'?)",
         f"config.toml [sinks.two words]: {NOT_A_SINK}",
-        "environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+        "environment: DT_SIGNATURE_SECRET is not set; "
+        "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID",
         "environment: PORT must be a whole number from 1 to 65535",
         "environment: WEB_CONCURRENCY must be a whole number from 1 to 64",
         "config.toml [sinks.archive]: option 'type' is missing",
@@ -490,7 +491,8 @@ def test_receiving_requires_a_secret_and_delivering_does_not(environ: dict[str, 
     with pytest.raises(ConfigError) as caught:
         load(environ)
     assert caught.value.problems == (
-        "environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+        "environment: DT_SIGNATURE_SECRET is not set; "
+        "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID",
     )
     assert SECRET not in load(environ, secret_required=False).secrets
 

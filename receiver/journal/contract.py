@@ -281,6 +281,18 @@ class Journal(Protocol):
         caller should continue immediately.
         """
 
+    def document(self, name: str) -> bytes | None:
+        """The document last saved under this name; None if there is none."""
+
+    def save_document(self, name: str, content: bytes) -> None:
+        """Replace the document of this name, for all processes. It is small: it is written and read as a whole."""
+
+    def lease_document(self, name: str, seconds: float) -> bool:
+        """Become the only process that renews this document for `seconds`; False if another one is.
+
+        A lease ends by itself. Nothing else depends on it: anyone can save the document.
+        """
+
     def counts(self) -> Counts:
         """What is in the journal now."""
 
@@ -301,6 +313,9 @@ class Records(Protocol):
         """The state of every sink by name."""
 
     def liveness(self) -> Liveness | None:
+        """As in Journal."""
+
+    def document(self, name: str) -> bytes | None:
         """As in Journal."""
 
     def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
