@@ -21,7 +21,7 @@ from http.client import HTTPException
 from typing import Protocol
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, NameResolutionError
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 from urllib3.util import Url, parse_url
 
@@ -261,12 +261,13 @@ def _get(address: str) -> object:
 
 def _reason(error: Exception, is_cut_off: bool) -> str:
     """Why there is no response; without its text, which a server may have chosen."""
-    if is_cut_off or isinstance(error, TimeoutError | HTTPTimeoutError):
-        return f"no complete response within {RESPONSE_SECONDS:.0f} s"
     if isinstance(error, NameResolutionError):
         return "its host name cannot be resolved"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    refused = isinstance(error, NewConnectionError)  # which urllib3 makes a kind of timeout
+    if is_cut_off or (isinstance(error, TimeoutError | HTTPTimeoutError) and not refused):
+        return f"no complete response within {RESPONSE_SECONDS:.0f} s"
     cause = error if isinstance(error, OSError) else error.__cause__
     return getattr(cause, "strerror", None) or type(error).__name__
 
