@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionErro
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 from urllib3.util import Url, parse_url
 
-from receiver.errors import JournalUnavailable, ReceiverError
+from receiver.errors import JournalError, ReceiverError
 from receiver.journal import Journal
 from receiver.settings import Settings, is_secure_url
 from receiver.signature import Asymmetric, PublicKey, read_keys
@@ -137,7 +137,7 @@ class SigningKeys:
 
     def start(self) -> None:
         """Read the stored keys, so that the first push finds them; then keep them current in a thread."""
-        with suppress(JournalUnavailable):
+        with suppress(JournalError):
             self._read()
         threading.Thread(target=self._run, name="signing keys", daemon=True).start()
 
@@ -160,7 +160,7 @@ class SigningKeys:
         while True:
             try:
                 self.refresh()
-            except JournalUnavailable as error:
+            except JournalError as error:
                 log.debug("the journal is unavailable for DT's signing keys: %s", error)
             except Exception:
                 log.exception("internal error while refreshing DT's signing keys")

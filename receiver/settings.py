@@ -271,13 +271,15 @@ def _issuer(environ: Mapping[str, str], problems: list[str]) -> str:
 
 def is_secure_url(url: str) -> bool:
     """Whether a URL has no user, query or fragment, and is https, or http on the loopback interface."""
+    if not re.fullmatch("[!-~]+", url):  # `urlsplit` would drop what it does not like
+        return False
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
         _ = parts.port
     except ValueError:
         return False
-    if not host or parts.username is not None or parts.query or parts.fragment or not url.isascii():
+    if not host or parts.username is not None or parts.query or parts.fragment:
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
 

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask import Request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support import pushes
 from support.asymmetric import (
     P384_KEY,
@@ -31,7 +33,7 @@ from support.intake import Snapshot
 from support.pushes import event, from_now
 from werkzeug.test import EnvironBuilder
 
-from receiver.errors import Rejected, Rejection
+from receiver.errors import Rejected, Rejection, SigningKeyUnknown
 from receiver.signature import ASYMMETRIC_HEADER, HEADER, Asymmetric, read_keys, verify
 from receiver.testing.issuer import TEST_ORGANIZATION, Issuer, jwk
 
@@ -312,6 +314,56 @@ def test_a_token_of_64_kb_is_malformed_whatever_server_passes_it_on(issuer: Issu
         with pytest.raises(Rejected) as rejected:
             verify(request(make(issuer, b"{}"), b"{}"), {}, asymmetric)
         assert rejected.value.rejection in (Rejection.MALFORMED_TOKEN, Rejection.WRONG_SIGNATURE)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+)
+MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+FOREIGN_KEY = Issuer().keys["key-1"]
+
+
+def outcome(made: str, body: bytes, issuer: Issuer) -> str | Rejection:
+    """The name by which a token verifies a body, or why it does not."""
+    asymmetric = Asymmetric(issuer.url, frozenset({TEST_ORGANIZATION}), read_keys(issuer.key_set()).get)
+    try:
+        return verify(request({ASYMMETRIC_HEADER: made}, body), {}, asymmetric)
+    except Rejected as error:
+        return error.rejection
+    except SigningKeyUnknown:
+        return "unknown"
+
+
+@MANY
+@given(data=st.data())
+def test_whatever_a_token_contains_it_is_accepted_only_with_our_claims_and_signature(
+    data: st.DataObject, issuer: Issuer
+) -> None:
+    genuine = {"alg": "ES256", "kid": issuer.key_id}
+    header = genuine | data.draw(st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "jwk"]), ANY_JSON))
+    names = st.sampled_from(["exp", "iat", "nbf", "iss", "sub", "aud", "checksum_sha256"])
+    changed = claims(issuer, b"{}") | data.draw(st.dictionaries(names, ANY_JSON, max_size=2))
+    key = data.draw(st.sampled_from([issuer.keys[issuer.key_id], FOREIGN_KEY]))
+    result = outcome(token(header, changed, es256(key)), b"{}", issuer)
+    assert isinstance(result, Rejection) or result in ("unknown", "DT_ORGANIZATION_ID")
+    if result == "DT_ORGANIZATION_ID":
+        ours = claims(issuer, b"{}")
+        assert key is not FOREIGN_KEY
+        assert all(header[name] == genuine[name] for name in genuine)
+        assert all(changed[name] == ours[name] for name in ("iss", "sub", "checksum_sha256"))
+        assert int(changed["exp"]) > time.time() - 61
+
+
+@MANY
+@given(data=st.data())
+def test_a_changed_token_is_accepted_only_with_the_same_header_and_claims(data: st.DataObject, issuer: Issuer) -> None:
+    good = signed(issuer, b"{}")[ASYMMETRIC_HEADER]
+    where, length = data.draw(st.integers(0, len(good))), data.draw(st.integers(0, 6))
+    inserted = data.draw(st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=4))
+    made = good[:where] + inserted + good[where + length :]
+    if outcome(made, b"{}", issuer) == "DT_ORGANIZATION_ID":
+        assert made.split(".")[:2] == good.split(".")[:2]
 
 
 P384_JWK = {"kty": "EC", "crv": "P-384", "kid": "p384", "x": "A" * 64, "y": "A" * 64}

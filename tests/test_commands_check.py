@@ -277,6 +277,37 @@ def test_the_last_use_of_each_of_several_secrets_is_shown(operator: Operator, mo
     ]
 
 
+def test_a_secret_is_safe_to_remove_only_if_pushes_were_verified_without_it(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.configure(JOURNAL + CONSOLE)
+    monkeypatch.setenv("DT_ORGANIZATION_ID", "one, organizations/two")
+
+    def verified(name: str, hours_ago: float) -> None:
+        with time_machine.travel(datetime.now(UTC) - timedelta(hours=hours_ago)):
+            journal = operator.open_journal()
+            journal.accept([Arrival(f"{hours_ago:g}", event_body("a"), time.time(), secret=name)])
+
+    def of_secret() -> str:
+        return re.sub("20.* UTC", "TIME", operator.run("check")[1][0])
+
+    verified("DT_ORGANIZATION_ID", 100)
+    assert of_secret() == f"{SECRET} has not been used yet"
+    verified(SECRET, 90)
+    assert of_secret() == f"{SECRET} was last used TIME"
+    verified("DT_ORGANIZATION_ID", 70)
+    assert of_secret() == f"{SECRET} was last used TIME"
+    verified("DT_ORGANIZATION_ID", 60)
+    assert of_secret() == f"{SECRET} was last used TIME; it is safe to remove"
+    verified("DT_ORGANIZATION_ID", 1)
+    verified(SECRET, 0)
+    assert of_secret() == f"{SECRET} was last used TIME"
+    assert operator.run("check")[1][2:] == [
+        "DT's signing keys: 0, not fetched yet; for 2 organizations: one, two",
+        "config.toml is valid. Enabled sinks: console. Signature secrets: 1.",
+    ]
+
+
 LOCAL_PLUGIN = """
 from pathlib import Path
 from receiver import hookimpl

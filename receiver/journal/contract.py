@@ -37,7 +37,7 @@ class Arrival:
     """A verified push that is to be stored.
 
     `id` is the event id or, with a `quarantine_reason`, the SHA-256 of the body, which is then no valid event.
-    `secret` names the signature secret that verified it. Times here and below are seconds since 1970.
+    `secret` names the variable by which it was verified. Times here and below are seconds since 1970.
     """
 
     id: str
@@ -142,7 +142,7 @@ class Liveness:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is in the journal now. `secrets` maps the name of each signature secret to its last use, within seconds."""
+    """What is in the journal now. `secrets` maps each variable that verified pushes to its last use, within seconds."""
 
     unrouted: int
     quarantined: int
