@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import time
 from collections import ChainMap, defaultdict
 from collections.abc import Callable
 from typing import Any
