@@ -15,7 +15,6 @@ from pathlib import Path
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
 from receiver.journal import DeliveryState, QuarantinedPush, Records, SinkCounts, SinkState
-from receiver.keys import StoredKeys
 from receiver.settings import ORGANIZATION_ID, Filter, Settings, SinkSettings
 from receiver.validation import counted, nearest
 
@@ -346,6 +345,8 @@ def signing_keys(records: Records | None, settings: Settings) -> list[str]:
     """If pushes are verified by DT's own keys: for which organizations, and how old the keys are."""
     if not settings.organizations:
         return []
+    from receiver.keys import StoredKeys  # DT's client library, which other commands need not load
+
     stored = StoredKeys.read(records, settings.issuer) if records else StoredKeys()
     fetched = "not fetched yet" if stored.fetched_at is None else f"fetched {ago(to_time(stored.fetched_at))}"
     organizations = counted(len(settings.organizations), "organization", "organizations")

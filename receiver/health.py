@@ -13,15 +13,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Counts, Journal, Liveness, Records, SinkState, TablesVersion, open_records, tables_version
-from receiver.keys import MAX_AGE_SECONDS, OLD_SECONDS, StoredKeys
 from receiver.listener import is_in_use
 from receiver.logs import printable
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, Settings
 from receiver.validation import counted
+
+if TYPE_CHECKING:
+    from receiver.keys import StoredKeys
 
 WEAK_SECRET_BYTES = 32
 """The output of SHA-256: a shorter HMAC key is the weakest part of the signature (RFC 2104, section 3)."""
@@ -83,6 +86,8 @@ def signing_keys(settings: Settings, journal: Journal | Records) -> tuple[list[s
     """Errors and warnings about DT's own keys; without usable ones, pushes are verified by a secret or not at all."""
     if not settings.organizations:
         return [], []
+    from receiver.keys import StoredKeys  # DT's client library, which the others need not load
+
     stored, now = StoredKeys.read(journal, settings.issuer), time.time()
     line = _age_of_keys(stored, now)
     if line is None:
@@ -92,6 +97,8 @@ def signing_keys(settings: Settings, journal: Journal | Records) -> tuple[list[s
 
 def _age_of_keys(stored: StoredKeys, now: float) -> str | None:
     """What to know about keys that have not been fetched for a day; None if they have."""
+    from receiver.keys import MAX_AGE_SECONDS, OLD_SECONDS
+
     age = stored.age(now)
     if age <= OLD_SECONDS:
         return None

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from conftest import RunningReceiver, StartReceiver, wait_until
+from conftest import RunningReceiver, StartReceiver, new_database, wait_until
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -564,6 +564,16 @@ def test_many_pushes_with_unknown_keys_wake_one_fetch(start_receiver: StartRecei
         for number in range(200):
             unknown = signed(own, b"{}", {"alg": "ES256", "kid": f"unknown-{number}"})
             assert receiver.push(b"{}", unknown) == (503, "signing key unknown")
+        assert own.requests == [PATH + DISCOVERY, JWKS]
+
+
+def test_of_two_machines_on_one_database_one_fetches_the_keys(start_receiver: StartReceiver) -> None:
+    with Issuer() as own:
+        database = new_database()
+        receivers = [start_receiver(DATABASE_URL=database, **environment(own)) for _ in range(2)]
+        for number, receiver in enumerate(receivers):
+            body = event(f"machine {number}")
+            assert receiver.push(body, signed(own, body)) == (200, "accepted")
         assert own.requests == [PATH + DISCOVERY, JWKS]
 
 
