@@ -40,7 +40,7 @@ COOL_DOWN_SECONDS = 30.0
 """Keys are fetched at most once in so long, however many pushes name unknown keys."""
 
 LOOK_SECONDS = 10.0
-"""How often the stored keys are read."""
+"""How often the stored keys are read, once there are usable ones."""
 
 WAKE_SECONDS = 0.5
 """They are read no more often than that, however many pushes name unknown keys."""
@@ -165,7 +165,7 @@ class SigningKeys:
             except Exception:
                 log.exception("internal error while refreshing DT's signing keys")
             time.sleep(WAKE_SECONDS)
-            self._wake.wait(LOOK_SECONDS)
+            self._wake.wait(LOOK_SECONDS if self._stored.usable(self._clock()) else WAKE_SECONDS)
             self._wake.clear()
 
     def _read(self) -> None:
@@ -181,8 +181,8 @@ class SigningKeys:
                 log.warning("DT's signing keys cannot be fetched: %s", error)
             return
         jwks = [{"kid": key.id, "kty": "EC", "crv": "P-256", "x": key.x, "y": key.y} for key in keys.values()]
-        self._save(KEYS, {"fetched_at": self._clock(), "keys": jwks})
-        self._read()
+        self._stored = StoredKeys(keys, self._clock())
+        self._save(KEYS, {"fetched_at": self._stored.fetched_at, "keys": jwks})
         if keys != before.keys:
             log.info("DT's signing keys have changed: now %s, before %s", _ids(keys), _ids(before.keys))
         elif before.reason:

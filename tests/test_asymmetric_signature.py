@@ -29,6 +29,7 @@ from support.asymmetric import (
     es256,
     signed,
     token,
+    wait_for_keys,
 )
 from support.intake import Snapshot
 from support.pushes import event, from_now
@@ -249,6 +250,7 @@ def test_either_of_two_headers_verifies_a_push_and_the_secret_counts_only_where_
     issuer: Issuer, start_receiver: StartReceiver
 ) -> None:
     receiver = start_receiver(**environment(issuer, TEST_SECRET))
+    wait_for_keys(receiver)
 
     bodies: defaultdict[str, bytes] = defaultdict(lambda: event(f"headers {len(bodies)}"))
 

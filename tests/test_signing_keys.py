@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from support.asymmetric import environment, signed
+from support.asymmetric import environment, signed, wait_for_keys
 from support.journals import Clock, Store
 from support.pushes import event
 
@@ -532,7 +532,8 @@ def test_when_the_issuer_changes_its_keys_each_push_gets_200_and_each_worker_res
     workers: int, start_receiver: StartReceiver
 ) -> None:
     with Issuer() as own:
-        receiver = start_receiver(WEB_CONCURRENCY=str(workers), **environment(own))
+        receiver = start_receiver(**{**environment(own), "WEB_CONCURRENCY": str(workers)})
+        time.sleep(2.0)  # each worker has looked for keys
         unknown = []
         for rotation in range(5):
             time.sleep(0.5)  # the pushes of the last rotation may have woken a worker
@@ -579,6 +580,7 @@ def test_of_two_machines_on_one_database_one_fetches_the_keys(start_receiver: St
 
 def test_check_says_which_verified_when_and_how_old_the_keys_are(issuer: Issuer, start_receiver: StartReceiver) -> None:
     receiver = start_receiver(**environment(issuer, "test-secret"))
+    wait_for_keys(receiver)
     body = event("check")
     assert receiver.push(body, signed(issuer, body)) == (200, "accepted")
     lines = [line for line in receiver.run("check").splitlines() if not line.startswith("warning")]

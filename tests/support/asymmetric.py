@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 
 from receiver.signature import ASYMMETRIC_HEADER, ASYMMETRIC_LIFETIME_SECONDS
 from receiver.testing.issuer import TEST_ORGANIZATION, Issuer
-from receiver.testing.running import CSV_ONLY, RunningReceiver
+from receiver.testing.running import CSV_ONLY, RunningReceiver, wait_until
 from support.pushes import base64url
 
 Headers = dict[str, str]
@@ -75,11 +75,12 @@ def issuer() -> Iterator[Issuer]:
 
 
 def environment(issuer: Issuer, secret: str = "") -> dict[str, str]:
-    """What makes a receiver verify the pushes of this issuer."""
+    """What makes a receiver verify the pushes of this issuer, in one process: others learn of new keys later."""
     return {
         "DT_SIGNATURE_SECRET": secret,
         "DT_ORGANIZATION_ID": f"organizations/{TEST_ORGANIZATION}, another0organization",
         "DT_ISSUER_URL": issuer.url,
+        "WEB_CONCURRENCY": "1",
     }
 
 
@@ -91,3 +92,8 @@ def keys_receiver(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> I
         yield receiver.start()
     finally:
         receiver.kill_all()
+
+
+def wait_for_keys(receiver: RunningReceiver) -> None:
+    """With a secret, a receiver is ready before it has fetched keys for the first time."""
+    wait_until(lambda: "signing keys have changed" in receiver.log, what="the keys of the issuer")
