@@ -15,8 +15,8 @@ from pathlib import Path
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
 from receiver.journal import DeliveryState, QuarantinedPush, Records, SinkCounts, SinkState
-from receiver.settings import Filter, Settings, SinkSettings
-from receiver.validation import nearest
+from receiver.settings import ORGANIZATION_ID, Filter, Settings, SinkSettings
+from receiver.validation import counted, nearest
 
 BATCH = 1000
 """How many events of a replay are read and requeued at once."""
@@ -25,7 +25,7 @@ MAX_LISTED = 1000
 """How many dead letters and quarantined pushes are listed: more than anyone reads. Retries reach all of them."""
 
 SAFE_TO_REMOVE_SECONDS = 24 * 3600
-"""DT retries a push for 12 hours; a secret that has verified none for twice as long is not needed any more."""
+"""DT retries a push for 12 hours; a secret without which pushes were verified for twice as long is not needed."""
 
 
 @dataclass(frozen=True)
@@ -324,19 +324,36 @@ def require_creatable(journal: Path) -> None:
 
 
 def secrets_used(records: Records | None, settings: Settings) -> list[str]:
-    """If there are several signature secrets, a line for each: when it last verified a push."""
+    """If pushes can be verified in several ways, a line for each: when it last verified one."""
     used = records.counts().secrets if records else {}
+    names = [*settings.secrets, *([ORGANIZATION_ID] if settings.organizations else [])]
+    former = {name: name.replace("__", "_", 1) for name in names}  # further secrets had one underscore
+    last_use = {name: max(used.get(name, 0.0), used.get(former[name], 0.0)) for name in names}
+    newest = max(last_use.values(), default=0.0)
     lines = []
-    for name in settings.secrets if len(settings.secrets) > 1 else ():
-        former = name.replace("__", "_", 1)  # in receivers whose further secrets had one underscore
-        last_at = max(used.get(name, 0.0), used.get(former, 0.0))
+    for name, last_at in last_use.items() if settings.organizations or len(names) > 1 else ():
         if not last_at:
             lines.append(f"{name} has not been used yet")
-        elif time.time() - last_at > SAFE_TO_REMOVE_SECONDS:
+        elif name in settings.secrets and newest - last_at > SAFE_TO_REMOVE_SECONDS:
             lines.append(f"{name} was last used {to_time(last_at):%Y-%m-%d %H:%M} UTC; it is safe to remove")
         else:
             lines.append(f"{name} was last used {to_time(last_at):%Y-%m-%d %H:%M} UTC")
     return lines
+
+
+def signing_keys(records: Records | None, settings: Settings) -> list[str]:
+    """If pushes are verified by DT's own keys: for which organizations, and how old the keys are."""
+    if not settings.organizations:
+        return []
+    from receiver.keys import StoredKeys  # DT's client library, which other commands need not load
+
+    stored = StoredKeys.read(records, settings.issuer) if records else StoredKeys()
+    fetched = "not fetched yet" if stored.fetched_at is None else f"fetched {ago(to_time(stored.fetched_at))}"
+    organizations = counted(len(settings.organizations), "organization", "organizations")
+    return [
+        f"DT's signing keys: {len(stored.keys)}, {fetched}; for {organizations}: "
+        f"{', '.join(sorted(settings.organizations))}"
+    ]
 
 
 def require_known(records: Records, settings: Settings, name: str) -> None:

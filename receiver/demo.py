@@ -18,7 +18,7 @@ from pathlib import Path
 import urllib3
 
 from receiver.errors import ReceiverError
-from receiver.settings import SECRET
+from receiver.settings import ISSUER_URL, ORGANIZATION_ID, SECRET
 from receiver.simulator import Pusher, Simulator
 
 CONFIG = """
@@ -103,8 +103,8 @@ def server(folder: Path, secret: str) -> Iterator[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without secrets and database of another receiver."""
-    foreign = (SECRET, "DATABASE_URL")
+    """The environment without secrets, organizations and database of another receiver."""
+    foreign = (SECRET, ORGANIZATION_ID, ISSUER_URL, "DATABASE_URL")
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
 
 

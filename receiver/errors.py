@@ -3,6 +3,7 @@
 ReceiverError
 ├── ConfigError         config.toml or the environment is invalid
 ├── Rejected            a push cannot be verified
+├── SigningKeyUnknown   a push cannot be verified yet
 ├── NotAnEvent          a verified push is not a valid event
 ├── JournalError        the journal cannot be used
 │   └── JournalUnavailable  the journal cannot be read or written right now
@@ -36,12 +37,17 @@ class Rejection(StrEnum):
     """Why a push cannot be verified. The order is how far a token got before it failed."""
 
     MISSING_HEADER = "missing header X-Dt-Signature"
+    MISSING_ASYMMETRIC_HEADER = "missing header DT-Asymmetric-Signature"
     WRONG_ALGORITHM = "token not signed with HS256"
+    WRONG_ASYMMETRIC_ALGORITHM = "token not signed with ES256"
     WRONG_SECRET = "wrong secret"
     MALFORMED_TOKEN = "malformed token"
+    WRONG_SIGNATURE = "wrong signature"
     NO_EXPIRY = "token without expiry"
     EXPIRED = "expired"
     NOT_YET_VALID = "not yet valid"
+    WRONG_ISSUER = "wrong issuer"
+    WRONG_ORGANIZATION = "wrong organization"
     NO_CHECKSUM = "token without SHA-256 checksum"
     CHECKSUM_MISMATCH = "checksum mismatch"
 
@@ -52,6 +58,10 @@ class Rejected(ReceiverError):
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection.value)
         self.rejection = rejection
+
+
+class SigningKeyUnknown(ReceiverError):
+    """The push is signed with a DT key that is not known yet: it may be verified when DT retries it."""
 
 
 class NotAnEvent(ReceiverError):

@@ -13,14 +13,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from receiver.errors import JournalError, JournalUnavailable
-from receiver.journal import Counts, Journal, Liveness, SinkState, TablesVersion, open_records, tables_version
+from receiver.journal import Counts, Journal, Liveness, Records, SinkState, TablesVersion, open_records, tables_version
 from receiver.listener import is_in_use
 from receiver.logs import printable
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, Settings
 from receiver.validation import counted
+
+if TYPE_CHECKING:
+    from receiver.keys import StoredKeys
 
 WEAK_SECRET_BYTES = 32
 """The output of SHA-256: a shorter HMAC key is the weakest part of the signature (RFC 2104, section 3)."""
@@ -70,9 +74,40 @@ def check_readiness(settings: Settings, journal: Journal) -> tuple[list[str], li
         warnings += dispatcher_warnings(liveness)
         warnings += paused_sinks(settings, journal.sink_states())
         warnings += removed_sinks(settings, journal.counts())
+        of_keys = signing_keys(settings, journal)
+        errors += of_keys[0]
+        warnings += of_keys[1]
     except JournalUnavailable as error:
         errors.append(f"the journal is unavailable: {error}")
     return errors, warnings
+
+
+def signing_keys(settings: Settings, journal: Journal | Records) -> tuple[list[str], list[str]]:
+    """Errors and warnings about DT's own keys; without usable ones, pushes are verified by a secret or not at all."""
+    if not settings.organizations:
+        return [], []
+    from receiver.keys import StoredKeys  # DT's client library, which the others need not load
+
+    stored, now = StoredKeys.read(journal, settings.issuer), time.time()
+    line = _age_of_keys(stored, now)
+    if line is None:
+        return [], []
+    return ([], [line]) if stored.usable(now) or settings.secrets else ([line], [])
+
+
+def _age_of_keys(stored: StoredKeys, now: float) -> str | None:
+    """What to know about keys that have not been fetched for a day; None if they have."""
+    from receiver.keys import MAX_AGE_SECONDS, OLD_SECONDS
+
+    age = stored.age(now)
+    if age <= OLD_SECONDS:
+        return None
+    reason = f": {stored.reason}" if stored.reason else ""
+    if stored.fetched_at is None:
+        return f"DT's signing keys have not been fetched yet{reason}"
+    line = f"DT's signing keys were last fetched {age // 86400:.0f} d ago{reason}"
+    limit = f"{MAX_AGE_SECONDS / 86400:.0f} d"
+    return f"{line}; they are used for {limit}" if stored.usable(now) else f"{line}; after {limit} they are not used"
 
 
 def is_alive(liveness: Liveness | None) -> bool:

@@ -6,6 +6,7 @@ must be valid; an invalid `[sinks.NAME]` is loaded with its problems, so that a 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -25,6 +27,11 @@ from receiver.validation import AnyModel, Number, Problem, Seconds, Table, Whole
 SECRET = "DT_SIGNATURE_SECRET"
 SECRET_NAME = re.compile(rf"{SECRET}(__[A-Z0-9_]+(?<!_FILE))?")
 """Further secrets have two underscores: other programs set variables such as DT_SIGNATURE_SECRET_ARN."""
+
+ORGANIZATION_ID = "DT_ORGANIZATION_ID"
+ISSUER_URL = "DT_ISSUER_URL"
+ISSUER = "https://identity.disruptive-technologies.com/data-connector"
+"""Who signs pushes with DT's own keys."""
 
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -121,6 +128,7 @@ class SinkSettings:
 class Settings:
     """Everything from config.toml and the environment. `secret_values` must not appear in any log line or page.
 
+    `organizations` are the ids of those whose pushes are verified by the keys of `issuer`; none: only by secrets.
     `unused_variables` begin like a signature secret, and are none.
     """
 
@@ -132,6 +140,8 @@ class Settings:
     workers: int
     secrets: Mapping[str, str] = field(repr=False)
     secret_values: frozenset[str] = field(repr=False)
+    organizations: frozenset[str] = field(default=frozenset(), repr=False)
+    issuer: str = ISSUER
     database_url: str | None = field(default=None, repr=False)
     on_dyno: bool = False
     unused_variables: tuple[str, ...] = ()
@@ -179,7 +189,9 @@ def load_with_problems(
     receiver = reader.table(ReceiverTable, "receiver", document.get("receiver", {}))
     journal = reader.table(JournalTable, "journal", document.get("journal", {}))
     sinks = tuple(reader.sinks(document.get("sinks", {})))
-    secrets = _secrets(environ, problems if secret_required else [])
+    has_organizations, organizations = _organizations(environ, problems)
+    issuer = _issuer(environ, problems)
+    secrets = _secrets(environ, problems if secret_required else [], required=not has_organizations)
     try:
         database_url = read_variable(environ, "DATABASE_URL") or None
     except ConfigError as error:
@@ -196,7 +208,11 @@ def load_with_problems(
         port,
         workers,
         secrets,
-        secret_values=frozenset([*secrets.values(), *reader.environment_values, token, database_url or ""]),
+        secret_values=frozenset(
+            [*secrets.values(), *organizations, *reader.environment_values, token, database_url or ""]
+        ),
+        organizations=organizations,
+        issuer=issuer,
         database_url=database_url,
         on_dyno=bool(environ.get("DYNO")),
         unused_variables=_unused_variables(environ),
@@ -225,7 +241,57 @@ def read_secret(environ: Mapping[str, str], name: str) -> str | None:
     return value
 
 
-def _secrets(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+def organization_id(name: str) -> str:
+    """The id of an organization, also of its resource name `organizations/ID`."""
+    return name.removeprefix("organizations/")
+
+
+def _organizations(environ: Mapping[str, str], problems: list[str]) -> tuple[bool, frozenset[str]]:
+    """Whether the variable is set, and the organizations whose pushes are verified by DT's own keys."""
+    try:
+        value = (read_variable(environ, ORGANIZATION_ID) or "").strip()
+    except ConfigError as error:
+        problems.append(f"environment: {error}")
+        return True, frozenset()
+    ids = [organization_id(part.strip()) for part in value.split(",")] if value else []
+    if not all(re.fullmatch("[A-Za-z0-9_-]{1,64}", each) for each in ids):
+        problems.append(f"environment: {ORGANIZATION_ID} must be the id of your organization, or several with commas")
+        return True, frozenset()
+    return bool(ids), frozenset(ids)
+
+
+def _issuer(environ: Mapping[str, str], problems: list[str]) -> str:
+    """Plain HTTP would let anyone on the way replace the keys, so it is allowed on this machine alone."""
+    issuer = environ.get(ISSUER_URL) or ISSUER
+    if is_secure_url(issuer):
+        return issuer
+    problems.append(f"environment: {ISSUER_URL} must begin with https://, or with http:// and be on this machine")
+    return ISSUER
+
+
+def is_secure_url(url: str) -> bool:
+    """Whether a URL has no user, query or fragment, and is https, or http on the loopback interface."""
+    if not re.fullmatch("[!-~]+", url):  # `urlsplit` would drop what it does not like
+        return False
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError:
+        return False
+    if not host or parts.username is not None or parts.query or parts.fragment:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _secrets(environ: Mapping[str, str], problems: list[str], *, required: bool) -> dict[str, str]:
     """Signature secrets by the name of their variable."""
     names = {name for each in environ if SECRET_NAME.fullmatch(name := each.removesuffix("_FILE"))}
     found = {}
@@ -233,8 +299,9 @@ def _secrets(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
         try:
             if secret := read_secret(environ, name):
                 found[name] = secret
-            elif name == SECRET:
-                raise ConfigError([f"{name} is not set; set it to the signature secret of your Data Connector"])
+            elif name == SECRET and required:
+                remedy = f"set it to the signature secret of your Data Connector, or set {ORGANIZATION_ID}"
+                raise ConfigError([f"{name} is not set; {remedy}"])
         except ConfigError as error:
             problems.append(f"environment: {error}")
     return found

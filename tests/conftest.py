@@ -13,6 +13,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from support.asymmetric import issuer, keys_receiver
 from support.commands import operator, shell
 from support.csv_archive import archive
 from support.delivery import dispatcher, loop_tester, sqlite_store
@@ -43,7 +44,9 @@ __all__ = [
     "clock",
     "deployment",
     "dispatcher",
+    "issuer",
     "journal",
+    "keys_receiver",
     "long_time_limits",
     "loop_tester",
     "new_database",

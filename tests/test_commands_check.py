@@ -219,7 +219,8 @@ def test_problems_of_sinks_are_reported_together_with_those_of_the_receivers_own
         [],
         [
             "error: config.toml [receiver]: no option 'max_body_byte' (did you mean 'max_body_bytes'?)",
-            "error: environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+            "error: environment: DT_SIGNATURE_SECRET is not set; "
+            "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID",
             "error: config.toml [sinks.a]: option 'path' is missing",
             "error: config.toml [sinks.a]: no option 'pth' (did you mean 'path'?)",
             f"error: config.toml [sinks.b]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}",
@@ -273,6 +274,37 @@ def test_the_last_use_of_each_of_several_secrets_is_shown(operator: Operator, mo
         f"{SECRET}__NEXT has not been used yet",
         f"{SECRET}__OLD was last used {a_day_ago:%Y-%m-%d %H:%M} UTC; it is safe to remove",
         "config.toml is valid. Enabled sinks: console. Signature secrets: 3.",
+    ]
+
+
+def test_a_secret_is_safe_to_remove_only_if_pushes_were_verified_without_it(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.configure(JOURNAL + CONSOLE)
+    monkeypatch.setenv("DT_ORGANIZATION_ID", "one, organizations/two")
+
+    def verified(name: str, hours_ago: float) -> None:
+        with time_machine.travel(datetime.now(UTC) - timedelta(hours=hours_ago)):
+            journal = operator.open_journal()
+            journal.accept([Arrival(f"{hours_ago:g}", event_body("a"), time.time(), secret=name)])
+
+    def of_secret() -> str:
+        return re.sub("20.* UTC", "TIME", operator.run("check")[1][0])
+
+    verified("DT_ORGANIZATION_ID", 100)
+    assert of_secret() == f"{SECRET} has not been used yet"
+    verified(SECRET, 90)
+    assert of_secret() == f"{SECRET} was last used TIME"
+    verified("DT_ORGANIZATION_ID", 70)
+    assert of_secret() == f"{SECRET} was last used TIME"
+    verified("DT_ORGANIZATION_ID", 60)
+    assert of_secret() == f"{SECRET} was last used TIME; it is safe to remove"
+    verified("DT_ORGANIZATION_ID", 1)
+    verified(SECRET, 0)
+    assert of_secret() == f"{SECRET} was last used TIME"
+    assert operator.run("check")[1][2:] == [
+        "DT's signing keys: 0, not fetched yet; for 2 organizations: one, two",
+        "config.toml is valid. Enabled sinks: console. Signature secrets: 1.",
     ]
 
 

@@ -203,7 +203,8 @@ def test_no_other_variable_that_begins_like_them_is_a_secret(tmp_path: Path) -> 
 @pytest.mark.parametrize("blank", ["", " ", " \t\r\n", "\u3000"])
 def test_a_blank_secret_is_not_set(blank: str, tmp_path: Path) -> None:
     assert load_problems(tmp_path, "", **{SECRET: blank}) == (
-        "environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+        "environment: DT_SIGNATURE_SECRET is not set; "
+        "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID",
     )
 
 

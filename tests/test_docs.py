@@ -40,8 +40,19 @@ from receiver.intake.responses import RETRY_AFTER_SECONDS
 from receiver.intake.web_server import ERRORS
 from receiver.journal import Arrival, Outcome, Result
 from receiver.journal.sql.schema import metadata
+from receiver.keys import COOL_DOWN_SECONDS, LOOK_SECONDS, MAX_AGE_SECONDS, RETRY_SECONDS
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, CommonOptions, Filter, JournalTable, ReceiverTable, RetryPolicy, load
+from receiver.settings import (
+    ISSUER_URL,
+    ORGANIZATION_ID,
+    SECRET,
+    CommonOptions,
+    Filter,
+    JournalTable,
+    ReceiverTable,
+    RetryPolicy,
+    load,
+)
 from receiver.simulator import Simulator
 from receiver.supervisor import STOP_SECONDS
 from receiver.testing import SinkSuite, wait_until
@@ -186,12 +197,13 @@ def test_every_environment_variable_is_documented_with_its_default(tmp_path: Pat
         "PORT": str(settings.port),
         "WEB_CONCURRENCY": str(settings.workers),
         "RECEIVER_CONFIG": settings.path.name,
+        "DT_ISSUER_URL": settings.issuer,
     }
 
 
 def variables_read() -> set[str]:
     """The variables that the receiver itself reads: constants in calls and subscriptions of an environment."""
-    found = {SECRET}
+    found = {SECRET, ORGANIZATION_ID, ISSUER_URL}
     for path in (ROOT / "receiver").rglob("*.py"):
         if "testing" in path.parts:
             continue
@@ -442,7 +454,8 @@ def test_every_metric_on_a_page_exists(page: Page) -> None:
 
 RUNBOOKS = (
     *("A paused sink", "A growing backlog", "Dead letters", "Rejected pushes", "Quarantined pushes"),
-    *("Disk full", "A rotated secret", "DT disabled the connector"),
+    *("Disk full", "A rotated secret", "From the secret to DT's own keys", "DT's keys cannot be fetched"),
+    "DT disabled the connector",
 )
 
 
@@ -462,6 +475,10 @@ def test_every_runbook_says_how_you_notice_what_to_look_at_what_to_do_and_when_i
         (OPERATIONS, f"ends within {STOP_SECONDS:g} s"),
         (OPERATIONS, f"the newest {MAX_LISTED} dead letters"),
         (OPERATIONS, f"the newest {MAX_LISTED} quarantined pushes"),
+        (CONFIGURATION, f"but at most every {COOL_DOWN_SECONDS:g} s"),
+        (CONFIGURATION, f"every {RETRY_SECONDS / 60:g} minutes"),
+        (CONFIGURATION, f"until they are {MAX_AGE_SECONDS / 86400:g} days old"),
+        (ARCHITECTURE, f"every {LOOK_SECONDS:g} s, in a thread of its own"),
         (ARCHITECTURE, f"that has not reported for {SILENT_SECONDS:g} s are taken over"),
         (SINKS, f"({pause_seconds(RetryPolicy(), 1):g} s by default)"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,48 @@ def test_the_state_of_a_sink_is_read_back_and_replaced_as_a_whole(store: Store) 
 def test_every_reason_for_a_pause_can_be_stored(reason: str, stored: str, journal: Journal) -> None:
     journal.save_sink_state(SinkState("s", pauses=1, pause_reason=reason))
     assert journal.sink_states() == {"s": SinkState("s", pauses=1, pause_reason=stored)}
+
+
+def test_a_document_is_read_by_all_processes_as_it_was_saved_last(store: Store) -> None:
+    journal, other, records = store.open(), store.open(), store.records()
+    assert [each.document("keys") for each in (journal, records)] == [None, None]
+    journal.save_document("keys", b"\0\xff" * 40_000)
+    assert [each.document("keys") for each in (journal, other, records)] == [b"\0\xff" * 40_000] * 3
+    other.save_document("keys", b"")
+    journal.save_document("else", b"2")
+    assert [each.document("keys") for each in (journal, other, records)] == [b""] * 3
+
+
+def test_one_process_at_a_time_has_the_lease_of_a_document(store: Store, clock: Clock) -> None:
+    journal, other = store.open(), store.open()
+    assert (journal.lease_document("keys", 30.0), journal.document("keys")) == (True, None)
+    assert [each.lease_document("keys", 30.0) for each in (journal, other)] == [False, False]
+    assert other.lease_document("else", 30.0)
+    other.save_document("keys", b"anyone can save it")
+    clock.advance(29.0)
+    assert not other.lease_document("keys", 30.0)
+    clock.advance(1.0)
+    assert [each.lease_document("keys", 30.0) for each in (other, journal)] == [True, False]
+    assert journal.document("keys") == b"anyone can save it"
+
+
+def test_of_many_processes_that_ask_at_once_one_gets_the_lease(store: Store) -> None:
+    journals = [store.open() for _ in range(6)]
+    barrier = threading.Barrier(len(journals))
+
+    def lease(journal: Journal) -> bool:
+        barrier.wait(60)
+        return journal.lease_document("keys", 30.0)
+
+    with ThreadPoolExecutor(len(journals)) as threads:
+        assert sorted(threads.map(lease, journals)) == [False] * 5 + [True]
+
+
+def test_a_lease_ends_also_if_the_clock_is_set_back(store: Store, clock: Clock) -> None:
+    journal = store.open()
+    assert journal.lease_document("keys", 30.0)
+    clock.advance(-86400.0)
+    assert [journal.lease_document("keys", 30.0) for _ in range(2)] == [True, False]
 
 
 def test_liveness_is_none_until_a_dispatcher_reports(store: Store) -> None:
@@ -264,6 +308,7 @@ def test_everything_survives_closing_and_opening_again(store: Store) -> None:
     settle(journal, [third], Result.DEAD)
     journal.save_sink_state(SinkState("s", 1, 5.0, "tired"))
     journal.report_alive(["a warning"])
+    journal.save_document("keys", b"a document")
     accept(journal, "d")
     journal.accept([INVALID])
     before = everything(journal)
@@ -285,6 +330,8 @@ def everything(journal: Journal) -> object:
         [(event.id, event.body) for event in journal.unrouted(10)],
         journal.next_due("s"),
         journal.next_due("new sink"),
+        journal.document("keys"),
+        journal.document("new"),
     )
 
 
@@ -306,6 +353,9 @@ WRITES: dict[str, Callable[[Journal, Delivery], Any]] = {
     "save_sink_state": lambda journal, _: journal.save_sink_state(SinkState("new sink", 1)),
     "remove_expired": lambda journal, _: journal.remove_expired(2000.0, 10),
     "check_writable": lambda journal, _: journal.check_writable(),
+    "save_document": lambda journal, _: journal.save_document("keys", b"new"),
+    "save a new document": lambda journal, _: journal.save_document("new", b"new"),
+    "lease_document": lambda journal, _: journal.lease_document("new", 30.0),
 }
 
 
@@ -322,6 +372,7 @@ def test_a_call_whose_commit_fails_does_nothing_and_works_when_it_is_repeated(
         settle(journal, claim(journal, "s"), Result.DELIVERED)
         route_events(journal, "s", "held")
         (held[each],) = claim(journal, "s")
+        journal.save_document("keys", b"old")
         accept(journal, "missed")
         journal.route([(event, []) for event in journal.unrouted(1)], ["behind"])
         accept(journal, "unrouted")

@@ -41,6 +41,94 @@ def load_sink(folder: Path, config: str, **environ: str) -> SinkSettings:
     return sink
 
 
+@pytest.mark.parametrize(
+    ("value", "organizations"),
+    [
+        ("", set()),
+        (" \n", set()),
+        ("b5rj9ed7rihk942p48og", {"b5rj9ed7rihk942p48og"}),
+        ("organizations/b5rj9ed7rihk942p48og", {"b5rj9ed7rihk942p48og"}),
+        (" one, organizations/two,one\n", {"one", "two"}),
+    ],
+)
+def test_organizations_are_ids_with_or_without_their_collection(
+    value: str, organizations: set[str], tmp_path: Path
+) -> None:
+    settings = load_config(tmp_path, "", DT_ORGANIZATION_ID=value)
+    assert settings.organizations == organizations
+    assert organizations <= settings.secret_values
+    assert settings.issuer == "https://identity.disruptive-technologies.com/data-connector"
+
+
+def test_with_an_organization_no_secret_is_required(tmp_path: Path) -> None:
+    settings = load_config(tmp_path, "", **{SECRET: ""}, DT_ORGANIZATION_ID="one")
+    assert (settings.secrets, settings.organizations) == ({}, {"one"})
+    (tmp_path / "id").write_text("two\n")
+    settings = load_config(tmp_path, "", **{SECRET: ""}, DT_ORGANIZATION_ID_FILE=str(tmp_path / "id"))
+    assert (settings.secrets, settings.organizations) == ({}, {"two"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ",",
+        "one,",
+        "one,,two",
+        "one two",
+        "organizations/",
+        "organizations/one/x",
+        "projects/one",
+        "\u00e9",
+        "a" * 65,
+        "'one'",
+    ],
+)
+def test_an_invalid_organization_is_one_problem_that_does_not_show_it(value: str, tmp_path: Path) -> None:
+    assert load_problems(tmp_path, "", **{SECRET: ""}, DT_ORGANIZATION_ID=value) == [
+        "environment: DT_ORGANIZATION_ID must be the id of your organization, or several with commas"
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8080/x",
+        "http://[::1]:80",
+        "http://localhost/x",
+        "http://127.9.9.9",
+        "https://identity.example/x",
+    ],
+)
+def test_the_issuer_is_over_https_or_on_this_machine(url: str, tmp_path: Path) -> None:
+    assert load_config(tmp_path, "", DT_ISSUER_URL=url).issuer == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "http://identity.example",
+            "http://127.0.0.1.example",
+            "http://10.0.0.1",
+            "http://0.0.0.0",
+            "http://localhost.",
+        ),
+        *("identity.example", "ftp://localhost", "https://", "https:///x", "https://u@identity.example", "file:///etc"),
+        *(
+            "https://identity.example/?a",
+            "https://identity.example/#a",
+            "https://identity.example:99999",
+            "http://[::1",
+        ),
+        *("https://\u00e9.example", " https://identity.example", "https://identity.example /x", "HTTPS\n://x"),
+    ],
+)
+def test_any_other_issuer_is_a_problem(url: str, tmp_path: Path) -> None:
+    assert load_problems(tmp_path, "", DT_ISSUER_URL=url) == [
+        "environment: DT_ISSUER_URL must begin with https://, or with http:// and be on this machine"
+    ]
+
+
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     settings = load_config(tmp_path, "")
     assert settings.receiver.model_dump() == {
@@ -99,7 +187,8 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
         "config.toml [journal]: max_size_mb: Input should be a valid integer, got a number with a fractional part",
         "config.toml [journal]: no option 'pth' (did you mean 'path'?)",
         f"config.toml [sinks.two words]: {NOT_A_SINK}",
-        "environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+        "environment: DT_SIGNATURE_SECRET is not set; "
+        "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID",
         "environment: PORT must be a whole number from 1 to 65535",
         "environment: WEB_CONCURRENCY must be a whole number from 1 to 64",
         "config.toml [sinks.archive]: option 'type' is missing",
@@ -490,7 +579,8 @@ def test_receiving_requires_a_secret_and_delivering_does_not(environ: dict[str, 
     with pytest.raises(ConfigError) as caught:
         load(environ)
     assert caught.value.problems == (
-        "environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector",
+        "environment: DT_SIGNATURE_SECRET is not set; "
+        "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID",
     )
     assert SECRET not in load(environ, secret_required=False).secrets
 

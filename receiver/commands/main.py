@@ -104,6 +104,7 @@ def check() -> None:
         elif version.found is not None:
             records = open_journal_records(settings, create_tables=False)
             warnings += health.removed_sinks(settings, records.counts())
+            warnings += [line for lines in health.signing_keys(settings, records) for line in lines]
     except ReceiverError as error:
         problems.append(str(error))
     for warning in warnings:
@@ -111,7 +112,7 @@ def check() -> None:
     if problems:
         raise ConfigError(problems)
     names = ", ".join(sink.name for sink in settings.enabled_sinks) or "none"
-    for line in admin.secrets_used(records, settings):
+    for line in admin.secrets_used(records, settings) + admin.signing_keys(records, settings):
         click.echo(line)
     click.echo(f"{settings.path.name} is valid. Enabled sinks: {names}. Signature secrets: {len(settings.secrets)}.")
 

@@ -19,9 +19,10 @@ from receiver.intake.native_thread import SharedCall
 from receiver.intake.pushes import PushHandler, discard_body
 from receiver.intake.responses import plain_headers, request_id
 from receiver.journal import Journal
+from receiver.keys import SigningKeys
 from receiver.redaction import Redactor
 from receiver.settings import Settings
-from receiver.signature import HEADER
+from receiver.signature import HEADER, Asymmetric
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -36,7 +37,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     app = Flask("receiver", static_folder=None)
     pages = app.wsgi_app
     metrics = Metrics(journal)
-    pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics)
+    pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics, verify_with(settings, journal))
     readiness = SharedCall(Readiness(settings, journal, Redactor(settings.secret_values)).get)
     metrics_page = SharedCall(metrics.page)
 
@@ -76,6 +77,15 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
         return Response(metrics_page(), content_type=CONTENT_TYPE)
 
     return app
+
+
+def verify_with(settings: Settings, journal: Journal) -> Asymmetric | None:
+    """DT's own keys, which are kept current from now on; None if they are not used."""
+    if not settings.organizations:
+        return None
+    keys = SigningKeys(settings, journal)
+    keys.start()
+    return keys.asymmetric
 
 
 def assign_request_id() -> None:

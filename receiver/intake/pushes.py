@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.wrappers import Request
 
-from receiver.errors import JournalUnavailable, NotAnEvent, Rejected, Rejection
+from receiver.errors import JournalUnavailable, NotAnEvent, Rejected, Rejection, SigningKeyUnknown
 from receiver.event import event_id
 from receiver.health import odd_secrets, unused_variables
 from receiver.intake.metrics import Metrics
@@ -20,7 +20,7 @@ from receiver.intake.responses import plain_headers, request_id
 from receiver.journal import Arrival, Outcome
 from receiver.logs import RateLimitedLog
 from receiver.settings import Settings
-from receiver.signature import verify
+from receiver.signature import Asymmetric, verify
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -45,14 +45,18 @@ INCOMPLETE = Result(408, "request incomplete")
 MALFORMED = Result(400, "malformed body")
 TOO_LARGE = Result(413, "body too large")
 UNAVAILABLE = Result(503, "journal unavailable")
+KEY_UNKNOWN = Result(503, "signing key unknown")
 INTERNAL_ERROR = Result(503, "internal error")
 
 
 class PushHandler:
     """The WSGI app for pushes: responds 200 only after the commit, 400 only when a push cannot be verified."""
 
-    def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, metrics: Metrics, asymmetric: Asymmetric | None = None
+    ) -> None:
         self._settings = settings
+        self._asymmetric = asymmetric
         self._store = store
         self._metrics = metrics
         self._log = RateLimitedLog(log)
@@ -79,7 +83,12 @@ class PushHandler:
             self._log_rejected(push, name, rejected.line, len(body))
             return rejected
         try:
-            secret = verify(push, self._settings.secrets, legacy_sha1=self._settings.receiver.legacy_sha1)
+            secret = verify(
+                push, self._settings.secrets, self._asymmetric, legacy_sha1=self._settings.receiver.legacy_sha1
+            )
+        except SigningKeyUnknown:
+            self._log_rejected(push, name, KEY_UNKNOWN.line, len(body))
+            return KEY_UNKNOWN
         except Rejected as error:
             self._log_rejected(push, name, str(error), len(body))
             return Result(400, str(error))

@@ -37,7 +37,7 @@ class Arrival:
     """A verified push that is to be stored.
 
     `id` is the event id or, with a `quarantine_reason`, the SHA-256 of the body, which is then no valid event.
-    `secret` names the signature secret that verified it. Times here and below are seconds since 1970.
+    `secret` names the variable by which it was verified. Times here and below are seconds since 1970.
     """
 
     id: str
@@ -142,7 +142,7 @@ class Liveness:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is in the journal now. `secrets` maps the name of each signature secret to its last use, within seconds."""
+    """What is in the journal now. `secrets` maps each variable that verified pushes to its last use, within seconds."""
 
     unrouted: int
     quarantined: int
@@ -281,6 +281,18 @@ class Journal(Protocol):
         caller should continue immediately.
         """
 
+    def document(self, name: str) -> bytes | None:
+        """The document last saved under this name; None if there is none."""
+
+    def save_document(self, name: str, content: bytes) -> None:
+        """Replace the document of this name, for all processes. It is small: it is written and read as a whole."""
+
+    def lease_document(self, name: str, seconds: float) -> bool:
+        """Become the only process that renews this document for `seconds`; False if another one is.
+
+        A lease ends by itself. Nothing else depends on it: anyone can save the document.
+        """
+
     def counts(self) -> Counts:
         """What is in the journal now."""
 
@@ -301,6 +313,9 @@ class Records(Protocol):
         """The state of every sink by name."""
 
     def liveness(self) -> Liveness | None:
+        """As in Journal."""
+
+    def document(self, name: str) -> bytes | None:
         """As in Journal."""
 
     def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:

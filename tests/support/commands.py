@@ -34,7 +34,10 @@ from receiver.testing.ports import reserve_port
 from receiver.testing.running import ROOT, RunningReceiver
 
 STRONG_SECRET = "a-signature-secret-that-is-long-enough"
-MISSING_SECRET = "environment: DT_SIGNATURE_SECRET is not set; set it to the signature secret of your Data Connector"
+MISSING_SECRET = (
+    "environment: DT_SIGNATURE_SECRET is not set; "
+    "set it to the signature secret of your Data Connector, or set DT_ORGANIZATION_ID"
+)
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
 LONG_AGO = "2000-01-01"
 JOURNAL = "[journal]\nmin_free_mb = 0\n"

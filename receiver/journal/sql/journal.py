@@ -29,6 +29,7 @@ from receiver.journal.sql.schema import (
     PENDING,
     deliveries,
     dispatchers,
+    documents,
     events,
     quarantine,
     secrets,
@@ -285,6 +286,21 @@ class SqlJournal(SqlState):
                 connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
         self._expired_up_to = old[-1].key if len(old) == limit else 0
         return len(old) == limit
+
+    def save_document(self, name: str, content: bytes) -> None:
+        row = self._database.insert(documents).values(name=name, content=content)
+        with self._database.write() as connection:
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"content": content}))
+
+    def lease_document(self, name: str, seconds: float) -> bool:
+        """A lease that ends later than any lease of now can is from before the clock was set back."""
+        now = self.now()
+        until = now + seconds
+        row = self._database.insert(documents).values(name=name, leased_until=until)
+        has_ended = (documents.c.leased_until <= now) | (documents.c.leased_until > until)
+        lease = row.on_conflict_do_update(index_elements=["name"], set_={"leased_until": until}, where=has_ended)
+        with self._database.write() as connection:
+            return connection.execute(lease.returning(documents.c.name)).first() is not None
 
     def check_writable(self) -> None:
         self._database.check_capacity()

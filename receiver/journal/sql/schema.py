@@ -25,7 +25,7 @@ from sqlalchemy import (
     literal_column,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 UPGRADES = {
     1: (
         "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false",
@@ -41,8 +41,9 @@ UPGRADES = {
         "ALTER TABLE dispatchers ADD COLUMN warnings TEXT NOT NULL DEFAULT ''",
     ),
     3: ("ALTER TABLE sinks ADD COLUMN missed_from BIGINT",),
+    4: (),
 }
-"""The statements that upgrade each version to the next; missing indexes are created afterwards."""
+"""The statements that upgrade each version to the next. Missing tables are created before them, indexes afterwards."""
 
 _Key = BigInteger().with_variant(Integer, "sqlite")
 PENDING, DELIVERED, DEAD = 0, 1, 2
@@ -130,4 +131,11 @@ secrets = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("last_at", Double, nullable=False),
+)
+documents = Table(
+    "receiver_documents",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("content", LargeBinary),
+    Column("leased_until", Double, nullable=False, default=0.0),
 )

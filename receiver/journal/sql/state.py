@@ -16,6 +16,7 @@ from receiver.journal.sql.schema import (
     UPGRADES,
     deliveries,
     dispatchers,
+    documents,
     events,
     metadata,
     quarantine,
@@ -99,6 +100,11 @@ class SqlState:
         current = [row for row in reports if row.alive_at >= reports[0].alive_at - TOGETHER_SECONDS]
         warnings = [line for row in current for line in row.warnings.split("\n") if line]
         return Liveness(reports[0].alive_at, tuple(dict.fromkeys(warnings)))
+
+    def document(self, name: str) -> bytes | None:
+        with self._database.read() as connection:
+            content: bytes | None = connection.scalar(select(documents.c.content).where(documents.c.name == name))
+            return content
 
     def _is_ours(self, on_trial: str | None) -> bool:
         """Whether a trial was begun by this dispatcher or its predecessor."""

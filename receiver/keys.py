@@ -1,0 +1,308 @@
+"""DT's own keys: fetched from its identity service, stored in the journal, and handed out to those who verify pushes.
+
+A thread in each process of intake reads the stored keys, so no push waits for the journal or the network. One of them
+at a time fetches new ones, whichever has the lease in the journal: every hour, and when a push names a key that is not
+known. A set that was fetched replaces the one before; if fetching fails, that one is used until it is seven days old.
+https://openid.net/specs/openid-connect-discovery-1_0.html#ProviderConfig
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Protocol
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import TimeoutError as HTTPTimeoutError
+from urllib3.util import Url, parse_url
+
+from receiver.errors import JournalError, ReceiverError
+from receiver.journal import Journal
+from receiver.settings import Settings, is_secure_url
+from receiver.signature import Asymmetric, PublicKey, read_keys
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 3600.0
+RETRY_SECONDS = 300.0
+"""How long to wait after a failure while the keys are still usable."""
+
+COOL_DOWN_SECONDS = 30.0
+"""Keys are fetched at most once in so long, however many pushes name unknown keys."""
+
+LOOK_SECONDS = 10.0
+"""How often the stored keys are read, once there are usable ones."""
+
+WAKE_SECONDS = 0.5
+"""They are read no more often than that, however many pushes name unknown keys."""
+
+OLD_SECONDS = 86400.0
+MAX_AGE_SECONDS = 7 * 86400.0
+"""Keys that were last fetched so long ago are not used: DT may have withdrawn one of them."""
+
+RESPONSE_SECONDS = 5.0
+MAX_RESPONSE_BYTES = 64 * 1024
+
+DISCOVERY = "/.well-known/openid-configuration"
+KEYS = "dt-signing-keys"
+FAILURE = "dt-signing-keys-failure"
+"""A document of its own, so that a fetch that fails late replaces no keys that another process has fetched."""
+
+
+class FetchError(ReceiverError):
+    """The keys cannot be fetched; the message says why."""
+
+
+class Documents(Protocol):
+    """What is read of a journal or its records."""
+
+    def document(self, name: str) -> bytes | None: ...
+
+
+@dataclass(frozen=True)
+class StoredKeys:
+    """The keys that were fetched last, and the last failure since then. Times are seconds since 1970."""
+
+    keys: Mapping[str, PublicKey] = field(default_factory=dict)
+    fetched_at: float | None = None
+    failed_at: float | None = None
+    reason: str = ""
+
+    @classmethod
+    def read(cls, documents: Documents, issuer: str) -> StoredKeys:
+        """Those of this issuer. Raises JournalUnavailable."""
+        stored, failure = _decode(documents.document(KEYS)), _decode(documents.document(FAILURE))
+        found = cls()
+        fetched_at, failed_at = stored.get("fetched_at"), failure.get("failed_at")
+        if stored.get("issuer") == issuer and isinstance(fetched_at, float):
+            found = cls(read_keys(stored), fetched_at)
+        if failure.get("issuer") == issuer and isinstance(failed_at, float) and failed_at > (found.fetched_at or 0.0):
+            found = cls(found.keys, found.fetched_at, failed_at, str(failure.get("reason")))
+        return found
+
+    def age(self, now: float) -> float:
+        """Seconds since the last successful fetch; infinite if there was none."""
+        return float("inf") if self.fetched_at is None else now - self.fetched_at
+
+    def usable(self, now: float) -> bool:
+        return self.age(now) <= MAX_AGE_SECONDS
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to fetch keys. While none is usable, only the cool-down limits how often.
+
+        Times in the future are from before the clock was set back, and as far away as if they were in the past.
+        """
+        if not self.usable(now):
+            return True
+        return abs(self.age(now)) >= REFRESH_SECONDS and abs(now - (self.failed_at or 0.0)) >= RETRY_SECONDS
+
+
+class SigningKeys:
+    """The keys as one process of intake knows them. `clock` is the wall clock."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        fetch: Callable[[str], Mapping[str, PublicKey]] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._issuer = settings.issuer
+        self._journal = journal
+        self._fetch = fetch or fetch_keys
+        self._clock = clock
+        self._stored = StoredKeys()
+        self._unknown: str | None = None
+        """The key of a push that was not known, until keys were fetched after it."""
+        self._wake = threading.Event()
+        self.asymmetric = Asymmetric(settings.issuer, settings.organizations, self.find)
+
+    def find(self, key_id: str) -> PublicKey | None:
+        """The key of this id; None if it is not known, which wakes the thread that fetches. Never blocks."""
+        stored = self._stored
+        key = stored.keys.get(key_id) if stored.usable(self._clock()) else None
+        if key is None:
+            self._unknown = key_id
+            self._wake.set()
+        return key
+
+    def start(self) -> None:
+        """Read the stored keys, so that the first push finds them; then keep them current in a thread."""
+        with suppress(JournalError):
+            self._read()
+        threading.Thread(target=self._run, name="signing keys", daemon=True).start()
+
+    def refresh(self) -> None:
+        """Read the stored keys; fetch new ones if it is time, and if no other process does. Raises JournalUnavailable.
+
+        If the lease does not allow it, an unknown key is looked for again the next time.
+        """
+        self._read()
+        unknown = self._unknown
+        if unknown in self._stored.keys:
+            unknown = self._unknown = None
+        if unknown is None and not self._stored.due(self._clock()):
+            return
+        if self._journal.lease_document(KEYS, COOL_DOWN_SECONDS):
+            self._unknown = None
+            self._fetch_and_store()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.refresh()
+            except JournalError as error:
+                log.debug("the journal is unavailable for DT's signing keys: %s", error)
+            except Exception:
+                log.exception("internal error while refreshing DT's signing keys")
+            time.sleep(WAKE_SECONDS)
+            self._wake.wait(LOOK_SECONDS if self._stored.usable(self._clock()) else WAKE_SECONDS)
+            self._wake.clear()
+
+    def _read(self) -> None:
+        self._stored = StoredKeys.read(self._journal, self._issuer)
+
+    def _fetch_and_store(self) -> None:
+        before = self._stored
+        try:
+            keys = self._fetch(self._issuer)
+        except FetchError as error:
+            self._save(FAILURE, {"failed_at": self._clock(), "reason": str(error)})
+            if str(error) != before.reason:
+                log.warning("DT's signing keys cannot be fetched: %s", error)
+            return
+        jwks = [{"kid": key.id, "kty": "EC", "crv": "P-256", "x": key.x, "y": key.y} for key in keys.values()]
+        self._stored = StoredKeys(keys, self._clock())
+        self._save(KEYS, {"fetched_at": self._stored.fetched_at, "keys": jwks})
+        if keys != before.keys:
+            log.info("DT's signing keys have changed: now %s, before %s", _ids(keys), _ids(before.keys))
+        elif before.reason:
+            log.info("DT's signing keys can be fetched again; they have not changed")
+
+    def _save(self, name: str, content: Mapping[str, object]) -> None:
+        self._journal.save_document(name, json.dumps({"issuer": self._issuer, **content}).encode())
+
+
+def _ids(keys: Mapping[str, PublicKey]) -> str:
+    return ", ".join(sorted(keys)) or "none"
+
+
+def _decode(document: bytes | None) -> dict[str, object]:
+    """A stored JSON object; empty if there is none. A newer receiver may have stored another shape."""
+    with suppress(ValueError, RecursionError):
+        decoded = json.loads(document or b"{}")
+        if isinstance(decoded, dict):
+            return decoded
+    return {}
+
+
+def fetch_keys(issuer: str) -> Mapping[str, PublicKey]:
+    """The keys that an issuer publishes, by id. Raises FetchError.
+
+    Two requests of at most 5 s each, besides the time to resolve a name: over HTTPS, or HTTP on this machine, both to
+    the issuer's own host and port, and without redirects.
+    """
+    configuration = _get(issuer.rstrip("/") + DISCOVERY)
+    address = configuration.get("jwks_uri") if isinstance(configuration, dict) else None
+    if not isinstance(address, str) or not is_secure_url(address):
+        raise FetchError("its configuration has no valid jwks_uri")
+    if _origin(parse_url(address)) != _origin(parse_url(issuer)):
+        raise FetchError("its jwks_uri is on another host")
+    keys = read_keys(_get(address))
+    if not keys:
+        raise FetchError("its key set has no key for ES256")
+    return keys
+
+
+def _origin(url: Url) -> tuple[str | None, str | None, int]:
+    return url.scheme, url.host, url.port or {"https": 443}.get(url.scheme or "", 80)
+
+
+def _get(address: str) -> object:
+    """The JSON at an address. Raises FetchError."""
+    url = parse_url(address)
+    scheme, host, port = _origin(url)
+    assert host is not None
+    if scheme == "https":
+        connection: Connection = SecureConnection(
+            host.strip("[]"), port, timeout=RESPONSE_SECONDS, ssl_context=ssl.create_default_context()
+        )
+    else:
+        connection = Connection(host.strip("[]"), port, timeout=RESPONSE_SECONDS)
+    timer = threading.Timer(RESPONSE_SECONDS, connection.cut_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        status, body = connection.get(url.request_uri)
+        if connection.is_cut_off:
+            raise TimeoutError
+        if status != 200:
+            raise FetchError(f"HTTP {status}")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise FetchError(f"its response has more than {MAX_RESPONSE_BYTES} bytes")
+        return json.loads(body)
+    except (HTTPError, HTTPException, OSError) as error:
+        raise FetchError(_reason(error, connection.is_cut_off)) from None
+    except (ValueError, RecursionError):
+        raise FetchError("its response is not JSON") from None
+    finally:
+        timer.cancel()
+        connection.close_all()
+
+
+def _reason(error: Exception, is_cut_off: bool) -> str:
+    """Why there is no response; without its text, which a server may have chosen."""
+    if isinstance(error, NameResolutionError):
+        return "its host name cannot be resolved"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    refused = isinstance(error, NewConnectionError)  # which urllib3 makes a kind of timeout
+    if is_cut_off or (isinstance(error, TimeoutError | HTTPTimeoutError) and not refused):
+        return f"no complete response within {RESPONSE_SECONDS:.0f} s"
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return getattr(cause, "strerror", None) or type(error).__name__
+
+
+class Connection(HTTPConnection):
+    """A connection for one response that can be cut off: a server that sends a byte now and then causes no timeout."""
+
+    is_cut_off = False
+    _socket: socket.socket | None = None
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of the response, but not much more of it than is allowed."""
+        headers = {"Accept": "application/json", "Connection": "close"}
+        self.request("GET", path, headers=headers, preload_content=False, decode_content=False)
+        response = self.getresponse()
+        return response.status, response.read(MAX_RESPONSE_BYTES + 1)
+
+    def cut_off(self) -> None:
+        self.is_cut_off = True
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close_all(self) -> None:
+        self.close()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _new_conn(self) -> socket.socket:
+        connected = super()._new_conn()
+        self._socket = connected.dup()  # TLS detaches the socket itself
+        if self.is_cut_off:
+            raise TimeoutError
+        return connected
+
+
+class SecureConnection(Connection, HTTPSConnection):
+    """The same over TLS."""
