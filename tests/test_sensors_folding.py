@@ -25,6 +25,7 @@ from support.sensors import (
     latest_of,
     network,
     row_of,
+    sql,
     temperature,
 )
 
@@ -257,8 +258,7 @@ def test_days_beyond_the_history_are_deleted_by_the_time_of_the_events_not_by_ou
 
 
 def test_a_registry_of_a_newer_receiver_is_left_alone(store: SqlStore, registry: Registry) -> None:
-    with store.database().write() as connection:
-        connection.exec_driver_sql("UPDATE registry_schema SET version = 99")
+    sql(store, "UPDATE registry_schema SET version = 99")
     with pytest.raises(JournalError, match="has schema 99, and this receiver supports up to 1"):
         Registry(store.database(), Rules())
 
@@ -269,12 +269,10 @@ def test_an_older_registry_is_upgraded(store: SqlStore, registry: Registry, monk
     monkeypatch.setattr(tables, "UPGRADES", {1: ("UPDATE registry_sensors SET name = 'upgraded'",)})
     with closing(Registry(store.database(), Rules())) as upgraded:
         assert row_of(upgraded).name == "upgraded"
-    with closing(Registry(store.database(), Rules())), store.database().read() as connection:
-        assert connection.exec_driver_sql("SELECT version FROM registry_schema").all() == [(2,)]
+    assert sql(store, "SELECT version FROM registry_schema") == [(2,)]
 
 
 def test_tables_of_another_program_are_left_alone(store: SqlStore) -> None:
-    with store.database().write() as connection:
-        connection.exec_driver_sql("CREATE TABLE registry_days (id INTEGER)")
+    sql(store, "CREATE TABLE registry_days (id INTEGER)")
     with pytest.raises(JournalError, match=r"table 'registry_days' of another program; set another \[sensors\] url"):
         Registry(store.database(), Rules())

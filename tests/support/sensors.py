@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,7 +40,7 @@ def event(
     received: float | None = None,
     backfilled: bool = False,
 ) -> Event:
-    """An event that occurred so many minutes after START; received a second later, or `received` minutes after START."""
+    """An event that occurred so many minutes after START, and was received a second later or at `received`."""
     time = at(minutes)
     fields = {**(data or {}), "updateTime": rfc3339(time), **({"isBackfilled": True} if backfilled else {})}
     payload = {
@@ -76,6 +77,13 @@ def latest_of(registry: Registry, device: str = FREEZER) -> dict[str, float]:
     (row,) = registry.named(device)
     facts = json.loads(row.facts)
     return {name.removeprefix("latest:"): fact[1] for name, fact in facts.items() if name.startswith("latest:")}
+
+
+def sql(store: SqlStore, statement: str) -> list[Any]:
+    """Execute a statement in the database of the registry."""
+    with closing(store.database()) as database, database.write() as connection:
+        done = connection.exec_driver_sql(statement)
+        return [tuple(row) for row in done] if done.returns_rows else []
 
 
 def row_of(registry: Registry, device: str = FREEZER) -> Any:
