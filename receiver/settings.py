@@ -160,8 +160,15 @@ class Settings:
         return self.path.parent
 
     @property
+    def all_sinks(self) -> tuple[SinkSettings, ...]:
+        """The sinks of config.toml, and the receiver's own, which feeds the registry of sensors."""
+        own = SinkSettings(SENSORS, CommonOptions(type=SENSORS))
+        return (*self.sinks, own) if self.sensors.enabled else self.sinks
+
+    @property
     def enabled_sinks(self) -> tuple[SinkSettings, ...]:
-        return tuple(sink for sink in self.sinks if sink.common.enabled)
+        """Those of all sinks that events are routed to."""
+        return tuple(sink for sink in self.all_sinks if sink.common.enabled)
 
     @property
     def journal_path(self) -> Path:
@@ -194,8 +201,6 @@ def load_with_problems(
     journal = reader.table(JournalTable, "journal", document.get("journal", {}))
     sensors = reader.table(SensorsTable, "sensors", document.get("sensors", {}))
     sinks = tuple(reader.sinks(document.get("sinks", {})))
-    if sensors.enabled:
-        sinks += (SinkSettings(SENSORS, CommonOptions(type=SENSORS)),)
     secrets = _secrets(environ, problems if secret_required else [])
     try:
         database_url = read_variable(environ, "DATABASE_URL") or None
@@ -205,7 +210,7 @@ def load_with_problems(
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
-    url = sensors.url.get_secret_value() if sensors.url else ""
+    urls = {url for url in (database_url, sensors.url and sensors.url.get_secret_value()) if url}
     return Settings(
         path,
         receiver,
@@ -214,7 +219,7 @@ def load_with_problems(
         port,
         workers,
         secrets,
-        secret_values=frozenset([*secrets.values(), *reader.environment_values, token, url, database_url or ""]),
+        secret_values=frozenset([*secrets.values(), *reader.environment_values, token, *urls]),
         database_url=database_url,
         on_dyno=bool(environ.get("DYNO")),
         unused_variables=_unused_variables(environ),

@@ -105,7 +105,7 @@ def check() -> None:
         click.echo(f"warning: {redactor().redact(warning)}", err=True)
     if problems:
         raise ConfigError(problems)
-    names = ", ".join(sink.name for sink in settings.enabled_sinks) or "none"
+    names = ", ".join(sink.name for sink in settings.sinks if sink.common.enabled) or "none"
     for line in admin.secrets_used(records, settings):
         click.echo(line)
     click.echo(f"{settings.path.name} is valid. Enabled sinks: {names}. Signature secrets: {len(settings.secrets)}.")

@@ -32,7 +32,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     """The app on an open journal."""
     app = Flask("receiver", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.receiver.max_body_bytes + 1
-    metrics = Metrics(journal)
+    metrics = Metrics(journal, settings)
     pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics)
     readiness = SharedCall(Readiness(settings, journal, Redactor(settings.secret_values)).get)
     metrics_page = SharedCall(metrics.page)
