@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import sys
+from contextlib import closing
 from textwrap import indent
 
 import click
@@ -21,9 +22,11 @@ from receiver.commands.context import (
 )
 from receiver.commands.deliveries import dead_letters, explain, quarantine, replay, sinks_remove, sinks_resume, status
 from receiver.commands.output import cell, print_json, show_type
+from receiver.commands.sensors import sensors
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
+from receiver.sensors import open_registry, registry_path
 from receiver.settings import SECRET, Settings, load_with_problems, read_secret
 
 
@@ -97,6 +100,7 @@ def check() -> None:
         if settings.database_url or settings.journal_path.exists():
             records = open_journal_records(settings)
             warnings += health.removed_sinks(settings, records.counts())
+            warnings += unwatchable_sensors(settings)
         else:
             admin.require_creatable(settings.journal_path)
     except ReceiverError as error:
@@ -121,7 +125,10 @@ def migrate() -> None:
     Example:
       python -m receiver migrate
     """
-    open_journal_records(load_settings())
+    settings = load_settings()
+    open_journal_records(settings)
+    if settings.sensors.enabled:
+        open_registry(settings).close()
     click.echo("The journal's tables are up to date.")
 
 
@@ -205,6 +212,17 @@ def demo(seconds: float, rate: float) -> None:
     run(seconds, rate, click.echo)
 
 
+def unwatchable_sensors(settings: Settings) -> list[str]:
+    """Warnings from the registry of sensors, if there is one."""
+    from receiver.sensors.shown import unwatchable
+
+    path = registry_path(settings)
+    if not settings.sensors.enabled or (path is not None and not path.exists()):
+        return []
+    with closing(open_registry(settings)) as registry:
+        return unwatchable(registry)
+
+
 def show_types(settings: Settings, as_json: bool) -> None:
     from receiver.delivery.plugins import load_plugins
 
@@ -233,7 +251,7 @@ def _socket(descriptor: int | None) -> socket.socket | None:
     return None if descriptor is None else socket.socket(fileno=descriptor)
 
 
-for command in (dead_letters, explain, quarantine, replay, status):
+for command in (dead_letters, explain, quarantine, replay, sensors, status):
     main.add_command(command)
 for command in (sinks_remove, sinks_resume):
     sinks.add_command(command)
