@@ -27,7 +27,7 @@ def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] =
         used = [n for n in range(len(names)) if any(line[n] != "-" for line in cells)]
         widths = [max(len(line[n]) for line in [names, *cells]) for n in used]
         heading = "  ".join(names[n].rstrip("_").ljust(width) for n, width in zip(used, widths, strict=True)).rstrip()
-        click.secho(heading.replace("_", " ").rstrip(), bold=True)
+        click.secho(heading.replace("_", " "), bold=True)
         for line in cells:
             click.echo("  ".join(line[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip())
 

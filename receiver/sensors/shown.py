@@ -187,10 +187,9 @@ def unwatchable(registry: Registry) -> list[str]:
 def _row(stored: Any) -> SensorRow:
     facts = json.loads(stored.facts)
     latest = {
-        name.removeprefix("latest:"): LatestValue(value, unit, _time(time))
-        for name, (time, value, *units) in facts.items()
+        name.removeprefix("latest:"): LatestValue(fact[1], fact[2], _time(fact[0]))
+        for name, fact in facts.items()
         if name.startswith("latest:")
-        for unit in units
     }
     return SensorRow(
         stored.device_id,
