@@ -43,7 +43,8 @@ def heard_of(registry: Registry, device: str = FREEZER) -> list[float]:
     """The minutes after START in which a sensor was heard live."""
     days = {day.day: from_bytes(day.heard) for day in registry.days(device, 0)}
     start = int(at(0).timestamp() // 60)
-    return [minute - start for minute in Minutes.of_days(days)]
+    minutes = Minutes.of_days(days)
+    return [n - start for n in range(minutes.first, (minutes.last or 0) + 1) if minutes.between(n, n).count()]
 
 
 def points_of(registry: Registry, quantity: str) -> list[tuple[float, float]]:

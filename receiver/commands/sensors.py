@@ -132,7 +132,7 @@ def sensors_snooze(device: str, seconds: float, as_json: bool) -> None:
     opened, now = registry(), time.time()
     found = find(opened, device)
     until = datetime.fromtimestamp(now + seconds, UTC)
-    opened.snooze(found.device_id, until.timestamp(), now)
+    opened.snooze(found.device_id, now + seconds if seconds else 0.0, now)
     result = {"device_id": found.device_id, "snoozed_until": until if seconds else None}
     text = f"is snoozed until {cell(until)}" if seconds else "is not snoozed"
     report(plain(result), f"Sensor {cell(found.name or found.device_id)} {text}.", as_json)

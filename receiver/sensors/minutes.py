@@ -5,9 +5,10 @@ A day has 1440 bits. What is learned of a sensor, its gaps and its completeness 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 DAY_MINUTES = 1440
 
@@ -52,13 +53,6 @@ class Minutes:
         first = min(self.first, other.first)
         return Minutes(first, self.bits << self.first - first | other.bits << other.first - first)
 
-    def __iter__(self) -> Iterator[int]:
-        """In ascending order."""
-        minute = self.first - 1
-        for zeros in f"{self.bits:b}"[::-1].split("1")[:-1] if self.bits else ():
-            minute += len(zeros) + 1
-            yield minute
-
     def between(self, start: int, end: int) -> Minutes:
         """The minutes from `start` to `end`, both included."""
         if end < start or end < self.first:
@@ -77,9 +71,15 @@ class Minutes:
     def earliest(self) -> int | None:
         return self.first + (self.bits & -self.bits).bit_length() - 1 if self.bits else None
 
-    def gaps(self, longer_than: float = 0) -> list[Span]:
+    def gaps(self, longer_than: float) -> list[Span]:
         """From each minute to the next one, where they are further apart than `longer_than` minutes."""
-        return [(before, after) for before, after in pairwise(self) if after - before > longer_than]
+        text = f"{self.bits:b}"[::-1]
+        zeros = re.finditer(f"(?<=1)0{{{int(longer_than)},}}(?=1)", text)
+        return [(self.first + each.start() - 1, self.first + each.end()) for each in zeros]
+
+    def gap_lengths(self) -> Counter[int]:
+        """How many gaps there are of each length in minutes."""
+        return Counter(len(zeros) + 1 for zeros in f"{self.bits:b}".strip("0").split("1")[1:-1])
 
 
 def overlap(span: Span, others: Iterable[Span]) -> int:
@@ -96,31 +96,37 @@ LONGEST_GAP = 240
 def learn_interval(minutes: Minutes, excluded: Sequence[Span]) -> int | None:
     """The usual gap of the last 7 days, or of the last day if that is longer, in minutes; None with less than 10 gaps.
 
-    Gaps that touch `excluded` do not count. The last day is what learns a longer interval in time; in it, the two
-    longest gaps are left out, since a lost heartbeat or an outage weighs more in so short a time.
+    Gaps that touch `excluded`, which is sorted, do not count. The last day is what learns a longer interval in time; in
+    it, the two longest gaps are left out, since a lost heartbeat or an outage weighs more in so short a time.
     """
     last = minutes.last or 0
-    gaps = [
-        (start, end)
-        for start, end in minutes.between(last - LEARN_MINUTES, last).gaps()
-        if end - start <= LONGEST_GAP and not (excluded and overlap((start, end), excluded))
-    ]
-    if len(gaps) < LEARN_GAPS:
+    week = _gap_lengths(minutes, last - LEARN_MINUTES, last, excluded)
+    if week.total() < LEARN_GAPS:
         return None
-    of_last_day = sorted(end - start for start, end in gaps if start > last - DAY_MINUTES)[:-2]
-    return max(usual_gap([end - start for start, end in gaps]), usual_gap(of_last_day))
+    day = _gap_lengths(minutes, last - DAY_MINUTES, last, excluded)
+    for _ in range(min(2, day.total())):
+        day[max(+day)] -= 1
+    return max(usual_gap(week), usual_gap(day))
 
 
-def usual_gap(lengths: Sequence[int]) -> int:
+def _gap_lengths(minutes: Minutes, start: int, end: int, excluded: Sequence[Span]) -> Counter[int]:
+    lengths: Counter[int] = Counter()
+    for begin, until in [*(span for span in excluded if start < span[1] and span[0] < end), (end, end)]:
+        lengths += minutes.between(start, begin).gap_lengths()
+        start = max(start, until)
+    return Counter({length: count for length, count in lengths.items() if length <= LONGEST_GAP})
+
+
+def usual_gap(lengths: Mapping[int, int]) -> int:
     """The length such that three quarters of all time lie in gaps no longer: the time-weighted 75 % quantile.
 
     A sensor that is used often sends many messages a minute apart and few heartbeats; a median would take the first
     for its interval. One that loses some heartbeats spends a few per cent of its time in gaps of twice its interval.
     """
-    most = 0.75 * sum(lengths)
+    most = 0.75 * sum(length * count for length, count in lengths.items())
     seen = 0
     for length in sorted(lengths):
-        seen += length
+        seen += length * lengths[length]
         if seen >= most:
             return length
     return 0

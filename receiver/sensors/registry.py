@@ -300,7 +300,7 @@ class Registry:
         learned = []
         for row in due:
             project = projects.get(row.project_id or "")
-            excluded = [*down, *(project.outages if project else ())]
+            excluded = sorted([*down, *(project.outages if project else ())])
             interval = learn_interval(heard[row.device_id], excluded) or row.interval_minutes
             learned.append({"device": row.device_id, "learned": row.last_heard, "interval": interval})
         return learned
