@@ -20,7 +20,10 @@ from receiver.settings import SENSORS, Settings
 
 log = logging.getLogger(__name__)
 
-JUDGE_EVERY_SECONDS = 15.0
+JUDGE_EVERY_SECONDS = 5.0
+JUDGE_SHARE = 0.1
+"""Judging takes a tenth of the time at most, since folding and sinks wait for it."""
+
 TIDY_SECONDS = 0.2
 """How long retention of the registry may take after each judgement."""
 
@@ -51,7 +54,7 @@ class RegistrySink:
 
 
 class Judge:
-    """A thread that judges all sensors every 15 s, while it is the judge of all dispatchers.
+    """A thread that judges all sensors every 5 s, while it is the judge of all dispatchers.
 
     An incident is stored before it is announced, and marked when its hooks are called. A crash in between repeats the
     announcement with the same incident id; it is never lost before that.
@@ -92,8 +95,10 @@ class Judge:
             try:
                 with closing(open_registry(self._settings)) as registry:
                     while not self._stopped.is_set():
+                        began = time.monotonic()
                         self.step(registry, alerts)
-                        self._stopped.wait(JUDGE_EVERY_SECONDS)
+                        took = time.monotonic() - began
+                        self._stopped.wait(max(JUDGE_EVERY_SECONDS, took / JUDGE_SHARE))
             except JournalError as error:
                 self._log.error("registry", "sensors cannot be judged now: %s", error)
             except Exception:

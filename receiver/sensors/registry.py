@@ -211,6 +211,11 @@ class Registry:
             members = [each for each in watched if each.device_id in in_cases and each.last_heard is not None]
             heard = self._heard(connection, members)
             learned = self._learn(connection, projects, down)
+        intervals = {row["device"]: row["interval"] for row in learned}
+        watched = [
+            each._replace(interval_minutes=intervals[each.device_id]) if each.device_id in intervals else each
+            for each in watched
+        ]
         verdict = judge(now, self._rules, watched, projects, cases, heard)
         self._store(verdict, watched, learned)
         return self._to_announce()

@@ -118,11 +118,11 @@ class Fleet:
 
     def _sensor(self, number: int, loss: float) -> Sensor:
         kinds = (*TYPES, *SLOW)
-        type, interval, _ = self.random.choices(kinds, weights=[share for *_, share in kinds])[0]
+        kind, interval, _ = self.random.choices(kinds, weights=[share for *_, share in kinds])[0]
         project = f"p{number % 2}"
         ways = self.random.sample([f"{project}ccon{n}" for n in range(5)], k=self.random.choice((1, 2, 2)))
         first = self.random.uniform(0, interval)
-        return Sensor(f"sim{number:017d}", type, interval, project, tuple(ways), loss, first)
+        return Sensor(f"sim{number:017d}", kind, interval, project, tuple(ways), loss, first)
 
     def _outages(self, number: float, shortest: float, longest: float) -> list[Span]:
         found: list[Span] = []
