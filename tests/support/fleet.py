@@ -98,21 +98,22 @@ class Report:
 
 
 class Fleet:
-    """`sensors` sensors in two projects, simulated for `days` days."""
+    """`sensors` sensors in two projects, simulated for `days` days, in which things fail `often`."""
 
-    def __init__(self, sensors: int, days: float, seed: int, loss: float = 0.02) -> None:
+    def __init__(self, sensors: int, days: float, seed: int, loss: float = 0.02, often: float = 1.0) -> None:
+        often *= days / 30
         self.random = random.Random(seed)
         self.days = days
         self.sensors = [self._sensor(number, loss) for number in range(sensors)]
         self.end = days * DAY_MINUTES
-        self.down = self._outages(days / 20, 20, 14 * 60)
+        self.down = self._outages(1.5 * often, 20, 14 * 60)
         """When pushes reached no receiver: its own downtime, or that of DT."""
         self.receiver_down = self.down[::2]
         gateways = sorted({connector for sensor in self.sensors for connector in sensor.connectors})
-        self.gateways = {gateway: self._outages(days / 30, 90, 12 * 60) for gateway in gateways}
-        self.projects = {project: self._outages(days / 30, 60, 24 * 60) for project in ("p0", "p1")}
+        self.gateways = {gateway: self._outages(often, 90, 12 * 60) for gateway in gateways}
+        self.projects = {project: self._outages(often, 60, 24 * 60) for project in ("p0", "p1")}
         for sensor in self.sensors:
-            sensor.outages = self._outages(days / 30, 0.5 * sensor.interval, 40 * sensor.interval)
+            sensor.outages = self._outages(often, 0.5 * sensor.interval, 40 * sensor.interval)
         self._numbers = iter(range(10**9))
         self._later: dict[int, list[Event]] = defaultdict(list)
 
@@ -150,6 +151,9 @@ class Fleet:
                     for _ in range(self.random.choice((0, 0, 5))):
                         self._send(sensor, self.random.uniform(start, end), sensor.type, {"state": "OPEN"})
             yield end, self._later.pop(number, [])
+        for sensor in self.sensors:
+            if sensor.missed:
+                sensor.silences.append((sensor.last_sent, self.end))
 
     def _beat(self, sensor: Sensor, now: float) -> None:
         if self._silent(sensor, now):
@@ -247,7 +251,8 @@ def compare(fleet: Fleet, incidents: Sequence[Incident]) -> Report:
         report.false += not really
         if incident.cause is Cause.DEVICE and incident.closed is not None:
             (device,) = incident.sensors
-            if fleet._silent(sensors[device], closed) and not _absorbed(incident, incidents):
+            goes_on = any(start <= opened and closed < end for start, end in sensors[device].silences)
+            if goes_on and not _absorbed(incident, incidents):
                 report.wrongly_closed.append(f"{incident.reason}; closed {incident.closed}")
     for sensor in fleet.sensors:
         for start, end in sensor.silences:
