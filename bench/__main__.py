@@ -1,6 +1,6 @@
 """How fast the receiver is, compared with the best that it could reach.
 
-python -m bench [intake|drain|growth|latency …] [--size 0.1]
+python -m bench [intake|drain|growth|latency|sensors …] [--size 0.1]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlite3
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import drain, growth, intake, latency
+from bench import drain, growth, intake, latency, sensors
 
 SECONDS = 10
 ROUNDS = 3
@@ -45,6 +45,7 @@ PARTS = {
     "drain": lambda size: drain.measure(size, ROUNDS),
     "growth": lambda size: growth.measure(size, ROUNDS),
     "latency": lambda size: latency.measure(size, ROUNDS),
+    "sensors": lambda size: sensors.measure(size, ROUNDS),
 }
 
 if __name__ == "__main__":

@@ -76,7 +76,6 @@ days = Table(
     Column("points", LargeBinary, nullable=False),
     Column("hours", LargeBinary, nullable=False, default=b""),
     Column("folded_at", Double, nullable=False),
-    sqlite_with_rowid=False,
 )
 Index("registry_days_day", days.c.day)
 tracks = Table(
