@@ -42,6 +42,7 @@ from receiver.sensors.minutes import (
 from receiver.sensors.tables import (
     ANNOUNCED_CLOSED,
     ANNOUNCED_OPENED,
+    HAS_POINTS,
     create_tables,
     days,
     incidents,
@@ -122,7 +123,7 @@ class Registry:
         for event in events:
             batch.add(event, self._history_seconds)
         with self._database.write() as connection:
-            connection.execute(select(versions.c.version).with_for_update())  # one dispatcher at a time merges
+            _lock(connection)
             for ids in _chunks(sorted(batch.sensors)):
                 news = {device: batch.sensors[device] for device in ids}
                 self._fold_sensors(connection, news)
@@ -370,31 +371,32 @@ class Registry:
         is ahead deletes nothing.
         """
         with self._database.write() as connection:
+            _lock(connection)
             newest = connection.scalar(select(func.max(sensors.c.last_heard)).where(sensors.c.last_heard <= now)) or 0.0
             oldest_day = int((newest - self._history_seconds) // DAY_SECONDS)
-            old = select(days.c.device_id, days.c.day).where(days.c.day < oldest_day).limit(TIDY_ROWS)
-            expired = connection.execute(old).all()
-            for row in expired:
-                connection.execute(delete(days).where(days.c.device_id == row.device_id, days.c.day == row.day))
-            connection.execute(delete(tracks).where(tracks.c.day < oldest_day))
-            full = (
-                select(days.c.device_id, days.c.day, days.c.points, days.c.hours)
+            expired = connection.execute(
+                select(days.c.device_id, days.c.day).where(days.c.day < oldest_day).limit(TIDY_ROWS)
+            ).all()
+            full = connection.execute(
+                select(days)
                 .where(
                     days.c.day < int((newest - RAW_SECONDS) // DAY_SECONDS),
                     days.c.day >= oldest_day,
-                    func.length(days.c.points) > 0,
+                    HAS_POINTS,
                     days.c.folded_at < now - SETTLED_SECONDS,
                 )
                 .limit(TIDY_ROWS)
-            )
-            compacted = [
-                {"device": row.device_id, "of": row.day, "new": history.compact(row.hours, row.points)}
-                for row in connection.execute(full)
-            ]
-            if compacted:
-                this = (days.c.device_id == bindparam("device")) & (days.c.day == bindparam("of"))
-                connection.execute(update(days).where(this).values(points=b"", hours=bindparam("new")), compacted)
-        return len(expired) == TIDY_ROWS or len(compacted) == TIDY_ROWS
+            ).all()
+            this = (days.c.device_id == bindparam("device")) & (days.c.day == bindparam("of"))
+            if gone := [{"device": row.device_id, "of": row.day} for row in [*expired, *full]]:
+                connection.execute(delete(days).where(this), gone)
+            if full:  # inserted anew, since SQLite does not use the space that is left where a row became smaller
+                compacted = [
+                    {**row._mapping, "points": b"", "hours": history.compact(row.hours, row.points)} for row in full
+                ]
+                connection.execute(self._database.insert(days), compacted)
+            connection.execute(delete(tracks).where(tracks.c.day < oldest_day))
+        return len(expired) == TIDY_ROWS or len(full) == TIDY_ROWS
 
     # Reading
 
@@ -510,6 +512,11 @@ FOLDED = (
     sensors.c.offline_since,
 )
 WATCHED = tuple(sensors.c[name] for name in Watched._fields)
+
+
+def _lock(connection: Connection) -> None:
+    """One dispatcher at a time reads what is stored and merges it with what is new."""
+    connection.execute(select(versions.c.version).with_for_update())
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

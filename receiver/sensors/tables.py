@@ -23,7 +23,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
     inspect,
+    literal_column,
     select,
     update,
 )
@@ -77,7 +79,10 @@ days = Table(
     Column("hours", LargeBinary, nullable=False, default=b""),
     Column("folded_at", Double, nullable=False),
 )
+HAS_POINTS = func.length(days.c.points) > literal_column("0")
+"""A literal, since a partial index is not used for a value that is bound later."""
 Index("registry_days_day", days.c.day)
+Index("registry_days_full", days.c.day, sqlite_where=HAS_POINTS, postgresql_where=HAS_POINTS)
 tracks = Table(
     "registry_tracks",
     metadata,
