@@ -11,7 +11,7 @@ SIZE = 1
 JOURNAL = sqlite
 RATE = 50
 
-.PHONY: demo test coverage lint format lock fuzz bench chaos
+.PHONY: demo test coverage lint format lock fuzz bench chaos fleet
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m receiver demo $(DEMO)
@@ -49,6 +49,9 @@ bench: $(VENV)/development
 
 chaos: $(VENV)/development
 	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) $(SEED:%=--seed %)
+
+fleet: $(VENV)/development
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.fleet $(FLEET)
 
 $(VENV)/runtime: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the receiver needs Python 3.11 or newer; name one with PYTHON=")'

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from support.commands import Operator, seconds_since_1970
-from support.sensors import DOOR, FREEZER, PROJECT, START, event, network, temperature
+from support.sensors import DOOR, FREEZER, PROJECT, START, event, fold_a_silent_freezer, temperature
 
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
@@ -29,16 +29,7 @@ def registry(operator: Operator) -> Iterator[Registry]:
 
 @pytest.fixture
 def known(registry: Registry) -> Registry:
-    """A freezer that was heard until an hour and a half ago, with a hole before, and a door that is heard."""
-    ago = [*range(600, 300, -15), *range(240, 75, -15)]
-    registry.fold([temperature(MINUTES - n, 4 + n / 100, name="freezer") for n in ago])
-    registry.fold([network(MINUTES - n, "ccon1", name="freezer", received=MINUTES - n) for n in ago])
-    registry.fold([event(MINUTES - n, device=DOOR, device_type="contact") for n in range(600, -1, -15)])
-    registry.fold([event(MINUTES - 90, "batteryStatus", {"percentage": 92}, name="freezer")])
-    for n in range(600, -1, -3):
-        registry._become_judge((NOW - timedelta(minutes=n)).timestamp(), "judge")
-    for _ in range(2):
-        registry.judge(NOW.timestamp(), "judge")
+    fold_a_silent_freezer(registry, NOW)
     return registry
 
 

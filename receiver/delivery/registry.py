@@ -16,7 +16,7 @@ from receiver.journal import Journal, SinkCounts
 from receiver.logs import RateLimitedLog
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
-from receiver.settings import SENSORS, CommonOptions, Settings
+from receiver.settings import SENSORS, Settings
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,6 @@ JUDGE_SHARE = 0.1
 
 TIDY_SECONDS = 0.2
 """How long retention of the registry may take after each judgement."""
-
-FULL_BATCH = CommonOptions.model_fields["batch_size"].default
-REST = 9.0
-"""After a full batch the thread rests so many times as long as it computed: in a backlog, other sinks come first."""
 
 AWAY_SECONDS = 5.0
 """How long to wait for a registry that cannot be written."""
@@ -47,13 +43,10 @@ class RegistrySink:
 
     @hookimpl
     def deliver_batch(self, events: Sequence[Event]) -> None:
-        began = time.thread_time()
         try:
             self._registry.fold(events)
         except JournalUnavailable as error:
             raise Pause(str(error), AWAY_SECONDS) from None
-        if len(events) >= FULL_BATCH:
-            time.sleep(REST * (time.thread_time() - began))
 
     @hookimpl
     def close(self) -> None:

@@ -122,6 +122,17 @@ def watched(**changes: Any) -> Watched:
     return Watched(**{**values, **changes})
 
 
+def fold_a_silent_freezer(registry: Registry, now: datetime) -> None:
+    """A freezer that was heard until an hour and a half ago, with a hole before, and a door that is heard; judged."""
+    minutes = (now - START).total_seconds() / 60
+    ago = [*range(600, 300, -15), *range(240, 75, -15)]
+    registry.fold([temperature(minutes - n, 4 + n / 100, name="freezer") for n in ago])
+    registry.fold([network(minutes - n, "ccon1", name="freezer") for n in ago])
+    registry.fold([event(minutes - n, device=DOOR, device_type="contact") for n in range(600, -1, -15)])
+    registry.fold([event(minutes - 90, "batteryStatus", {"percentage": 92}, name="freezer")])
+    registry.judge(now.timestamp(), "judge")
+
+
 @pytest.fixture
 def registry(store: SqlStore) -> Iterator[Registry]:
     """A registry on SQLite and on PostgreSQL."""
