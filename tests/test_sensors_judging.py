@@ -16,11 +16,12 @@ from support.sensors import DOOR, FREEZER, PROJECT, at, event, network, row_of, 
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.hooks import hooks_of
 from receiver.delivery.registry import Judge, RegistrySink
-from receiver.errors import JournalUnavailable, Pause
+from receiver.errors import JournalError, JournalUnavailable, Pause
 from receiver.event import Event
 from receiver.hookspecs import PluginHooks, hookimpl
 from receiver.incident import Cause, Incident
 from receiver.journal import Arrival, open_journal
+from receiver.sensors import open_registry
 from receiver.sensors.registry import Announcement, Registry
 from receiver.sensors.watch import Rules
 from receiver.settings import SECRET, Settings, load
@@ -231,6 +232,20 @@ def test_a_registry_that_cannot_be_written_pauses_its_sink_alone(
     with closing(sink._registry), pytest.raises(Pause, match="disk full") as raised:
         sink.deliver_batch([network(0)])
     assert raised.value.after == 5
+
+
+def test_the_registry_can_be_in_a_database_of_its_own(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[sensors]\nurl = 'sqlite:///other/r.sqlite'\n")
+    open_registry(load({"RECEIVER_CONFIG": str(config), SECRET: "s" * 32})).close()
+    assert (tmp_path / "other" / "r.sqlite").exists()
+    config.write_text("[sensors]\nurl = 'postgresql://user:secret@127.0.0.1:1/name'\n")
+    with pytest.raises(JournalUnavailable) as raised:
+        open_registry(load({"RECEIVER_CONFIG": str(config), SECRET: "s" * 32}))
+    assert str(raised.value) == "the database of [sensors] url cannot be used now: connection refused"
+    config.write_text("[sensors]\nurl = 'postgresql://user:secret@127.0.0.1:1/name?sslmode=odd'\n")
+    with pytest.raises(JournalError, match=r"^\[sensors\] url: sslmode must be one of disable, "):
+        open_registry(load({"RECEIVER_CONFIG": str(config), SECRET: "s" * 32}))
 
 
 def test_a_receiver_knows_its_sensors_without_any_settings(start_receiver: StartReceiver) -> None:

@@ -107,5 +107,7 @@ class Judge:
 
     def _is_behind(self) -> bool:
         """Whether an event waits for longer than `settle` to be folded."""
+        if self._journal.next_due(SENSORS) is None:
+            return False  # at once, where counting what others have pending would take long
         waiting = self._journal.counts().sinks.get(SENSORS, SinkCounts()).oldest_received_at
         return waiting is not None and self._now() - waiting > self._settings.sensors.settle

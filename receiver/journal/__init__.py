@@ -70,12 +70,21 @@ def open_records(settings: Settings) -> Records:
     return SqlRecords(_database(settings))
 
 
-def open_database(url: str | None, path: Path, min_free_mb: int = 0, max_size_mb: int | None = None) -> Database:
-    """The PostgreSQL database at `url`; without one, the SQLite file at `path`. Raises JournalError."""
+def open_database(
+    url: str | None,
+    path: Path,
+    min_free_mb: int = 0,
+    max_size_mb: int | None = None,
+    setting: str = "DATABASE_URL",
+) -> Database:
+    """The PostgreSQL database at `url`, as named in a `setting`; without one, the SQLite file at `path`.
+
+    Raises JournalError.
+    """
     if url is not None:
         from receiver.journal.sql.postgresql import PostgresqlDatabase
 
-        return PostgresqlDatabase(url, max_size_mb)
+        return PostgresqlDatabase(url, max_size_mb, setting)
     from receiver.journal.sql.sqlite import SqliteDatabase
 
     return SqliteDatabase(path, min_free_mb, max_size_mb)

@@ -29,7 +29,8 @@ def open_registry(settings: Settings, *, create: bool = True) -> Registry:
     path = registry_path(settings)
     url = None if path else table.url.get_secret_value() if table.url else settings.database_url
     rules = Rules(table.silent_after, max(1, round(table.settle / 60)))
-    return Registry(open_database(url, path or Path()), rules, table.history_days, create=create)
+    setting = "[sensors] url" if table.url else "DATABASE_URL"
+    return Registry(open_database(url, path or Path(), setting=setting), rules, table.history_days, create=create)
 
 
 def registry_path(settings: Settings) -> Path | None:

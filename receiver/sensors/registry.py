@@ -67,8 +67,8 @@ from receiver.sensors.watch import (
 if TYPE_CHECKING:
     from receiver.journal import Database
 
-RECEIVER = ""
-"""The track of the receiver itself: the minutes in which it was up."""
+RECEIVER = "*"
+"""The track of the receiver itself, which no project id can be: the minutes in which it was up."""
 
 JUDGE_SECONDS = 60.0
 """How long a judge that died keeps others from judging."""
@@ -208,7 +208,8 @@ class Registry:
             watched = [Watched._make(row) for row in connection.execute(select(*WATCHED))]
             cases = self._cases(connection, now)
             projects, down = self._projects(connection, watched, now)
-            in_cases = {device for case in cases if case.closed is None for device in case.sensors}
+            reviewed = [case for case in cases if case.closed is None and case.cause is not Cause.PROJECT]
+            in_cases = {device for case in reviewed for device in case.sensors}
             members = [each for each in watched if each.device_id in in_cases and each.last_heard is not None]
             heard = self._heard(connection, members)
             learned = self._learn(connection, projects, down)
@@ -396,6 +397,7 @@ class Registry:
                 ]
                 connection.execute(self._database.insert(days), compacted)
             connection.execute(delete(tracks).where(tracks.c.day < oldest_day))
+            connection.execute(delete(incidents).where(incidents.c.closed < newest - self._history_seconds))
         return len(expired) == TIDY_ROWS or len(full) == TIDY_ROWS
 
     # Reading

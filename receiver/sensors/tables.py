@@ -1,7 +1,7 @@
 """The tables of the registry, and how to upgrade those of older receivers.
 
 `registry_sensors` has a row for each sensor ever heard, `registry_days` one for each sensor and day, `registry_tracks`
-one for each project and day (and for the receiver itself, under an empty name), `registry_incidents` one for each
+one for each project and day (and for the receiver itself, as `*`), `registry_incidents` one for each
 incident.
 """
 
