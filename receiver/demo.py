@@ -34,6 +34,7 @@ type = "csv"
 path = "events.csv"
 """
 START_SECONDS = 20.0
+JUDGED_SECONDS = 60.0
 LAST_LINES = 5
 """How many lines of the output of each sink are shown."""
 
@@ -86,7 +87,7 @@ def show_incident(url: str, secret: str, freezer: Simulator, folder: Path, say: 
 
 def wait_for_incidents(url: str, count: int) -> None:
     """Wait until so many are open."""
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + JUDGED_SECONDS
     while time.monotonic() < end:
         if metric_value(metrics(url), 'receiver_incidents{cause="device"}') == count:
             return

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 JUDGE_EVERY_SECONDS = 5.0
 JUDGE_SHARE = 0.1
-"""Judging takes a tenth of the time at most, since folding and sinks wait for it."""
+"""Judging computes for a tenth of the time at most, since folding and sinks wait for it."""
 
 TIDY_SECONDS = 0.2
 """How long retention of the registry may take after each judgement."""
@@ -95,10 +95,10 @@ class Judge:
             try:
                 with closing(open_registry(self._settings)) as registry:
                     while not self._stopped.is_set():
-                        began = time.monotonic()
+                        began = time.thread_time()
                         self.step(registry, alerts)
-                        took = time.monotonic() - began
-                        self._stopped.wait(max(JUDGE_EVERY_SECONDS, took / JUDGE_SHARE))
+                        computed = time.thread_time() - began
+                        self._stopped.wait(max(JUDGE_EVERY_SECONDS, computed / JUDGE_SHARE))
             except JournalError as error:
                 self._log.error("registry", "sensors cannot be judged now: %s", error)
             except Exception:
