@@ -231,7 +231,7 @@ class Registry:
     def _become_judge(self, now: float, holder: str) -> bool:
         """Take or extend the lease of the judge, on the database's clock, and record that the receiver is up."""
         clock = self._database.now()
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             free = or_(versions.c.judge == holder, versions.c.judge_until < clock, versions.c.judge.is_(None))
             lease = update(versions).where(free).values(judge=holder, judge_until=clock + JUDGE_SECONDS)
             if not connection.execute(lease).rowcount:
