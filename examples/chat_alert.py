@@ -206,7 +206,7 @@ def summary(incidents: Sequence[Incident]) -> str:
         names = ", ".join(plain(name) for name in list(incident.sensors.values())[:5])
         more = f" and {len(incident.sensors) - 5} more" if len(incident.sensors) > 5 else ""
         if incident.closed:
-            lines.append(f"✅ Heard again: {names}{more} (incident {incident.id})")
+            lines.append(f"✅ Closed: {names}{more} (incident {incident.id})")
         else:
             of = f": {names}{more}" if len(incident.sensors) > 1 else ""
             lines.append(f"🔇 {plain(incident.reason, MAX_REASON_CHARACTERS)}{of} (incident {incident.id})")

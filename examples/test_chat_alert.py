@@ -274,7 +274,7 @@ def test_incidents_that_come_together_are_one_message(chat: Chat, monkeypatch: p
     assert message.endswith("… and 20 more; `python -m receiver sensors incidents` shows all")
     sink.incident_closed(incident(3, *"abcdefg", closed=True))
     wait_until(lambda: len(chat.messages) == 2)
-    assert chat.messages[1] == "✅ Heard again: a, b, c, d, e and 2 more (incident 3)"
+    assert chat.messages[1] == "✅ Closed: a, b, c, d, e and 2 more (incident 3)"
     sink.close()
 
 

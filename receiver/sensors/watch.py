@@ -299,8 +299,8 @@ class _Judge:
         members = [sensor.device_id for sensor in self.dependents[connector]]
         since = max(self.sensors[device].last_heard or 0.0 for device in members)
         reason = (
-            f"{_count(members)} that {'is' if len(members) == 1 else 'are'} heard only through cloud connector "
-            f"{connector} {'was' if len(members) == 1 else 'were'} not heard since {_time(since)}"
+            f"{_count(members)} that are heard only through cloud connector {connector} were not heard since "
+            f"{_time(since)}"
         )
         for case in {self.in_case[device].id: self.in_case[device] for device in members if device in self.in_case}:
             self.absorb(case)
