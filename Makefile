@@ -16,7 +16,7 @@ SIZE = 1
 JOURNAL = sqlite
 RATE = 50
 
-.PHONY: venv demo test coverage lint format lock fuzz bench chaos
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos fleet
 
 # The environment of demo, run and test.
 venv: $(VENV)/runtime
@@ -57,6 +57,9 @@ bench: $(VENV)/development
 
 chaos: $(VENV)/development
 	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) $(SEED:%=--seed %)
+
+fleet: $(VENV)/development
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.fleet $(FLEET)
 
 $(VENV)/runtime: requirements.txt
 	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' || \

@@ -44,6 +44,7 @@ class Case:
     events: int
     one_core: bool = True
     postgres: bool = False
+    receiver: str = RECEIVER
 
 
 def measure(size: float, rounds: int) -> None:
@@ -107,7 +108,7 @@ def drain(case: Case) -> Drained:
 
 def drain_in(where: Path, case: Case) -> Drained:
     """Insert a backlog into the journal of a folder, start a dispatcher and watch it."""
-    config = (RECEIVER + PLUGIN if SLOW in case.config else RECEIVER) + case.config
+    config = (case.receiver + PLUGIN if SLOW in case.config else case.receiver) + case.config
     server = Server(Kind(case.name, ("-m", "receiver", "deliver"), config, case.postgres), where)
     journal = open_tables(server)
     fill(journal, case.events)

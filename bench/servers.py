@@ -24,7 +24,8 @@ from receiver.testing.postgresql import new_database
 ROOT = Path(__file__).parent.parent
 WORKERS, THREADS = 2, 32
 START_SECONDS = 30.0
-RECEIVER = '[receiver]\nhost = "127.0.0.1"\ndeliver = true\n'
+RECEIVER = '[sensors]\nenabled = false\n[receiver]\nhost = "127.0.0.1"\ndeliver = true\n'
+WITH_REGISTRY = RECEIVER.replace("enabled = false", "enabled = true")
 STDOUT = '[sinks.console]\ntype = "stdout"\n'
 CSV = '[sinks.archive]\ntype = "csv"\npath = "events.csv"\n'
 

@@ -1,4 +1,4 @@
-"""The `chat_alert` sink: posts to a chat when a sensor detects water, and when a sink of this receiver has a problem.
+"""The `chat_alert` sink: posts to a chat when a sensor detects water or falls silent, and when a sink has a problem.
 
 It posts `{"text": …}` to an incoming webhook. Slack defined this format, and others accept it as well:
 https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,7 +20,7 @@ from urllib3 import BaseHTTPResponse, PoolManager, Timeout
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
-from receiver import Event, GiveUp, Pause, Reading, Retry, Secret, hookimpl
+from receiver import Event, GiveUp, Incident, Pause, Reading, Retry, Secret, hookimpl
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 5.0
@@ -28,6 +29,12 @@ MAX_REJECTIONS = 3
 MAX_RETRY_AFTER_SECONDS = 3600.0
 ALERT_INTERVAL_SECONDS = 3600.0
 """The shortest time between two messages about the same problem of the same sink."""
+COLLECT_SECONDS = 20.0
+"""How long incidents are collected for one message: a storm is one message."""
+REPEAT_SECONDS = 60.0
+"""After a message about incidents that failed."""
+MAX_INCIDENTS = 10
+"""How many incidents one message describes; of further ones it gives the number."""
 MAX_NAME_CHARACTERS = 80
 MAX_REASON_CHARACTERS = 300
 
@@ -42,7 +49,8 @@ PAUSING = {
 
 @dataclass
 class ChatAlert:
-    """Posts a message to a chat when a sensor detects water, when a sink is paused, and when a delivery is given up.
+    """Posts a message to a chat when a sensor detects water, when sensors fall silent and are heard again, when a sink
+    is paused, and when a delivery is given up.
 
     The webhook is that of Slack, Mattermost, Rocket.Chat or another service that accepts {"text": …}. Each message
     about water ends with the id of its event, for `python -m receiver explain`. A message can come twice if the
@@ -68,6 +76,9 @@ class ChatAlert:
         self._name = ""
         self._alerts: dict[tuple[str, str], tuple[float, int]] = {}
         """For each problem of a sink: when the last message was sent, and how many alerts were omitted since."""
+        self._lock = threading.Lock()
+        self._incidents: list[Incident] = []
+        self._timer: threading.Timer | None = None
 
     @hookimpl
     def open(self, name: str, logger: logging.Logger) -> None:
@@ -96,8 +107,45 @@ class ChatAlert:
         self._alert("died", sink, f"{text}. `python -m receiver dead-letters list` shows all")
 
     @hookimpl
+    def incident_opened(self, incident: Incident) -> None:
+        self._collect(incident)
+
+    @hookimpl
+    def incident_closed(self, incident: Incident) -> None:
+        self._collect(incident)
+
+    @hookimpl
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._post_incidents()
         self._http.clear()
+
+    def _collect(self, incident: Incident) -> None:
+        """Post about this incident soon, together with those that come until then."""
+        with self._lock:
+            self._incidents.append(incident)
+            if self._timer is None:
+                self._start_timer(COLLECT_SECONDS)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._post_incidents)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _post_incidents(self) -> None:
+        with self._lock:
+            incidents, self._incidents, self._timer = self._incidents, [], None
+        if not incidents:
+            return
+        try:
+            judge(self._post(summary(incidents)), 1)
+        except (Retry, Pause, GiveUp) as problem:
+            self._logger.warning("a message about %d incidents is repeated: %s", len(incidents), problem)
+            with self._lock:
+                self._incidents = incidents + self._incidents
+                if self._timer is None:
+                    self._start_timer(REPEAT_SECONDS)
 
     def _alert(self, problem: str, sink: str, text: str) -> None:
         """Post about a problem, unless there was a message about it just now: then count it for the next message.
@@ -149,6 +197,22 @@ def message(event: Event, reading: Reading) -> str:
     where = plain(event.labels.get("name") or event.device_id or "an unknown device")
     what = "💧 Water at" if reading.value else "✅ Dry again at"
     return f"{what} {where}, {reading.time:%Y-%m-%d %H:%M} UTC (event {event.id})"
+
+
+def summary(incidents: Sequence[Incident]) -> str:
+    """One message about incidents that were opened or closed."""
+    lines = []
+    for incident in incidents[:MAX_INCIDENTS]:
+        names = ", ".join(plain(name) for name in list(incident.sensors.values())[:5])
+        more = f" and {len(incident.sensors) - 5} more" if len(incident.sensors) > 5 else ""
+        if incident.closed:
+            lines.append(f"✅ Closed: {names}{more} (incident {incident.id})")
+        else:
+            of = f": {names}{more}" if len(incident.sensors) > 1 else ""
+            lines.append(f"🔇 {plain(incident.reason, MAX_REASON_CHARACTERS)}{of} (incident {incident.id})")
+    if len(incidents) > MAX_INCIDENTS:
+        lines.append(f"… and {len(incidents) - MAX_INCIDENTS} more; `python -m receiver sensors incidents` shows all")
+    return "\n".join(lines)
 
 
 def plain(text: str, length: int = MAX_NAME_CHARACTERS) -> str:

@@ -19,7 +19,8 @@ from werkzeug import Request, Response
 
 from examples import chat_alert
 from examples.chat_alert import ChatAlert
-from receiver import Event, GiveUp, Pause, Retry, Secret
+from receiver import Event, GiveUp, Incident, Pause, Retry, Secret
+from receiver.incident import Cause
 from receiver.testing import SinkSuite, event, network, wait_until
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.harness import Harness
@@ -254,3 +255,41 @@ def test_a_running_receiver_posts_about_water_and_a_paused_sink(chat: Chat, star
     assert water.startswith("💧 Water at Cellar, ")
     assert water.endswith(f" UTC (event {wet.id})")
     assert "not-to-be-seen" not in receiver.log
+
+
+def incident(number: int, *names: str, closed: bool = False) -> Incident:
+    sensors = {f"device{n}": name for n, name in enumerate(names)}
+    reason = f"{names[0]} was not heard since 2026-03-14 11:00 UTC"
+    return Incident(number, Cause.DEVICE, "p", sensors, NOON, NOON, NOON if closed else None, reason)
+
+
+def test_incidents_that_come_together_are_one_message(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_alert, "COLLECT_SECONDS", 0.2)
+    sink = ChatAlert(Secret(chat.url))
+    for number in range(30):
+        sink.incident_opened(incident(number, f"<freezer> {number}"))
+    wait_until(lambda: chat.messages)
+    (message,) = chat.messages
+    assert message.startswith("🔇 &lt;freezer&gt; 0 was not heard since 2026-03-14 11:00 UTC (incident 0)")
+    assert message.endswith("… and 20 more; `python -m receiver sensors incidents` shows all")
+    sink.incident_closed(incident(3, *"abcdefg", closed=True))
+    wait_until(lambda: len(chat.messages) == 2)
+    assert chat.messages[1] == "✅ Closed: a, b, c, d, e and 2 more (incident 3)"
+    sink.close()
+
+
+def test_a_message_about_incidents_that_fails_is_repeated(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_alert, "COLLECT_SECONDS", 0.1)
+    monkeypatch.setattr(chat_alert, "REPEAT_SECONDS", 0.1)
+    sink = ChatAlert(Secret(chat.url))
+    chat.responses = [(500, {}), (429, {}), (403, {})]
+    sink.incident_opened(incident(1, "freezer"))
+    wait_until(lambda: chat.messages)
+    assert "(incident 1)" in chat.messages[0]
+
+
+def test_incidents_that_wait_are_posted_when_the_sink_closes(chat: Chat) -> None:
+    sink = ChatAlert(Secret(chat.url))
+    sink.incident_opened(incident(1, "freezer"))
+    sink.close()
+    assert len(chat.messages) == 1

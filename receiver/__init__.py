@@ -13,6 +13,7 @@ try:
     from receiver.event import Event, Reading
     from receiver.folders import flush_folder, make_folder
     from receiver.hookspecs import Register, hookimpl
+    from receiver.incident import Incident
     from receiver.settings import Secret
 except ModuleNotFoundError as error:
     if (error.name or "receiver").startswith("receiver"):
@@ -24,6 +25,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "Event",
     "GiveUp",
+    "Incident",
     "Pause",
     "Reading",
     "Register",

@@ -90,7 +90,7 @@ class Explanation:
 def status(records: Records, settings: Settings) -> list[SinkStatus]:
     """The state of every sink that is configured or in the journal."""
     counts, states = records.counts().sinks, records.sink_states()
-    enabled = {sink.name: sink.common.enabled for sink in settings.sinks}
+    enabled = {sink.name: sink.common.enabled for sink in settings.all_sinks}
     rows = []
     for name in [*enabled, *sorted(counts.keys() - enabled.keys())]:
         count, state = counts.get(name, SinkCounts()), states.get(name, SinkState(name))
@@ -358,7 +358,7 @@ def signing_keys(records: Records | None, settings: Settings) -> list[str]:
 
 def require_known(records: Records, settings: Settings, name: str) -> None:
     """Raise ReceiverError if no sink of that name is configured or in the journal."""
-    names = {sink.name for sink in settings.sinks} | records.sink_states().keys()
+    names = {sink.name for sink in settings.all_sinks} | records.sink_states().keys()
     if name not in names:
         raise ReceiverError(f"there is no sink {name}{nearest(name, names)}")
 

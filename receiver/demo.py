@@ -12,13 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import urllib3
 
 from receiver.errors import ReceiverError
-from receiver.settings import ISSUER_URL, ORGANIZATION_ID, SECRET
+from receiver.sensors import open_registry
+from receiver.settings import ISSUER_URL, ORGANIZATION_ID, SECRET, load
 from receiver.simulator import Pusher, Simulator
 
 CONFIG = """
@@ -32,8 +34,16 @@ type = "csv"
 path = "events.csv"
 """
 START_SECONDS = 20.0
+JUDGED_SECONDS = 60.0
 LAST_LINES = 5
 """How many lines of the output of each sink are shown."""
+
+FREEZER = "Freezer 1"
+HEARTBEATS = range(8 * 60, 2 * 60, -15)
+"""When the freezer was heard, in minutes before the start: its silence is two hours old."""
+
+RETURN = (15, 0)
+"""When it is heard again, at the end."""
 
 Say = Callable[[str], object]
 
@@ -46,10 +56,43 @@ def run(seconds: float, rate: float, say: Say) -> None:
     with server(folder, secret) as url:
         say(f"A receiver is running at {url}, with its journal in {folder}.")
         say(f"Simulated sensors push {rate:g} signed events per second for {seconds:g} s. Ctrl-C stops it.\n")
-        pushed = push(url, secret, seconds, rate, say)
+        freezer = Simulator(name=FREEZER)
+        history = push_heartbeats(url, secret, freezer, HEARTBEATS)
+        pushed = history + push(url, secret, seconds, rate, say)
         wait_until_delivered(url)
         say(counts(url, pushed))
-    show_output(folder, say)
+        show_output(folder, say)
+        show_incident(url, secret, freezer, folder, say)
+
+
+def push_heartbeats(url: str, secret: str, sensor: Simulator, minutes_ago: Sequence[int]) -> int:
+    """Push heartbeats of a sensor that happened before: time runs faster in a demo. Returns how many."""
+    pusher, now = Pusher(url, secret), datetime.now(UTC)
+    for minutes in minutes_ago:
+        pusher.push(sensor.body("temperature", now - timedelta(minutes=minutes)))
+    return len(minutes_ago)
+
+
+def show_incident(url: str, secret: str, freezer: Simulator, folder: Path, say: Say) -> None:
+    """Show that one of the sensors has fallen silent, let it return, and show that it is heard again."""
+    settings = load({"RECEIVER_CONFIG": str(folder / "config.toml")}, secret_required=False)
+    wait_for_incidents(url, 1)
+    with contextlib.closing(open_registry(settings)) as registry:
+        (opened,) = registry.incidents(1)
+        say(f"\nAn incident was opened: {opened.reason}.")
+        push_heartbeats(url, secret, freezer, RETURN)
+        wait_for_incidents(url, 0)
+        say(f"It is closed: {FREEZER} is heard again.")
+
+
+def wait_for_incidents(url: str, count: int) -> None:
+    """Wait until so many are open."""
+    end = time.monotonic() + JUDGED_SECONDS
+    while time.monotonic() < end:
+        if metric_value(metrics(url), 'receiver_incidents{cause="device"}') == count:
+            return
+        time.sleep(0.1)
+    raise ReceiverError("the receiver did not judge its sensors in time")
 
 
 def push(url: str, secret: str, seconds: float, rate: float, say: Say) -> int:

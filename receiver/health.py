@@ -173,7 +173,7 @@ def _oddity(secret: str) -> str | None:
 
 
 def no_sinks(settings: Settings) -> list[str]:
-    if settings.enabled_sinks:
+    if any(sink.common.enabled for sink in settings.sinks):
         return []
     return [f"no sink is enabled in {settings.path.name}: events are stored but delivered nowhere"]
 

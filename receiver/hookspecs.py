@@ -14,6 +14,7 @@ from pathlib import Path
 import pluggy
 
 from receiver.event import Event
+from receiver.incident import Incident
 
 PROJECT = "receiver"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -48,6 +49,22 @@ class AlertHooks:
         Called once for each dead letter, with the event, the sink's name and the reason in one line without secrets; a
         sink that rejects everything causes one call for each event. The return value is ignored; an exception is
         logged.
+        """
+
+    @hookspec
+    def incident_opened(self, incident: Incident) -> None:
+        """Sensors fell silent, or DT reports a device as offline: one call for each cause.
+
+        Called once, when the incident opens, with the incident; a crash at that moment can repeat the call, with the
+        same `incident.id`. `sensors incidents` shows the same facts. The return value is ignored; an exception is
+        logged.
+        """
+
+    @hookspec
+    def incident_closed(self, incident: Incident) -> None:
+        """The sensors of an incident are heard again, or were snoozed or retired.
+
+        Called like `incident_opened`, with the same incident, which has a time in `closed` now.
         """
 
 

@@ -163,6 +163,7 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
     """The process of the dispatcher: deliver until the lifeline asks to stop."""
     from receiver.delivery.dispatcher import Dispatcher
     from receiver.delivery.plugins import load_plugins
+    from receiver.delivery.registry import Judge
     from receiver.delivery.sinks import build_sinks, secrets_by_option
 
     lifeline.catch_signals()
@@ -172,14 +173,16 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
     warnings = local_files(settings, {sink.name: sink.local_path for sink in sinks})
     for warning in warnings + odd_secrets(secrets_by_option(plugins, settings)):
         log.warning("%s", warning)
+    journal = open_journal(settings, holder)
     Dispatcher(
-        open_journal(settings, holder),
+        journal,
         settings.enabled_sinks,
         sinks,
         broken,
         disabled=[sink for sink in settings.sinks if not sink.common.enabled],
         plugins=plugins.hooks,
         warnings=warnings,
+        judge=Judge(settings, journal, holder) if settings.sensors.enabled else None,
         retention_seconds=settings.journal.retention_days * 86400,
         redact=redactor.redact,
     ).run(lifeline)

@@ -34,12 +34,21 @@ ISSUER = "https://identity.disruptive-technologies.com/data-connector"
 """Who signs pushes with DT's own keys."""
 
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TABLES = ("receiver", "journal", "sensors", "sinks")
+SENSORS = "sensors"
+"""The sink that feeds the registry of sensors: no [sinks.NAME] can have its name."""
 
 
 def not_blank(secret: SecretStr) -> SecretStr:
     if not secret.get_secret_value().strip():
         raise ValueError("it is blank")
     return secret
+
+
+def registry_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("sqlite:///", "postgres://", "postgresql://")):
+        raise ValueError("it must begin with sqlite:/// or postgresql://")
+    return url
 
 
 class ReceiverTable(Table):
@@ -61,6 +70,16 @@ class JournalTable(Table):
     retention_days: Number = Field(default=7, ge=1)
     min_free_mb: Whole = Field(default=100, ge=0)
     max_size_mb: Whole | None = Field(default=None, ge=1)
+
+
+class SensorsTable(Table):
+    """[sensors]: what the receiver knows of each sensor, and when a sensor counts as silent."""
+
+    enabled: bool = True
+    url: Annotated[SecretStr, AfterValidator(registry_url)] | None = None
+    history_days: Number = Field(default=31, ge=8, le=400)
+    silent_after: Number = Field(default=4, ge=2, le=100)
+    settle: Seconds = 120.0
 
 
 class Filter(Table):
@@ -145,6 +164,7 @@ class Settings:
     database_url: str | None = field(default=None, repr=False)
     on_dyno: bool = False
     unused_variables: tuple[str, ...] = ()
+    sensors: SensorsTable = field(default_factory=SensorsTable)
 
     @property
     def folder(self) -> Path:
@@ -152,8 +172,15 @@ class Settings:
         return self.path.parent
 
     @property
+    def all_sinks(self) -> tuple[SinkSettings, ...]:
+        """The sinks of config.toml, and the receiver's own, which feeds the registry of sensors."""
+        own = SinkSettings(SENSORS, CommonOptions(type=SENSORS))
+        return (*self.sinks, own) if self.sensors.enabled else self.sinks
+
+    @property
     def enabled_sinks(self) -> tuple[SinkSettings, ...]:
-        return tuple(sink for sink in self.sinks if sink.common.enabled)
+        """Those of all sinks that events are routed to."""
+        return tuple(sink for sink in self.all_sinks if sink.common.enabled)
 
     @property
     def journal_path(self) -> Path:
@@ -180,14 +207,11 @@ def load_with_problems(
     """
     path = Path(environ.get("RECEIVER_CONFIG") or "config.toml").absolute()
     document = _read(path)
-    problems = [
-        f"{path.name}: no table [{name}]{nearest(name, ('receiver', 'journal', 'sinks'))}"
-        for name in document
-        if name not in ("receiver", "journal", "sinks")
-    ]
+    problems = [f"{path.name}: no table [{name}]{nearest(name, TABLES)}" for name in document if name not in TABLES]
     reader = _Reader(path.name, environ, problems)
     receiver = reader.table(ReceiverTable, "receiver", document.get("receiver", {}))
     journal = reader.table(JournalTable, "journal", document.get("journal", {}))
+    sensors = reader.table(SensorsTable, "sensors", document.get("sensors", {}))
     sinks = tuple(reader.sinks(document.get("sinks", {})))
     has_organizations, organizations = _organizations(environ, problems)
     issuer = _issuer(environ, problems)
@@ -200,6 +224,7 @@ def load_with_problems(
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
+    urls = {url for url in (database_url, sensors.url and sensors.url.get_secret_value()) if url}
     return Settings(
         path,
         receiver,
@@ -208,14 +233,13 @@ def load_with_problems(
         port,
         workers,
         secrets,
-        secret_values=frozenset(
-            [*secrets.values(), *organizations, *reader.environment_values, token, database_url or ""]
-        ),
+        secret_values=frozenset([*secrets.values(), *organizations, *reader.environment_values, token, *urls]),
         organizations=organizations,
         issuer=issuer,
         database_url=database_url,
         on_dyno=bool(environ.get("DYNO")),
         unused_variables=_unused_variables(environ),
+        sensors=sensors,
     ), problems
 
 
@@ -352,7 +376,12 @@ class _Reader:
             self.problems.append(f"{self.file} [sinks]: must contain tables such as [sinks.archive]")
             return
         for name, values in given.items():
-            if SINK_NAME.fullmatch(name) and isinstance(values, dict):
+            if name == SENSORS:
+                self.problems.append(
+                    f"{self.file} [sinks.{name}]: this name is that of the receiver's own sink; rename the table, or "
+                    "set up the registry of sensors in [sensors]"
+                )
+            elif SINK_NAME.fullmatch(name) and isinstance(values, dict):
                 yield self.sink(name, values)
             else:
                 self.problems.append(

@@ -39,10 +39,14 @@ class PushResponse:
 
 
 class Simulator:
-    """Generates events. The same `seed` gives the same events, including their ids, for the same times."""
+    """Generates events. The same `seed` gives the same events, including their ids, for the same times.
 
-    def __init__(self, seed: int | None = None) -> None:
+    The devices are named after their event types, or all of them `name`.
+    """
+
+    def __init__(self, seed: int | None = None, name: str | None = None) -> None:
         self._random = random.Random(seed)
+        self._label = name
         self._devices: dict[str, str] = {}
 
     def body(self, event_type: str, at: datetime | None = None, samples: int = 1) -> bytes:
@@ -62,7 +66,7 @@ class Simulator:
                 "data": fields,
                 "timestamp": stamp,
             },
-            "labels": {"name": f"Simulated {event_type}"},
+            "labels": {"name": self._label or f"Simulated {event_type}"},
             "metadata": {
                 "deviceId": device,
                 "projectId": PROJECT,

@@ -22,6 +22,7 @@ from support.intake import shared_receiver
 from support.journals import clock, journal, long_time_limits, records, store
 from support.plugins import plugin_folder
 from support.postgresql import deployment, own_deployment, server
+from support.sensors import registry
 from support.sql_databases import postgresql_database, sql_database, sqlite_database
 
 from receiver.delivery.plugins import load_plugins
@@ -57,6 +58,7 @@ __all__ = [
     "postgresql",
     "postgresql_database",
     "records",
+    "registry",
     "run",
     "server",
     "shared_receiver",

@@ -1,21 +1,23 @@
-"""Alerts: who is notified of pauses and dead letters, and that nothing waits for a listener."""
+"""Alerts: who is notified of pauses, dead letters and incidents, and that nothing waits for a listener."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from conftest import StartReceiver, wait_until
 from support.delivery import RunningDispatcher
 
-from receiver import Event, hookimpl
+from receiver import Event, Incident, hookimpl
 from receiver.delivery import alerts as alerts_module
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.hooks import hooks_of
 from receiver.hookspecs import PluginHooks, SinkHooks
+from receiver.incident import Cause
 from receiver.journal import SinkState, StoredEvent
 from receiver.simulator import Simulator
 
@@ -232,3 +234,72 @@ def test_the_running_receiver_notifies_plugins_and_sinks_once_of_each_pause_and_
     wait_until(lambda: len(receiver.stdout) == 5)
 
     assert sorted(receiver.stdout[3:]) == [["plugin", "a", "closed for today"], ["sink", "a", "closed for today"]]
+
+
+class OnlyIncidents:
+    """A listener for incidents alone."""
+
+    def __init__(self) -> None:
+        self.incidents: list[tuple[str, Incident]] = []
+
+    @hookimpl
+    def incident_opened(self, incident: Incident) -> None:
+        self.incidents.append(("opened", incident))
+
+    @hookimpl
+    def incident_closed(self, incident: Incident) -> None:
+        self.incidents.append(("closed", incident))
+
+
+def test_incidents_are_announced_to_who_listens_for_them() -> None:
+    now = datetime(2026, 3, 14, tzinfo=UTC)
+    incident = Incident(7, Cause.DEVICE, "p", {"d": "freezer"}, now, now, None, "freezer was not heard")
+    listener, deaf = OnlyIncidents(), Recorder()
+    alerts = alerts_for(listener, deaf)
+    alerts.announce("incident_opened", incident)
+    alerts.announce("incident_closed", incident)
+    alerts.close(20)
+    assert (listener.incidents, deaf.alerts) == ([("opened", incident), ("closed", incident)], [])
+
+
+def test_an_incident_that_a_listener_is_too_far_behind_for_is_logged(
+    released: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts_module, "MAX_QUEUED", 1)
+    blocked = Recorder(lambda: released.wait(60))
+    alerts = alerts_for(blocked)
+    now = datetime(2026, 3, 14, tzinfo=UTC)
+    for _ in range(3):
+        alerts.sink_paused("erp", "it keeps failing")
+    alerts.announce("incident_opened", Incident(7, Cause.DEVICE, "p", {}, now, now, None, "r"))
+    assert "alert incident_opened of sensors dropped: its listener is too far behind" in caplog.text
+
+
+def test_the_running_receiver_announces_an_incident_once_to_a_plugin(
+    start_receiver: StartReceiver, tmp_path: Path
+) -> None:
+    (tmp_path / "listener.py").write_text(
+        "from receiver import hookimpl\n"
+        "@hookimpl\n"
+        "def incident_opened(incident):\n"
+        "    print('opened', incident.id, incident.cause, list(incident.sensors.values()), flush=True)\n"
+        "@hookimpl\n"
+        "def incident_closed(incident):\n"
+        "    print('closed', incident.id, incident.closed is not None, flush=True)\n"
+    )
+    receiver = start_receiver(f'[receiver]\nplugins = ["{tmp_path / "listener.py"}"]\n')
+    freezer, other = Simulator(1, name="freezer"), Simulator(2)
+    now = datetime.now(UTC)
+    for minutes in range(480, 120, -15):
+        receiver.push(freezer.body("temperature", now - timedelta(minutes=minutes)))
+    receiver.push(other.body("temperature", now))
+
+    printed = receiver.folder / "stdout.txt"
+    wait_until(lambda: "opened" in printed.read_text(), 60)
+    receiver.stop()
+    receiver.start()
+    for minutes in (15, 0):
+        receiver.push(freezer.body("temperature", now - timedelta(minutes=minutes)))
+    wait_until(lambda: "closed" in printed.read_text(), 60)
+
+    assert printed.read_text().splitlines() == ["opened 1 device ['freezer']", "closed 1 True"]

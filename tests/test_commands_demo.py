@@ -19,17 +19,20 @@ def test_the_demo_runs_in_any_folder_and_leaves_what_its_sinks_wrote(shell: Shel
     assert pushed
     assert pushed[1] == pushed[2]
     number = int(pushed[1])
-    assert 1 <= number <= 16
+    assert 25 <= number <= 24 + 16
     assert f"archive: {number} delivered, 0 pending" in counts
     assert f"console: {number} delivered, 0 pending" in counts
+
+    assert out[-2].startswith("An incident was opened: Freezer 1 was not heard since ")
+    assert out[-1] == "It is closed: Freezer 1 is heard again."
 
     shown = next(line for line in out if line.endswith("events.csv:"))
     path = Path(shown.removeprefix("The last lines of ").removesuffix(":"))
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len({row["event_id"] for row in rows}) == number
+    assert len({row["event_id"] for row in rows}) == number + 2
     assert path.parent.parent == shell.folder
-    assert len((path.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()) == number
+    assert len((path.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()) == number + 2
     assert "Traceback" not in (path.parent / "log.txt").read_text(encoding="utf-8")
     assert [pid for pid, _ in living_processes() if str(path.parent) in environment_of(pid)] == []
 

@@ -10,7 +10,9 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ import click
 import psycopg
 import pytest
 from pydantic import BaseModel
-from support.commands import Operator
+from support.commands import TWO_SINKS, Operator
 from support.layers import LAYERS
 from support.pages import Page, all_pages, in_backticks, tables
+from support.sensors import fold_a_silent_freezer
 
-from receiver import Event, GiveUp, Pause, Reading, Retry
+from receiver import Event, GiveUp, Incident, Pause, Reading, Retry
 from receiver.admin import MAX_LISTED
 from receiver.commands.main import main
 from receiver.delivery.circuit_breaker import pause_seconds
@@ -35,6 +38,7 @@ from receiver.errors import Rejection
 from receiver.event import TYPES
 from receiver.health import DISPATCHER_SILENT_SECONDS
 from receiver.hookspecs import AlertHooks, PluginHooks, SinkHooks
+from receiver.incident import Cause
 from receiver.intake.connection import REQUEST_SECONDS
 from receiver.intake.responses import RETRY_AFTER_SECONDS
 from receiver.intake.web_server import ERRORS
@@ -42,6 +46,10 @@ from receiver.journal import Arrival, Outcome, Result
 from receiver.journal.sql.schema import metadata
 from receiver.keys import COOL_DOWN_SECONDS, LOOK_SECONDS, MAX_AGE_SECONDS, RETRY_SECONDS
 from receiver.redaction import Redactor
+from receiver.sensors import open_registry
+from receiver.sensors.gaps import Kind
+from receiver.sensors.history import QUANTITIES
+from receiver.sensors.watch import State
 from receiver.settings import (
     ISSUER_URL,
     ORGANIZATION_ID,
@@ -51,6 +59,7 @@ from receiver.settings import (
     JournalTable,
     ReceiverTable,
     RetryPolicy,
+    SensorsTable,
     load,
 )
 from receiver.simulator import Simulator
@@ -63,7 +72,7 @@ from receiver.validation import RENAMED
 ROOT = Path(__file__).parent.parent
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
 README, CHANGELOG = Page("README.md"), Page("CHANGELOG.md")
-CONFIGURATION, SINKS, OPERATIONS, HEROKU, ARCHITECTURE, WRITING, TESTING = (
+CONFIGURATION, SINKS, OPERATIONS, HEROKU, ARCHITECTURE, WRITING, TESTING, SENSORS = (
     Page(f"docs/{name}.md")
     for name in (
         "configuration",
@@ -73,6 +82,7 @@ CONFIGURATION, SINKS, OPERATIONS, HEROKU, ARCHITECTURE, WRITING, TESTING = (
         "architecture",
         "writing-a-sink",
         "testing-and-packaging",
+        "sensors",
     )
 )
 PAGES = [page for page in all_pages() if page.name != CHANGELOG.name]
@@ -80,6 +90,7 @@ PAGES = [page for page in all_pages() if page.name != CHANGELOG.name]
 SETTINGS: dict[str, type[BaseModel]] = {
     "`[receiver]`": ReceiverTable,
     "`[journal]`": JournalTable,
+    "`[sensors]`": SensorsTable,
     "`[sinks.NAME]`": CommonOptions,
     "`[sinks.NAME.filter]`": Filter,
     "`[sinks.NAME.retry]`": RetryPolicy,
@@ -303,6 +314,22 @@ def test_every_event_type_is_documented_with_its_readings() -> None:
     }
 
 
+def test_every_attribute_of_an_incident_is_documented() -> None:
+    section = WRITING.section("Hooks").partition("An `Incident` has ")[2]
+    attributes = {field.name for field in dataclasses.fields(Incident)}
+    assert set(in_backticks(section)) & attributes == attributes
+
+
+# Sensors
+
+
+@pytest.mark.parametrize(
+    ("heading", "words"), [("States", State), ("Incidents", Cause), ("Gaps and completeness", Kind)]
+)
+def test_every_state_cause_and_kind_of_gap_is_documented(heading: str, words: type[StrEnum]) -> None:
+    assert [in_backticks(row[0])[0] for row in SENSORS.table(heading)] == [word.value for word in words]
+
+
 # Commands
 
 
@@ -358,6 +385,9 @@ def test_every_command_has_help_with_an_example(name: str, command: click.Comman
 
 
 def test_the_json_of_every_command_has_the_documented_fields(operator: Operator) -> None:
+    operator.configure(TWO_SINKS.replace("[sensors]\nenabled = false\n", ""))
+    with closing(open_registry(operator.settings)) as registry:
+        fold_a_silent_freezer(registry, datetime.now(UTC))
     operator.add_pending("erp", "e1", "e2")
     operator.settle_due("erp", Result.DEAD, "no")
     operator.journal.accept([Arrival("ab" * 32, b"{}", 0.0, quarantine_reason="the body has no object 'event'")])
@@ -367,14 +397,16 @@ def test_the_json_of_every_command_has_the_documented_fields(operator: Operator)
         "quarantine show": ("ab",),
         "replay": ("erp", "--since", "2000-01-01", "--dry-run"),
         "explain": ("e1",),
+        "sensors show": ("freezer",),
+        "sensors snooze": ("freezer", "--for", "8h"),
+        "sensors retire": ("freezer",),
     }
     documented = {in_backticks(row[0])[0]: in_backticks(row[1]) for row in OPERATIONS.table("JSON")}
     assert documented.keys() == {name for name, command in commands().items() if "--json" in options(command)}
     for name, fields in documented.items():
         printed = operator.json(*name.split(), *arguments.get(name, ()))
-        assert sorted(set(keys(printed, inner=name != "sinks"))) == sorted(
-            set(fields) - {"enabled", "disabled", "removed"}
-        ), name
+        found = set(keys(printed, inner=name != "sinks")) - (set(QUANTITIES) - set(fields))
+        assert sorted(found) == sorted(set(fields) - {"enabled", "disabled", "removed"}), name
 
 
 def keys(value: Any, *, inner: bool) -> Iterator[str]:
@@ -429,9 +461,10 @@ def test_every_response_on_a_page_exists(page: Page) -> None:
 
 
 def test_every_metric_is_documented_with_its_labels_and_type(start_receiver: StartReceiver) -> None:
-    receiver = start_receiver()
+    receiver = start_receiver('[sinks.archive]\ntype = "csv"\npath = "events.csv"\n')
     receiver.push(Simulator().body("touch"))
     wait_until(receiver.rows)
+    wait_until(lambda: "receiver_sensors" in receiver.http.request("GET", f"{receiver.url}/metrics").data.decode())
     page = receiver.http.request("GET", f"{receiver.url}/metrics").data.decode()
     shown = {}
     for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", page, re.MULTILINE):

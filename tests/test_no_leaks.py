@@ -553,7 +553,8 @@ def test_bodies_are_in_the_journal_and_in_sinks_and_nowhere_else(traces: Traces)
     assert found([BODY_WORD], traces.outside()) == []
     holders = {name for name, content in traces.files.items() if BODY_WORD.encode() in content}
     assert {"stdout.txt", "events.csv"} < holders
-    assert all(name.startswith("data/journal.sqlite") for name in holders - {"stdout.txt", "events.csv"})
+    databases = ("data/journal.sqlite", "data/sensors.sqlite")
+    assert all(name.startswith(databases) for name in holders - {"stdout.txt", "events.csv"})
 
 
 def test_no_path_or_query_of_a_request_is_anywhere(traces: Traces) -> None:
@@ -668,7 +669,7 @@ def test_no_repr_shows_a_secret_a_token_or_a_body(tmp_path: Path) -> None:
     redactor = Redactor(settings.secret_values)
     plugins = load_plugins(settings, redactor)
     sinks, broken = build_sinks(plugins, settings, redactor)
-    assert [sink.name for sink in sinks] == ["console", "archive", "hook", "plain"]
+    assert [sink.name for sink in sinks] == ["console", "archive", "hook", "plain", "sensors"]
     instances = [hook.plugin for sink in sinks for hook in sink.hook.open.get_hookimpls()]
     body, now = event_body(0), time.time()
     stored = StoredEvent(1, event_id(body), body, now)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from receiver.errors import ConfigError
 from receiver.event import Event
-from receiver.settings import SECRET, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
+from receiver.settings import SECRET, SENSORS, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
 
 FROM_ENVIRONMENT = "value-from-the-environment"
 OF_UNKNOWN_KEY = "value-of-an-unknown-key"
@@ -467,7 +467,7 @@ def test_nothing_is_looked_up_in_a_disabled_sink(tmp_path: Path) -> None:
     settings = load_config(tmp_path, "[sinks.a]\ntype = 'webhook'\nenabled = false\nurl = { env = 'NOT_SET' }")
     (sink,) = settings.sinks
     assert (sink.options, sink.from_environment, sink.problems) == ({"url": {"env": "NOT_SET"}}, frozenset(), ())
-    assert settings.enabled_sinks == ()
+    assert [sink.name for sink in settings.enabled_sinks] == [SENSORS]
 
 
 @pytest.mark.parametrize(
@@ -542,7 +542,7 @@ def test_an_invalid_sink_stays_enabled_with_its_problems_and_its_valid_keys(
     settings = load_config(tmp_path, f"[sinks.good]\ntype = 'stdout'\n[sinks.bad]\n{table}")
     good, bad = settings.sinks
     assert (bad.common, list(bad.problems)) == (common, [f"config.toml [sinks.bad]: {problem}" for problem in problems])
-    assert settings.enabled_sinks == (good, bad)
+    assert settings.enabled_sinks[:-1] == (good, bad)
     assert good == SinkSettings("good", CommonOptions(type="stdout"))
 
 
@@ -744,3 +744,46 @@ def test_any_document_gives_settings_or_problems_that_show_no_hidden_value(docum
 def test_any_text_gives_settings_or_problems(text: str) -> None:
     result = outcome(text)
     assert isinstance(result, Settings) or result
+
+
+# The registry of sensors
+
+
+def test_the_registry_has_a_sink_of_its_own_unless_it_is_disabled(tmp_path: Path) -> None:
+    archive = "[sinks.archive]\ntype = 'csv'\n"
+    enabled = load_config(tmp_path, archive).enabled_sinks
+    assert enabled[1:] == (SinkSettings("sensors", CommonOptions(type="sensors")),)
+    disabled = load_config(tmp_path, f"[sensors]\nenabled = false\n{archive}")
+    assert [sink.name for sink in disabled.enabled_sinks] == ["archive"]
+
+
+def test_no_sink_can_have_the_name_of_the_registry(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path, "[sinks.sensors]\ntype = 'csv'\n")
+    assert raised.value.problems == (
+        "config.toml [sinks.sensors]: this name is that of the receiver's own sink; rename the table, or set up the "
+        "registry of sensors in [sensors]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("url = 'mysql://h/n'", "url: it must begin with sqlite:/// or postgresql://"),
+        ("silent_after = 1", "silent_after = 1: Input should be greater than or equal to 2"),
+        ("history_days = 1", "history_days = 1: Input should be greater than or equal to 8"),
+        ("settle = 0", "settle = 0: Input should be greater than 0"),
+        ("histori_days = 9", "no option 'histori_days' (did you mean 'history_days'?)"),
+    ],
+)
+def test_a_problem_in_the_table_of_the_registry_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path, f"[sensors]\n{line}\n")
+    assert raised.value.problems == (f"config.toml [sensors]: {problem}",)
+
+
+def test_the_address_of_the_registry_is_a_secret(tmp_path: Path) -> None:
+    url = "postgresql://u:very-secret@h/n"
+    settings = load_config(tmp_path, f"[sensors]\nurl = '{url}'\n")
+    assert url in settings.secret_values
+    assert "very-secret" not in repr(settings)

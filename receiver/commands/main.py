@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import sys
+from contextlib import closing, suppress
 
 import click
 
@@ -20,9 +21,11 @@ from receiver.commands.context import (
 )
 from receiver.commands.deliveries import dead_letters, explain, quarantine, replay, sinks_remove, sinks_resume, status
 from receiver.commands.output import cell, print_json, show_type
-from receiver.errors import ConfigError, ReceiverError
+from receiver.commands.sensors import sensors
+from receiver.errors import ConfigError, JournalError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
+from receiver.sensors import open_registry, registry_path
 from receiver.settings import SECRET, Settings, load_with_problems, read_secret
 from receiver.validation import counted
 
@@ -104,6 +107,7 @@ def check() -> None:
         elif version.found is not None:
             records = open_journal_records(settings, create_tables=False)
             warnings += health.removed_sinks(settings, records.counts())
+            warnings += unwatchable_sensors(settings)
             warnings += [line for lines in health.signing_keys(settings, records) for line in lines]
     except ReceiverError as error:
         problems.append(str(error))
@@ -111,7 +115,7 @@ def check() -> None:
         click.echo(f"warning: {redactor().redact(warning)}", err=True)
     if problems:
         raise ConfigError(problems)
-    names = ", ".join(sink.name for sink in settings.enabled_sinks) or "none"
+    names = ", ".join(sink.name for sink in settings.sinks if sink.common.enabled) or "none"
     for line in admin.secrets_used(records, settings) + admin.signing_keys(records, settings):
         click.echo(line)
     click.echo(f"{settings.path.name} is valid. Enabled sinks: {names}. Signature secrets: {len(settings.secrets)}.")
@@ -132,6 +136,8 @@ def migrate() -> None:
     settings = load_settings()
     version = tables_version(settings)
     open_journal_records(settings)
+    if settings.sensors.enabled:
+        open_registry(settings).close()
     if version.found is None:
         click.echo(f"Created the journal's tables (version {version.latest}).")
     elif version.found < version.latest:
@@ -225,6 +231,18 @@ def demo(seconds: float, rate: float) -> None:
     run(seconds, rate, click.echo)
 
 
+def unwatchable_sensors(settings: Settings) -> list[str]:
+    """Warnings from the registry of sensors, if there is one."""
+    from receiver.sensors.shown import unwatchable
+
+    path = registry_path(settings)
+    if not settings.sensors.enabled or (path is not None and not path.exists()):
+        return []
+    with suppress(JournalError), closing(open_registry(settings, create=False)) as registry:
+        return unwatchable(registry)
+    return []
+
+
 def show_types(settings: Settings, as_json: bool) -> None:
     from receiver.delivery.plugins import load_plugins
 
@@ -253,7 +271,7 @@ def _socket(descriptor: int | None) -> socket.socket | None:
     return None if descriptor is None else socket.socket(fileno=descriptor)
 
 
-for command in (dead_letters, explain, quarantine, replay, status):
+for command in (dead_letters, explain, quarantine, replay, sensors, status):
     main.add_command(command)
 for command in (sinks_remove, sinks_resume):
     sinks.add_command(command)

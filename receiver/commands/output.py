@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import click
@@ -25,7 +25,7 @@ def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] =
         cells = [[cell(getattr(row, name)) for name in names] for row in rows]
         used = [n for n in range(len(names)) if any(line[n] != "-" for line in cells)]
         widths = [max(len(line[n]) for line in [names, *cells]) for n in used]
-        heading = "  ".join(names[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip()
+        heading = "  ".join(names[n].rstrip("_").ljust(width) for n, width in zip(used, widths, strict=True)).rstrip()
         click.secho(heading.replace("_", " "), bold=True)
         for line in cells:
             click.echo("  ".join(line[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip())
@@ -50,11 +50,16 @@ def print_json(value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value that can be written as JSON: dataclasses as objects, times as RFC 3339, bytes as text."""
+    """A value that can be written as JSON: dataclasses as objects, times as RFC 3339, bytes as text.
+
+    A field that would be a keyword of Python has a `_` at its end, which is left out.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name.rstrip("_"): plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, datetime):
         return rfc3339(value, "milliseconds")
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Alerts: calls the hooks of every plugin and sink that wants to know of pauses and dead letters.
+"""Alerts: calls the hooks of every plugin and sink that wants to know of pauses, dead letters and incidents.
 
 Each listener has a queue and a thread of its own: one that blocks or fails delays no delivery and no other listener.
 Alerts exist in memory only; what they are about is in the journal.
@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from receiver.errors import NotAnEvent
+from receiver.hookspecs import AlertHooks
+from receiver.incident import Incident
 from receiver.journal import StoredEvent
 from receiver.redaction import error_text
 
@@ -24,7 +26,7 @@ MAX_QUEUED = 1000
 
 
 class Alerts:
-    """Notifies of pauses and dead letters. Its calls neither block nor raise, whatever the listeners do."""
+    """Notifies of pauses, dead letters and incidents. Its calls neither block nor raise, whatever the listeners do."""
 
     def __init__(self, plugins: Sequence[Any], sinks: Sequence[Any], redact: Callable[[str], str]) -> None:
         """Each of these hooks that implements an alert is a listener; a sink is not notified before `start`."""
@@ -51,6 +53,11 @@ class Alerts:
         for listener in self._listeners:
             listener.notify("delivery_died", event=event, sink=sink, reason=reason)
 
+    def announce(self, hook: str, incident: Incident) -> None:
+        """Call `incident_opened` or `incident_closed`."""
+        for listener in self._listeners:
+            listener.notify(hook, incident=incident)
+
     def close(self, seconds: float) -> None:
         """Wait until the listeners have got all their alerts, for `seconds` at most."""
         end = time.monotonic() + seconds
@@ -74,7 +81,8 @@ class Listener(threading.Thread):
         try:
             self._queue.put_nowait((name, arguments))
         except queue.Full:
-            log.warning("alert %s of sink %s dropped: its listener is too far behind", name, arguments["sink"])
+            subject = f"sink {arguments['sink']}" if "sink" in arguments else "sensors"
+            log.warning("alert %s of %s dropped: its listener is too far behind", name, subject)
 
     def finish(self) -> None:
         try:
@@ -93,4 +101,5 @@ class Listener(threading.Thread):
 
 
 def _implements_alert(hook: Any) -> bool:
-    return bool(hook.sink_paused.get_hookimpls() or hook.delivery_died.get_hookimpls())
+    names = [name for name in vars(AlertHooks) if not name.startswith("_")]
+    return any(getattr(hook, name).get_hookimpls() for name in names)

@@ -18,6 +18,7 @@ from typing import Any
 
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.circuit_breaker import CircuitBreaker, Random
+from receiver.delivery.registry import Judge
 from receiver.delivery.sink_loop import CLAIM_SECONDS, IDLE_SECONDS, POLL_SECONDS, Redact, SinkLoop
 from receiver.delivery.sinks import Sink
 from receiver.errors import JournalUnavailable, NotAnEvent
@@ -61,6 +62,7 @@ class Dispatcher:
 
     `enabled` and `disabled` are the sinks of config.toml. `broken` maps the name of each enabled sink that could not be
     built to the reason, `sinks` are the others. `plugins` are the hooks of plugins. `warnings` are for operators.
+    `judge` judges the sensors.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Dispatcher:
         disabled: Sequence[SinkSettings] = (),
         plugins: Sequence[Any] = (),
         warnings: Sequence[str] = (),
+        judge: Judge | None = None,
         retention_seconds: float,
         redact: Redact = str,
         random: Random = random.random,
@@ -82,6 +85,7 @@ class Dispatcher:
         self._sinks = sinks
         self._broken = broken
         self._warnings = warnings
+        self._judge = judge
         self._retention_seconds = retention_seconds
         self._redact = redact
         self._random = random
@@ -106,10 +110,14 @@ class Dispatcher:
     def run(self, lifeline: Lifeline) -> None:
         """Deliver until the lifeline says stop; then deliver what is due, for a limited time."""
         threads = self.start()
+        if self._judge:
+            self._judge.start(self._alerts)
         while not lifeline.stopping():
             lifeline.report_alive()
             if not self.tick():
                 self._new_events = self._journal.wait_for_events()
+        if self._judge:
+            self._judge.stop()
         self._drain(lifeline, threads)
         self._alerts.close(CLOSE_SECONDS)
         self._close_sinks()

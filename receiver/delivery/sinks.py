@@ -14,12 +14,13 @@ from pydantic import BaseModel, SecretStr
 
 from receiver.delivery.hooks import hooks_of
 from receiver.delivery.plugins import Guard, Plugins
+from receiver.delivery.registry import RegistrySink
 from receiver.delivery.sink_type import SinkType
 from receiver.delivery.source_lines import line_and_text, line_of_class, line_of_function
 from receiver.errors import PluginError
 from receiver.hookspecs import SinkHooks
 from receiver.redaction import Redactor
-from receiver.settings import CommonOptions, Settings, SinkSettings
+from receiver.settings import SENSORS, CommonOptions, Settings, SinkSettings
 from receiver.validation import counted, fields, nearest, parse
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redacto
 
     `redactor` hides the secrets among its options from then on.
     """
+    if sink.name == SENSORS:
+        return _sink(sink, RegistrySink(settings))
     built, problems = _build(plugins, settings, sink, redactor)
     if built is None or problems:
         raise PluginError("\n".join(problems))

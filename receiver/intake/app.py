@@ -36,7 +36,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     """The app on an open journal."""
     app = Flask("receiver", static_folder=None)
     pages = app.wsgi_app
-    metrics = Metrics(journal)
+    metrics = Metrics(journal, settings)
     pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics, verify_with(settings, journal))
     readiness = SharedCall(Readiness(settings, journal, Redactor(settings.secret_values)).get)
     metrics_page = SharedCall(metrics.page)

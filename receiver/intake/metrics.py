@@ -14,8 +14,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from receiver import __version__
-from receiver.errors import JournalUnavailable
+from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Counts, Journal, SinkState
+from receiver.sensors import open_registry, registry_path
+from receiver.sensors.registry import Registry
+from receiver.settings import Settings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -23,7 +26,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """The metrics of one intake process."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, settings: Settings | None = None) -> None:
+        """With `settings`, the sensors of their registry are shown too."""
         self._own = CollectorRegistry()
         self._pushes = Counter(
             "receiver_pushes",
@@ -51,6 +55,8 @@ class Metrics:
             self._shown.register(self._verified)
             self._shown.register(self._commits)
         self._shown.register(JournalGauges(journal))
+        if settings is not None and settings.sensors.enabled:
+            self._shown.register(SensorGauges(settings))
 
     def count_push(self, code: int, result: str) -> None:
         """Count one response to a push: its status code, and its text."""
@@ -131,3 +137,36 @@ class JournalGauges(Collector):
             return self._journal.counts(), self._journal.sink_states()
         except JournalUnavailable as error:
             return error
+
+
+class SensorGauges(Collector):
+    """What the registry of sensors says; nothing while it cannot be read, so that all other metrics are shown."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._registry: Registry | None = None
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            states, causes = self._read()
+        except JournalError:
+            return
+        sensors = GaugeMetricFamily("receiver_sensors", "Sensors, by their state", labels=["state"])
+        incidents = GaugeMetricFamily("receiver_incidents", "Open incidents, by their cause", labels=["cause"])
+        for state, count in states.items():
+            sensors.add_metric([state], count)
+        for cause, count in causes.items():
+            incidents.add_metric([cause], count)
+        yield from (sensors, incidents)
+
+    def _read(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Opens the registry at the first call: the dispatcher creates its tables."""
+        if self._registry is None:
+            path = registry_path(self._settings)
+            if path is not None and not path.exists():
+                raise JournalError("there is no registry yet")
+            self._registry = open_registry(self._settings, create=False)
+        return self._registry.states(), self._registry.causes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from receiver.journal.contract import (
@@ -27,7 +28,7 @@ from receiver.journal.contract import (
 from receiver.settings import Settings
 
 if TYPE_CHECKING:
-    from receiver.journal.sql.database import Database
+    from receiver.journal.sql.database import Database as Database
 
 __all__ = [
     "Arrival",
@@ -47,6 +48,7 @@ __all__ = [
     "SinkState",
     "StoredEvent",
     "TablesVersion",
+    "open_database",
     "open_journal",
     "open_records",
     "tables_version",
@@ -83,12 +85,26 @@ def tables_version(settings: Settings) -> TablesVersion:
         return tables_version(database)
 
 
-def _database(settings: Settings) -> Database:
-    table = settings.journal
-    if settings.database_url is not None:
+def open_database(
+    url: str | None,
+    path: Path,
+    min_free_mb: int = 0,
+    max_size_mb: int | None = None,
+    setting: str = "DATABASE_URL",
+) -> Database:
+    """The PostgreSQL database at `url`, as named in a `setting`; without one, the SQLite file at `path`.
+
+    Raises JournalError.
+    """
+    if url is not None:
         from receiver.journal.sql.postgresql import PostgresqlDatabase
 
-        return PostgresqlDatabase(settings.database_url, table.max_size_mb)
+        return PostgresqlDatabase(url, max_size_mb, setting)
     from receiver.journal.sql.sqlite import SqliteDatabase
 
-    return SqliteDatabase(settings.journal_path, table.min_free_mb, table.max_size_mb)
+    return SqliteDatabase(path, min_free_mb, max_size_mb)
+
+
+def _database(settings: Settings) -> Database:
+    table = settings.journal
+    return open_database(settings.database_url, settings.journal_path, table.min_free_mb, table.max_size_mb)

@@ -30,6 +30,8 @@ ROOT = Path(__file__).parent.parent.parent
 """The working directory of the receiver, so that `python -m receiver` finds it."""
 
 CSV_ONLY = """
+[sensors]
+enabled = false
 [sinks.archive]
 type = "csv"
 path = "events.csv"

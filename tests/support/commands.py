@@ -40,7 +40,7 @@ MISSING_SECRET = (
 )
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
 LONG_AGO = "2000-01-01"
-JOURNAL = "[journal]\nmin_free_mb = 0\n"
+JOURNAL = "[journal]\nmin_free_mb = 0\n[sensors]\nenabled = false\n"
 CONSOLE = "[sinks.console]\ntype = 'stdout'\n"
 TWO_SINKS = f"""{JOURNAL}
 [sinks.erp]

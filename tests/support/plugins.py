@@ -45,7 +45,7 @@ class PluginFolder:
         return path
 
     def settings(self, sinks: str = "", **environ: str) -> Settings:
-        config = f"[receiver]\nplugins = {json.dumps(self.plugins)}\n{sinks}"
+        config = f"[receiver]\nplugins = {json.dumps(self.plugins)}\n[sensors]\nenabled = false\n{sinks}"
         (self.folder / "config.toml").write_text(config, encoding="utf-8")
         return load({"RECEIVER_CONFIG": str(self.folder / "config.toml"), SECRET: SIGNATURE_SECRET, **environ})
 

@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from receiver.errors import JournalUnavailable, ReceiverError
+from receiver.errors import JournalError, JournalUnavailable, ReceiverError
 from receiver.journal.contract import Arrival
 from receiver.journal.sql.database import storable
 from receiver.journal.sql.fair_lock import FairLock
@@ -69,9 +69,13 @@ class PostgresqlDatabase:
 
     shared = True
 
-    def __init__(self, url: str, max_size_mb: int | None) -> None:
-        """`url` as in DATABASE_URL. Raises JournalError when it is not a URL of PostgreSQL."""
-        parameters = connection_parameters(url)
+    def __init__(self, url: str, max_size_mb: int | None, setting: str = "DATABASE_URL") -> None:
+        """`url` is that of a `setting`. Raises JournalError when it is not a URL of PostgreSQL."""
+        self._setting = setting
+        try:
+            parameters = connection_parameters(url)
+        except JournalError as error:
+            raise JournalError(str(error).replace("DATABASE_URL", setting)) from None
         self._parameters: Callable[[], dict[str, str]] = lambda: (
             parameters
         )  # a function, so that no repr shows the password
@@ -105,7 +109,7 @@ class PostgresqlDatabase:
         values = tuple(map(list, columns))
         if connection is not None:
             return set(connection.exec_driver_sql(INSERT_EVENTS, values).scalars())
-        with _translated_errors():
+        with _translated_errors(self._setting):
             try:
                 return self._insert(values)
             except psycopg.Error as error:
@@ -123,13 +127,13 @@ class PostgresqlDatabase:
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """Always durable: less would gain little here."""
-        with _translated_errors(), self._transaction() as connection:
+        with _translated_errors(self._setting), self._transaction() as connection:
             yield connection
             connection.commit()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with _translated_errors(), self._transaction() as connection:
+        with _translated_errors(self._setting), self._transaction() as connection:
             yield connection
 
     def check_capacity(self) -> None:
@@ -294,7 +298,7 @@ def _drop_session(context: ExceptionContext) -> None:
 
 
 @contextmanager
-def _translated_errors() -> Iterator[None]:
+def _translated_errors(setting: str) -> Iterator[None]:
     """Turn every exception into JournalUnavailable, with a reason in our own words."""
     try:
         yield
@@ -302,7 +306,7 @@ def _translated_errors() -> Iterator[None]:
         raise
     except (DBAPIError, psycopg.Error) as error:
         cause = reason(getattr(error, "orig", error))
-        raise JournalUnavailable(f"the database of DATABASE_URL cannot be used now: {cause}") from None
+        raise JournalUnavailable(f"the database of {setting} cannot be used now: {cause}") from None
     except Exception as error:
         log.exception("internal error in the journal")
         raise JournalUnavailable(f"internal error in the journal: {type(error).__name__}") from None

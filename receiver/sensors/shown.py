@@ -1,0 +1,233 @@
+"""What operators see of the registry: rows for commands and pages, and sensors found by id or name."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from receiver.errors import ReceiverError
+from receiver.sensors.gaps import completeness, find_gaps
+from receiver.sensors.history import Point, quantities_in, unpack
+from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, minute_of
+from receiver.sensors.registry import Registry
+from receiver.sensors.watch import DAY_SECONDS, Watched
+
+MAX_LISTED = 1000
+"""How many gaps and incidents are listed: more than anyone reads."""
+
+WATCHED_HOURS = 2.0
+"""A sensor that was heard for so long without a heartbeat sends none."""
+
+
+@dataclass(frozen=True)
+class LatestValue:
+    """The latest reading of a quantity."""
+
+    value: float
+    unit: str
+    time: datetime
+
+
+@dataclass(frozen=True)
+class SensorRow:
+    """A sensor, as it is shown; times are aware UTC."""
+
+    device_id: str
+    name: str | None
+    type: str | None
+    project_id: str | None
+    state: str
+    last_heard: datetime | None
+    heartbeat_seconds: int | None
+    battery: float | None
+    signal_strength: float | None
+    latest: Mapping[str, LatestValue]
+
+
+@dataclass(frozen=True)
+class DayRow:
+    """How much of a day a sensor covered, from 0 to 1."""
+
+    day: date
+    completeness: float
+
+
+@dataclass(frozen=True)
+class SensorDetails(SensorRow):
+    """A sensor with what is shown of it alone."""
+
+    days: tuple[DayRow, ...]
+
+
+@dataclass(frozen=True)
+class GapRow:
+    """A gap of a sensor, to the minute; `to` is None while it lasts."""
+
+    device_id: str
+    from_: datetime
+    to: datetime | None
+    seconds: int
+    kind: str
+    filled: bool
+
+
+@dataclass(frozen=True)
+class IncidentRow:
+    """An incident, as it is shown, with the device ids of its sensors."""
+
+    id: int
+    cause: str
+    project_id: str | None
+    sensors: tuple[str, ...]
+    opened: datetime
+    closed: datetime | None
+    reason: str
+
+
+def sensor_rows(registry: Registry) -> list[SensorRow]:
+    return [_row(stored) for stored in registry.rows()]
+
+
+def find(registry: Registry, text: str) -> Any:
+    """The stored row of the sensor with this device id or name. Raises ReceiverError unless there is exactly one."""
+    found = registry.named(text)
+    if len(found) > 1:
+        candidates = ", ".join(row.device_id for row in found)
+        raise ReceiverError(f"{len(found)} sensors are named {text!r}; give a device id: {candidates}")
+    if not found:
+        raise ReceiverError(f"no sensor has the device id or the name {text!r}; `sensors` shows all")
+    return found[0]
+
+
+def details(registry: Registry, text: str, now: float) -> SensorDetails:
+    """A sensor with the completeness of the last 7 days."""
+    stored = find(registry, text)
+    known = registry.heard([stored], filled=True).get(stored.device_id)
+    days = []
+    if known is not None:
+        until = minute_of(_newest(registry, stored, now))
+        interval = _interval(stored)
+        for day in range((until - LEARN_MINUTES) // DAY_MINUTES + 1, until // DAY_MINUTES + 1):
+            share = completeness(known, interval, day, minute_of(stored.first_heard or now), until)
+            if share is not None:
+                days.append(DayRow(date(1970, 1, 1) + timedelta(days=day), round(share, 4)))
+    return SensorDetails(**{**vars(_row(stored)), "days": tuple(days)})
+
+
+def last_day(registry: Registry, device: str, newest: float) -> dict[str, list[Point]]:
+    """The stored points of the 24 hours before `newest`, by quantity."""
+    stored = registry.days(device, int(newest // DAY_SECONDS) - 1)
+    found = {}
+    for quantity in quantities_in((each.hours, each.points) for each in stored):
+        points = [point for each in stored for point in unpack(each.day, quantity, each.hours, each.points)]
+        found[quantity] = [point for point in points if newest - DAY_SECONDS < point.time <= newest]
+    return {quantity: points for quantity, points in found.items() if points}
+
+
+def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
+    """The gaps of the last 7 days, of one sensor or of all, newest first."""
+    stored = [find(registry, text)] if text is not None else registry.rows()
+    newest = registry.newest(now)
+    outages, down = registry.outages(now)
+    rows: list[GapRow] = []
+    for some in _chunks([each for each in stored if each.last_heard is not None and each.periodic]):
+        heard, known = registry.heard(some), registry.heard(some, filled=True)
+        for each in some:
+            unheard = sorted([*down, *outages.get(each.project_id or "", ())])
+            until = now if each.retired_at is None else each.retired_at
+            end = minute_of(min(newest.get(each.project_id or "", now), until))
+            for gap in find_gaps(
+                heard[each.device_id], known[each.device_id], _interval(each), each.type, _merged(unheard), end
+            ):
+                to = None if gap.end is None else _time(gap.end * 60)
+                rows.append(
+                    GapRow(each.device_id, _time(gap.start * 60), to, gap.minutes * 60, gap.kind.value, gap.filled)
+                )
+    return sorted(rows, key=lambda row: row.from_, reverse=True)[:MAX_LISTED]
+
+
+def incident_rows(registry: Registry) -> list[IncidentRow]:
+    """The newest incidents, newest first."""
+    return [
+        IncidentRow(
+            each.id,
+            each.cause.value,
+            each.project_id,
+            tuple(each.sensors),
+            each.opened,
+            each.closed,
+            each.reason,
+        )
+        for each in registry.incidents(MAX_LISTED)
+    ]
+
+
+def unwatchable(registry: Registry) -> list[str]:
+    """A warning for each project with sensors that send no heartbeat: nothing tells when they are silent."""
+    without = Counter(
+        row.project_id or "(unknown)"
+        for row in registry.rows()
+        if not row.periodic
+        and row.last_heard is not None
+        and row.first_heard is not None
+        and row.last_heard - row.first_heard > WATCHED_HOURS * 3600
+        and row.type != "ccon"
+    )
+    return [
+        f"no heartbeat was ever heard of {count} sensors in project {project}, so it cannot be noticed when they fall "
+        "silent; let its Data Connector send networkStatus"
+        for project, count in sorted(without.items())
+    ]
+
+
+def _row(stored: Any) -> SensorRow:
+    facts = json.loads(stored.facts)
+    latest = {
+        name.removeprefix("latest:"): LatestValue(fact[1], fact[2], _time(fact[0]))
+        for name, fact in facts.items()
+        if name.startswith("latest:")
+    }
+    return SensorRow(
+        stored.device_id,
+        stored.name,
+        stored.type,
+        stored.project_id,
+        stored.state,
+        None if stored.last_heard is None else _time(stored.last_heard),
+        None if stored.interval_minutes is None else round(_interval(stored) * 60),
+        latest["battery"].value if "battery" in latest else None,
+        latest["signal_strength"].value if "signal_strength" in latest else None,
+        latest,
+    )
+
+
+def _interval(stored: Any) -> float:
+    return Watched(*(getattr(stored, name) for name in Watched._fields)).interval
+
+
+def _newest(registry: Registry, stored: Any, now: float) -> float:
+    return registry.newest(now).get(stored.project_id or "", now)
+
+
+def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted spans without overlaps."""
+    merged: list[tuple[int, int]] = []
+    for start, end in spans:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), 500):
+        yield rows[start : start + 500]
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
