@@ -309,6 +309,29 @@ def unknown_event_types(settings: Settings) -> list[str]:
     ]
 
 
+def unmatchable_filters(settings: Settings) -> list[str]:
+    """A problem for each condition of an enabled sink that no event can meet."""
+    return [
+        f"{settings.path.name} [sinks.{sink.name}]: filter.{line}"
+        for sink in settings.enabled_sinks
+        for line in _unmatchable(sink.common.filter)
+    ]
+
+
+def _unmatchable(condition: Filter) -> list[str]:
+    ids = {"devices": condition.devices or (), "projects": condition.projects or ()}
+    empty = [key for key, names in dict(condition).items() if names == ()]
+    return [
+        *(f"{key} = [] matches no event; name some, or remove it" for key in empty),
+        *(
+            f"{key}: {name!r} matches no event; give the id alone, {name.rpartition('/')[2]!r}"
+            for key, names in ids.items()
+            for name in names
+            if "/" in name
+        ),
+    ]
+
+
 def undocumented(types: Sequence[str]) -> list[str]:
     """A line for each event type that DT does not document, with the nearest one that it does."""
     return [f"DT documents no event type {name!r}{nearest(name, TYPES)}" for name in types if name not in TYPES]

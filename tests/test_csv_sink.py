@@ -132,11 +132,11 @@ ALL_COLUMNS = re.escape(READINGS_HEADER.replace(",", ", "))
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"columns": ["vlaue"]}, rf"csv_file/__init__.py:\d+: ValueError: no column 'vlaue'; there are: {ALL_COLUMNS}"),
-        ({"columns": ["data"]}, rf"csv_file/__init__.py:\d+: ValueError: no column 'data'; there are: {ALL_COLUMNS}"),
+        ({"columns": ["vlaue"]}, rf"no column 'vlaue'; there are: {ALL_COLUMNS}"),
+        ({"columns": ["data"]}, rf"no column 'data'; there are: {ALL_COLUMNS}"),
         (
             {"columns": ["label_site"]},
-            rf"csv_file/__init__.py:\d+: ValueError: no column 'label_site'; there are: {ALL_COLUMNS}",
+            rf"no column 'label_site'; there are: {ALL_COLUMNS}",
         ),
         ({"rows": "reading"}, r"rows: Input should be 'readings' or 'events'"),
         ({"colums": ["time"]}, r"no option 'colums' \(did you mean 'columns'\?\)"),

@@ -74,7 +74,7 @@ SETTINGS: dict[str, type[BaseModel]] = {
 }
 ENVIRONMENT = {
     SECRET: "k" * 32,
-    "ERP_SECRET": "c2VjcmV0",
+    "ERP_SECRET": "c2VjcmV0IG9mIHR3ZW50eS1mb3VyIGJ5dGVz",
     "CHAT_WEBHOOK_URL": "https://chat.example.com/hook",
     "DATABASE_URL": "postgres://user:password@host:5432/name",
 }

@@ -77,6 +77,28 @@ def test_options_that_are_set_reach_the_constructor_and_the_others_keep_their_de
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ("sqlite:///data/x.sqlite", "sqlite:///{folder}/data/x.sqlite"),
+        (" sqlite+pysqlite:///x.sqlite?timeout=5\n", " sqlite+pysqlite:///{folder}/x.sqlite?timeout=5\n"),
+        ("sqlite:////srv/x.sqlite", "sqlite:////srv/x.sqlite"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite:///file:x.sqlite", "sqlite:///file:x.sqlite"),
+        ("sqlite:///", "sqlite:///"),
+        ("postgres://u@h/data", "postgres://u@h/data"),
+        ("see sqlite:///x", "see sqlite:///x"),
+    ],
+)
+def test_a_relative_path_in_the_url_of_an_sqlite_file_counts_from_config_toml(
+    given: str, got: str, plugin_folder: PluginFolder
+) -> None:
+    plugin_folder.add(OPTIONS)
+    sink = plugin_folder.build("url = { env = 'URL' }\ntoken = { env = 'URL' }", URL=given)
+    expected = got.format(folder=plugin_folder.folder)
+    assert (sink.url, sink.token) == (expected, Secret(expected))
+
+
 def test_a_default_factory_of_a_plugin_is_neither_called_nor_shown(plugin_folder: PluginFolder) -> None:
     factories = (
         "    token: str = field(default_factory=lambda: 1 / 0)\n    many: list[str] = field(default_factory=list)\n"
@@ -256,7 +278,7 @@ def test_a_constructor_can_have_positional_only_arguments_with_defaults(plugin_f
     [
         (
             "class Mine:\n    def __init__(self):\n        raise ValueError('no\\nway')\n",
-            "mine.py:6: ValueError: no way",
+            "no way",
         ),
         (
             "@dataclass\nclass Mine:\n    def __post_init__(self):\n        1 / 0\n",

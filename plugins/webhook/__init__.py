@@ -9,7 +9,8 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,12 +24,14 @@ from urllib3.exceptions import HTTPError
 
 from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
 
-from .addresses import check_literal, connect
+from .addresses import check_literal, check_localhost, connect
 from .exchange import CompleteHead, Deadlines, TimeLimits, discard_body
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 MAX_REJECTIONS = 3
 """The attempt at which an event that the endpoint rejects (4xx) is given up."""
+MIN_KEY_BYTES = 24
+"""From the specification of Standard Webhooks: a secret has 24 to 64 bytes."""
 CONNECTIONS = 64
 """As many as the largest `concurrency`."""
 
@@ -77,12 +80,19 @@ class Webhook:
     limits: ClassVar[TimeLimits] = TimeLimits()  # not an option
 
     def __post_init__(self) -> None:
-        self._scheme, self._host, self._port, self._target = split_url(self.url)
         secrets = self.secret if isinstance(self.secret, list) else [] if self.secret is None else [self.secret]
+        errors: list[Exception] = []
+        with collected(errors):
+            self._scheme, self._host, self._port, self._target = split_url(self.url)
         for name, value in self.headers.items():
-            check_header(name, value)
-        self._keys = [signing_key(secret) for secret in secrets]
-        self._proxy = None if self.proxy is None else proxy_options(self.proxy)
+            with collected(errors):
+                check_header(name, value)
+        with collected(errors):
+            self._keys = [signing_key(secret) for secret in secrets]
+        with collected(errors):
+            self._proxy = None if self.proxy is None else proxy_options(self.proxy)
+        if errors:
+            raise ExceptionGroup("invalid options", errors)
         self._deadlines = Deadlines(self.limits.total_seconds)
         self._pool: HTTPConnectionPool | None = None
 
@@ -125,6 +135,24 @@ class Webhook:
         self._deadlines.stop()
         if self._pool is not None:
             self._pool.close()
+
+    @hookimpl
+    def find_problems(self) -> list[str]:
+        problems: list[Exception] = []
+        with collected(problems):
+            check_literal(self._host, self.allow_private)
+            if self._proxy is None:
+                check_localhost(self._host, self.allow_private)
+        with collected(problems):
+            self._tls()
+        return [
+            *map(str, problems),
+            *(
+                f"secret has {len(key)} bytes; Standard Webhooks requires at least {MIN_KEY_BYTES}"
+                for key in self._keys
+                if len(key) < MIN_KEY_BYTES
+            ),
+        ]
 
     def _headers(self, event: Event, now: float) -> dict[str, str]:
         headers = {"content-type": "application/json", "user-agent": "dt-receiver"}
@@ -181,6 +209,15 @@ class Webhook:
                 super().putrequest(*args, **kwargs)
 
         return Checked
+
+
+@contextmanager
+def collected(errors: list[Exception]) -> Iterator[None]:
+    """Go on after an error that a user can correct, so that the others are found as well."""
+    try:
+        yield
+    except (ValueError, Pause) as error:
+        errors.append(error)
 
 
 @hookimpl

@@ -84,7 +84,7 @@ def check() -> None:
     redactor().hide(settings.secret_values)
     plugins = load_plugins(settings, redactor())
     of_plugins_and_sinks, local_paths = find_problems(plugins, settings, redactor())
-    problems += of_plugins_and_sinks
+    problems += of_plugins_and_sinks + admin.unmatchable_filters(settings)
     warnings = health.configuration_warnings(settings)
     warnings += health.odd_secrets(secrets_by_option(plugins, settings))
     warnings += health.local_files(settings, local_paths)
