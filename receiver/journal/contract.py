@@ -82,7 +82,7 @@ class Result(StrEnum):
     FAILED = "failed"
     """Retry at `due`; counts as a failure of the delivery."""
     POSTPONED = "postponed"
-    """Retry at `due`; does not count as a failure, because the cause is the sink and not the event."""
+    """Retry at `due`; a failure of the sink, but not of the delivery, because the cause is not the event."""
     RELEASED = "released"
     """The sink was not called: the delivery is as it was before the claim."""
     DEAD = "dead"
@@ -118,6 +118,7 @@ class SinkState:
 class SinkCounts:
     """Deliveries of a sink: `pending` and `dead` now; `delivered`, `attempts` and `failures` since the beginning.
 
+    Each attempt whose result was recorded is a success or a failure: `attempts` is `delivered` plus `failures`.
     `oldest_received_at` is when the oldest event with a pending delivery was received.
     """
 

@@ -367,10 +367,9 @@ class SqlJournal(SqlState):
         attempts = {"attempts": sinks.c.attempts + ended}
         if result is Result.DELIVERED:
             return {**attempts, "delivered": sinks.c.delivered + ended, "last_success_at": self.now()}
-        failures = 0 if result is Result.POSTPONED else ended
         return {
             **attempts,
-            "failures": sinks.c.failures + failures,
+            "failures": sinks.c.failures + ended,
             "last_failure_at": self.now(),
             "last_failure_reason": self._database.storable(reason),
         }

@@ -25,7 +25,7 @@ from sqlalchemy import (
     literal_column,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 UPGRADES = {
     1: (
         "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false",
@@ -41,6 +41,7 @@ UPGRADES = {
         "ALTER TABLE dispatchers ADD COLUMN warnings TEXT NOT NULL DEFAULT ''",
     ),
     3: ("ALTER TABLE sinks ADD COLUMN missed_from BIGINT",),
+    4: ("UPDATE sinks SET failures = attempts - delivered",),  # which did not count failed probes
 }
 """The statements that upgrade each version to the next; missing indexes are created afterwards."""
 
