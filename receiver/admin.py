@@ -145,6 +145,16 @@ def dead_letters(records: Records, settings: Settings, sink: str | None) -> list
     ]
 
 
+def count_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
+    """How many dead letters a sink has: of those named, or of all if none is."""
+    require_known(records, settings, sink)
+    if not event_ids:
+        return records.counts().sinks.get(sink, SinkCounts()).dead
+    histories = [history for name in dict.fromkeys(event_ids) if (history := records.history(name))]
+    states = [each.state for history in histories for each in history.deliveries if each.sink == sink]
+    return require_some(states.count("dead"), sink, event_ids)
+
+
 def retry_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
     """Make dead letters of an enabled sink pending again: those named, or all if none is. Returns how many."""
     enabled_sink(settings, sink)
@@ -291,12 +301,19 @@ def resume(records: Records, settings: Settings, sink: str) -> str:
     return state.pause_reason
 
 
-def remove_sink(records: Records, settings: Settings, sink: str) -> int:
-    """Delete a sink that is no longer enabled, and its deliveries; returns how many of those were pending or dead."""
+def count_undelivered(records: Records, settings: Settings, sink: str) -> int:
+    """How many pending and dead deliveries `remove_sink` would delete. Raises ReceiverError as that does."""
     if sink in {each.name for each in settings.enabled_sinks}:
         raise ReceiverError(f"sink {sink} is enabled in {settings.path.name}; remove it there and restart first")
     if sink not in records.sink_states():
         raise ReceiverError(f"there is no sink {sink} in the journal{nearest(sink, records.sink_states())}")
+    of_sink = records.counts().sinks.get(sink, SinkCounts())
+    return of_sink.pending + of_sink.dead
+
+
+def remove_sink(records: Records, settings: Settings, sink: str) -> int:
+    """Delete a sink that is no longer enabled, and its deliveries; returns how many of those were pending or dead."""
+    count_undelivered(records, settings, sink)
     return records.remove_sink(sink)
 
 

@@ -254,7 +254,7 @@ def test_a_removed_sink_with_pending_deliveries_is_a_warning(operator: Operator)
             "enable it, or run `python -m receiver sinks remove old` to delete what is pending"
         ],
     )
-    operator.lines("sinks", "remove", "old")
+    operator.lines("sinks", "remove", "old", "--yes")
     assert operator.run("check").errors == []
 
 

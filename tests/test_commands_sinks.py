@@ -230,22 +230,24 @@ def test_a_removed_sink_is_deleted_with_its_deliveries_and_no_other_sink_changes
             for delivery, result in zip(operator.journal.claim("old", 2, 60), results, strict=True)
         ]
     )
-    assert operator.lines("sinks", "remove", "old") == ["Removed sink old and its 2 pending or dead deliveries."]
+    assert operator.lines("sinks", "remove", "old", "--yes") == [
+        "Removed sink old and its 2 pending or dead deliveries."
+    ]
     assert [row["sink"] for row in operator.json("status")] == ["erp", "archive"]
     assert (operator.counts("old"), operator.counts("erp")) == ((0, 0, 0), (1, 0, 0))
     assert operator.json("dead-letters", "list") == []
-    assert operator.run("sinks", "remove", "old") == (1, [], ["error: there is no sink old in the journal"])
+    assert operator.run("sinks", "remove", "old", "--yes") == (1, [], ["error: there is no sink old in the journal"])
 
 
 def test_a_disabled_sink_can_be_removed(operator: Operator) -> None:
     operator.add_pending("erp", "a")
     operator.configure(TWO_SINKS.replace('type = "webhook"', 'type = "webhook"\nenabled = false'))
-    assert operator.lines("sinks", "remove", "erp") == ["Removed sink erp and its 1 pending or dead delivery."]
+    assert operator.lines("sinks", "remove", "erp", "--yes") == ["Removed sink erp and its 1 pending or dead delivery."]
 
 
 def test_a_new_sink_gets_nothing_that_an_old_dispatcher_routes_to_a_removed_one(operator: Operator) -> None:
     operator.add_pending("old", "a")
-    operator.lines("sinks", "remove", "old")
+    operator.lines("sinks", "remove", "old", "--yes")
     operator.add_pending("old", "b")
     newer = operator.open_journal()
     newer.save_sink_state(SinkState("new"))
@@ -256,9 +258,9 @@ def test_a_new_sink_gets_nothing_that_an_old_dispatcher_routes_to_a_removed_one(
 def test_a_result_for_a_removed_sink_does_not_settle_a_delivery_of_a_new_one(operator: Operator) -> None:
     operator.add_pending("old", "a")
     claimed = operator.journal.claim("old", 10, 60)
-    operator.lines("sinks", "remove", "old")
+    operator.lines("sinks", "remove", "old", "--yes")
     operator.configure(JOURNAL + CONSOLE)
-    operator.lines("replay", "console", "--since", LONG_AGO)
+    operator.lines("replay", "console", "--since", LONG_AGO, "--yes")
     operator.journal.settle([Settlement(claimed[0], Result.DELIVERED)])
     assert operator.explain("a")["console"]["state"] == "pending"
 
@@ -270,7 +272,7 @@ def test_what_an_old_dispatcher_routes_to_a_removed_sink_reaches_no_new_one(oper
         operator.accept("a")
         wait_until(lambda: operator.sink_status("scripted")["pause_reason"] == "closed")
         operator.configure(JOURNAL + ARCHIVE)
-        assert operator.lines("sinks", "remove", "scripted") == [
+        assert operator.lines("sinks", "remove", "scripted", "--yes") == [
             "Removed sink scripted and its 1 pending or dead delivery."
         ]
         operator.accept("b")

@@ -137,7 +137,7 @@ def test_a_pause_that_a_batch_asked_for_is_the_reason_of_its_sink_and_of_each_of
         operator.accept("a", "b", "c")
         wait_until(lambda: operator.sink_status("scripted")["delivered"] == 3)
         operator.script("pause closed for the night")
-        assert operator.json("replay", "scripted", "--since", "1h")["requeued"] == 3
+        assert operator.json("replay", "scripted", "--since", "1h", "--yes")["requeued"] == 3
         wait_until(lambda: operator.sink_status("scripted")["last_failure_at"])
     status = operator.sink_status("scripted")
     assert (status["pause_reason"], status["last_failure_reason"]) == ("closed for the night", "closed for the night")

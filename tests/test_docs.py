@@ -348,7 +348,7 @@ def test_the_json_of_every_command_has_the_documented_fields(operator: Operator)
     operator.settle_due("erp", Result.DEAD, "no")
     operator.journal.accept([Arrival("ab" * 32, b"{}", 0.0, quarantine_reason="the body has no object 'event'")])
     arguments = {
-        "dead-letters retry": ("erp", "e2"),
+        "dead-letters retry": ("erp", "e2", "--yes"),
         "dead-letters delete": ("erp", "--yes"),
         "quarantine show": ("ab",),
         "replay": ("erp", "--since", "2000-01-01", "--dry-run"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+YES = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 class Time(click.ParamType[datetime]):
@@ -94,6 +95,12 @@ def open_journal_records(settings: Settings, *, create_tables: bool = True) -> R
     records = open_records(settings, create_tables=create_tables)
     click.get_current_context().call_on_close(records.close)
     return records
+
+
+def confirm(question: str, number: int, yes: bool) -> None:
+    """Ask before `number` things are deleted or sent again, unless there are none. Aborts the command without a yes."""
+    if number and not yes:
+        click.confirm(question, abort=True, err=True)
 
 
 def report(result: Mapping[str, object], text: str, as_json: bool) -> None:
