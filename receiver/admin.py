@@ -14,7 +14,16 @@ from pathlib import Path
 
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
-from receiver.journal import DeliveryState, QuarantinedPush, Records, SinkCounts, SinkState
+from receiver.journal import (
+    DeadLetter,
+    DeliveryState,
+    EventHistory,
+    QuarantinedPush,
+    Records,
+    SinkCounts,
+    SinkState,
+    StoredEvent,
+)
 from receiver.settings import Filter, Settings, SinkSettings
 from receiver.validation import nearest
 
@@ -23,6 +32,9 @@ BATCH = 1000
 
 MAX_LISTED = 1000
 """How many dead letters and quarantined pushes are listed: more than anyone reads. Retries reach all of them."""
+
+MAX_READ = 100_000
+"""How many events are read for a list of them: a few seconds' work."""
 
 SAFE_TO_REMOVE_SECONDS = 24 * 3600
 """DT retries a push for 12 hours; a secret that has verified none for twice as long is not needed any more."""
@@ -51,10 +63,37 @@ class DeadLetterRow:
 
     sink: str
     event_id: str
+    device_id: str | None
+    device_name: str | None
+    event_type: str | None
     received_at: datetime
     died_at: datetime
     attempts: int
     reason: str
+
+
+@dataclass(frozen=True)
+class StateAtSink:
+    """The state of a delivery of an event."""
+
+    sink: str
+    state: str
+
+    def __str__(self) -> str:
+        return f"{self.sink} {self.state}"
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """A stored event, as it is shown."""
+
+    event_id: str
+    received_at: datetime
+    occurred_at: datetime | None
+    device_id: str | None
+    device_name: str | None
+    event_type: str | None
+    deliveries: tuple[StateAtSink, ...]
 
 
 @dataclass(frozen=True)
@@ -137,12 +176,83 @@ def dead_letters(records: Records, settings: Settings, sink: str | None) -> list
     """The newest dead letters, of one sink or of all."""
     if sink is not None:
         require_known(records, settings, sink)
-    return [
-        DeadLetterRow(
-            dead.sink, dead.event_id, to_time(dead.received_at), to_time(dead.died_at), dead.attempts, dead.reason
-        )
-        for dead in records.dead_letters(sink, MAX_LISTED)
-    ]
+    return [dead_letter_row(dead) for dead in records.dead_letters(sink, MAX_LISTED)]
+
+
+def dead_letter_row(dead: DeadLetter) -> DeadLetterRow:
+    return DeadLetterRow(
+        dead.sink,
+        dead.event.id,
+        *sensor_and_type(decoded(dead.event)),
+        to_time(dead.event.received_at),
+        to_time(dead.died_at),
+        dead.attempts,
+        dead.reason,
+    )
+
+
+def events(
+    records: Records,
+    since: datetime,
+    until: datetime,
+    *,
+    sensor: str | None = None,
+    types: Sequence[str] = (),
+    state: str | None = None,
+    limit: int = MAX_LISTED,
+) -> tuple[list[EventRow], datetime | None]:
+    """The newest events received in [since, until): of one sensor, by its device id or name, of these types, and with
+    a delivery in this state, if any is given.
+
+    The journal is not indexed by what is in events, so at most MAX_READ events are read. If that ends the search, the
+    second value is the time up to which it went.
+    """
+    rows: list[EventRow] = []
+    read, before = 0, None
+    while found := records.newest(until.timestamp(), state, before, min(BATCH, MAX_READ - read)):
+        recent = [history for history in found if history.event.received_at >= since.timestamp()]
+        for history in recent:
+            event = decoded(history.event)
+            if is_wanted(event, sensor, types):
+                rows.append(event_row(history, event))
+                if len(rows) == limit:
+                    return rows, None
+        if not recent:  # times hardly ever decrease while keys grow
+            return rows, None
+        read, before = read + len(found), found[-1].event.key
+        if read >= MAX_READ:
+            return rows, to_time(found[-1].event.received_at)
+    return rows, None
+
+
+def is_wanted(event: Event | None, sensor: str | None, types: Sequence[str]) -> bool:
+    if event is None:
+        return sensor is None and not types
+    names = (event.device_id or "", event.labels.get("name", "").casefold())
+    return (sensor is None or sensor in names or sensor.casefold() in names) and (not types or event.type in types)
+
+
+def event_row(history: EventHistory, event: Event | None) -> EventRow:
+    return EventRow(
+        history.event.id,
+        to_time(history.event.received_at),
+        None if event is None else event.occurred_at,
+        *sensor_and_type(event),
+        tuple(StateAtSink(delivery.sink, delivery.state) for delivery in history.deliveries),
+    )
+
+
+def sensor_and_type(event: Event | None) -> tuple[str | None, str | None, str | None]:
+    """The id and the name of an event's device, and its type."""
+    return (None, None, None) if event is None else (event.device_id, event.labels.get("name"), event.type)
+
+
+def decoded(stored: StoredEvent) -> Event | None:
+    """An event of the journal; None if it cannot be decoded any more."""
+    try:
+        return stored.decode()
+    except NotAnEvent:
+        return None
 
 
 def count_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:

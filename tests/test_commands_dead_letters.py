@@ -20,6 +20,9 @@ def test_dead_letters_are_listed_newest_first_with_attempts_and_reason(operator:
         {
             "sink": sink,
             "event_id": "a",
+            "device_id": "emu1",
+            "device_name": None,
+            "event_type": "touch",
             "received_at": "2026-01-31T12:00:00.000Z",
             "attempts": attempts,
             "reason": reason,
@@ -29,10 +32,12 @@ def test_dead_letters_are_listed_newest_first_with_attempts_and_reason(operator:
     assert listed == [erp, archive]
     assert [letter["sink"] for letter in operator.json("dead-letters", "list", "archive")] == ["archive"]
     heading, first, second = operator.lines("dead-letters", "list")
-    assert heading.split() == ["sink", "event", "id", "received", "at", "died", "at", "attempts", "reason"]
-    assert (first.split()[:3], second.split()[:3]) == (
-        ["erp", "a", "2026-01-31T12:00:00Z"],
-        ["archive", "a", "2026-01-31T12:00:00Z"],
+    assert heading.split() == [
+        *("sink", "event", "id", "device", "id", "event", "type", "received", "at", "died", "at", "attempts", "reason"),
+    ]
+    assert (first.split()[:5], second.split()[:5]) == (
+        ["erp", "a", "emu1", "touch", "2026-01-31T12:00:00Z"],
+        ["archive", "a", "emu1", "touch", "2026-01-31T12:00:00Z"],
     )
     assert [line[heading.index("reason") :] for line in (first, second)] == ["HTTP 422", "disk of archive"]
 

@@ -250,7 +250,7 @@ class AnyOrder(RuleBasedStateMachine):
                 len(self.of(sink, "dead")),
             )
             assert seen.attempts == seen.delivered + seen.failures
-            of_sink = [letter.event_id for letter in letters if letter.sink == sink]
+            of_sink = [letter.event.id for letter in letters if letter.sink == sink]
             assert sorted(of_sink) == sorted(f"e{number}" for number in self.of(sink, "dead"))
 
     def teardown(self) -> None:

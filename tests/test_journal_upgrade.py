@@ -169,7 +169,9 @@ def test_after_an_upgrade_dead_letters_and_quarantine_are_as_before_and_can_be_r
     journal, records = old_store.open(), old_store.records()
 
     reason = "HTTP 404: it refuses this event"
-    assert records.dead_letters(None, 10) == [DeadLetter("erp", "dead", RECEIVED_AT, 1, died_at, reason)]
+    history = records.history("dead")
+    assert history is not None
+    assert records.dead_letters(None, 10) == [DeadLetter("erp", history.event, 1, died_at, reason)]
     (push,) = records.quarantined(10)
     push_id = "9f0ff7f062a64c672c7f1f7cf231757e9e873315613663f32f4a877fbeeea384"
     assert push == QuarantinedPush(push_id, RECEIVED_AT, "the body has no object 'event'", b'{"not": "an event"}')

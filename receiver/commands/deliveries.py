@@ -231,32 +231,3 @@ def replay(
     done = "requeued none (dry run)" if dry_run else f"requeued {requeued} for sink {sink}"
     result = {"sink": sink, "matched": matched, "requeued": requeued, "dry_run": dry_run}
     report(result, f"Found {counted(matched, 'matching event')}; {done}.", as_json)
-
-
-@click.command()
-@click.argument("event_id")
-@JSON
-def explain(event_id: str, as_json: bool) -> None:
-    """Show what happened to an event, sink by sink.
-
-    \b
-    Example:
-      python -m receiver explain c82gg9catj3vmh4248og
-    """
-    settings = load_settings()
-    found = admin.explain(open_journal_records(settings), settings, event_id)
-    event = found.event
-    facts = {
-        "event_id": event.id,
-        "event_type": event.type,
-        "device_id": event.device_id,
-        "occurred_at": plain(event.occurred_at),
-        "received_at": plain(event.received_at),
-    }
-    if as_json:
-        print_json({**facts, "sinks": found.deliveries})
-        return
-    for name, fact in facts.items():
-        click.echo(f"{name.replace('_', ' '):<11}  {cell(fact)}")
-    click.echo()
-    show(found.deliveries, as_json=False, none="No sink is enabled.")

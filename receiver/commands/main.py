@@ -18,7 +18,8 @@ from receiver.commands.context import (
     open_journal_records,
     redactor,
 )
-from receiver.commands.deliveries import dead_letters, explain, quarantine, replay, sinks_remove, sinks_resume, status
+from receiver.commands.deliveries import dead_letters, quarantine, replay, sinks_remove, sinks_resume, status
+from receiver.commands.events import events, explain
 from receiver.commands.output import cell, print_json, show_type
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
@@ -250,7 +251,7 @@ def _socket(descriptor: int | None) -> socket.socket | None:
     return None if descriptor is None else socket.socket(fileno=descriptor)
 
 
-for command in (dead_letters, explain, quarantine, replay, status):
+for command in (dead_letters, events, explain, quarantine, replay, status):
     main.add_command(command)
 for command in (sinks_remove, sinks_resume):
     sinks.add_command(command)

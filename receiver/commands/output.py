@@ -70,6 +70,8 @@ def cell(value: Any) -> str:
         return "-"
     if isinstance(value, datetime):
         return rfc3339(value, "seconds")
+    if isinstance(value, tuple):
+        return ", ".join(map(cell, value)) or "-"
     if isinstance(value, float):
         return f"{value:.0f}"
     return "".join(character if character.isprintable() else " " for character in str(value))

@@ -164,8 +164,7 @@ class DeadLetter:
     """A delivery that was given up."""
 
     sink: str
-    event_id: str
-    received_at: float
+    event: StoredEvent
     attempts: int
     died_at: float
     reason: str
@@ -333,6 +332,12 @@ class Records(Protocol):
 
     def history(self, event_id: str) -> EventHistory | None:
         """What happened to an event; None when it is not in the journal."""
+
+    def newest(self, until: float, state: str | None, before: int | None, limit: int) -> list[EventHistory]:
+        """Up to `limit` events received before `until`, those with the highest keys first.
+
+        With a `state`, only those with a delivery in that state; with `before`, only those with a key below it.
+        """
 
     def resume(self, sink: str) -> None:
         """End the pause of a sink now, so that its probe is due."""
