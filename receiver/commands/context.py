@@ -37,6 +37,18 @@ class Time(click.ParamType[datetime]):
             self.fail("give a time such as 2026-01-31, 2026-01-31T12:00, 3h or 2d", param, ctx)
 
 
+class Label(click.ParamType[tuple[str, str]]):
+    """A label: NAME=VALUE."""
+
+    name = "label"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            self.fail("give a label such as site=oslo", param, ctx)
+        return name, text
+
+
 RENAMED = {
     ("dead", "list"): "dead-letters list",
     ("dead", "retry"): "dead-letters retry",
