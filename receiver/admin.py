@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
+from receiver.health import dispatcher_warnings, is_alive
 from receiver.journal import (
     DeadLetter,
     DeliveryState,
@@ -25,7 +26,7 @@ from receiver.journal import (
     StoredEvent,
 )
 from receiver.settings import Filter, Settings, SinkSettings
-from receiver.validation import nearest
+from receiver.validation import in_one_unit, nearest
 
 BATCH = 1000
 """How many events of a replay are read and requeued at once."""
@@ -35,6 +36,9 @@ MAX_LISTED = 1000
 
 MAX_READ = 100_000
 """How many events are read for a list of them: a few seconds' work."""
+
+RECENT = timedelta(days=1)
+"""How long a failure is shown that is over."""
 
 SAFE_TO_REMOVE_SECONDS = 24 * 3600
 """DT retries a push for 12 hours; a secret that has verified none for twice as long is not needed any more."""
@@ -55,6 +59,20 @@ class SinkStatus:
     last_failure_reason: str | None
     paused_until: datetime | None
     pause_reason: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether the receiver runs, and the state of its sinks; times are aware UTC.
+
+    `running` says that a dispatcher has reported recently. `last_push_at` is when a push last got 200, within seconds.
+    """
+
+    running: bool
+    dispatcher_reported_at: datetime | None
+    last_push_at: datetime | None
+    warnings: Sequence[str]
+    sinks: Sequence[SinkStatus]
 
 
 @dataclass(frozen=True)
@@ -126,9 +144,20 @@ class Explanation:
     deliveries: tuple[DeliveryRow, ...]
 
 
-def status(records: Records, settings: Settings) -> list[SinkStatus]:
-    """The state of every sink that is configured or in the journal."""
-    counts, states = records.counts().sinks, records.sink_states()
+def status(records: Records, settings: Settings) -> Status:
+    """Whether the receiver runs, and the state of every sink that is configured or in the journal."""
+    counts, liveness = records.counts(), records.liveness()
+    return Status(
+        running=is_alive(liveness),
+        dispatcher_reported_at=time_or_none(liveness.at if liveness else None),
+        last_push_at=time_or_none(counts.last_push_at),
+        warnings=dispatcher_warnings(liveness),
+        sinks=sink_statuses(records, settings, counts.sinks),
+    )
+
+
+def sink_statuses(records: Records, settings: Settings, counts: Mapping[str, SinkCounts]) -> list[SinkStatus]:
+    states = records.sink_states()
     enabled = {sink.name: sink.common.enabled for sink in settings.sinks}
     rows = []
     for name in [*enabled, *sorted(counts.keys() - enabled.keys())]:
@@ -152,24 +181,36 @@ def status(records: Records, settings: Settings) -> list[SinkStatus]:
     return rows
 
 
+def life_signs(status: Status) -> list[str]:
+    """Whether the receiver runs, and when the last push was accepted, in a line each."""
+    reported, pushed = status.dispatcher_reported_at, status.last_push_at
+    verb = "is" if status.running else "is not"
+    since = f"a dispatcher last reported {ago(reported)}" if reported else "no dispatcher has ever reported"
+    return [
+        f"The receiver {verb} running: {since}.",
+        f"The last push was accepted {ago(pushed)}." if pushed else "No push has been accepted yet.",
+    ]
+
+
 def reasons(rows: Sequence[SinkStatus]) -> list[str]:
-    """A line for each sink that is paused, or that has failed and has delivered nothing since."""
+    """A line for each sink that is paused, or whose last attempt failed, or that failed in the last day."""
     lines = []
     for row in rows:
         if row.pause_reason:
             lines.append(f"{row.sink} is paused: {row.pause_reason}")
-        elif row.last_failure_at and (row.last_success_at is None or row.last_success_at < row.last_failure_at):
-            lines.append(f"last failure of {row.sink}, {ago(row.last_failure_at)}: {row.last_failure_reason}")
+        elif row.last_failure_at:
+            is_over = row.last_success_at is not None and row.last_success_at >= row.last_failure_at
+            if not is_over:
+                lines.append(f"last failure of {row.sink}, {ago(row.last_failure_at)}: {row.last_failure_reason}")
+            elif datetime.now(UTC) - row.last_failure_at < RECENT:
+                when = ago(row.last_failure_at)
+                lines.append(f"{row.sink} works again; its last failure was {when}: {row.last_failure_reason}")
     return lines
 
 
 def ago(time: datetime) -> str:
     """How long ago that was, for people: `5 min ago`."""
-    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    return f"{in_one_unit((datetime.now(UTC) - time).total_seconds())} ago"
 
 
 def dead_letters(records: Records, settings: Settings, sink: str | None) -> list[DeadLetterRow]:

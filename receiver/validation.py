@@ -188,3 +188,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def counted(number: int, one: str, several: str = "") -> str:
     """A number with its noun: `1 dead letter`, `2 dead letters`. `several` is a plural that is not `one` with an s."""
     return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def in_one_unit(seconds: float) -> str:
+    """A duration for people, in its largest unit: `5 min`. A negative one is `0 s`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -233,7 +233,7 @@ def test_a_removed_sink_is_deleted_with_its_deliveries_and_no_other_sink_changes
     assert operator.lines("sinks", "remove", "old", "--yes") == [
         "Removed sink old and its 2 pending or dead deliveries."
     ]
-    assert [row["sink"] for row in operator.json("status")] == ["erp", "archive"]
+    assert [row["sink"] for row in operator.json("status")["sinks"]] == ["erp", "archive"]
     assert (operator.counts("old"), operator.counts("erp")) == ((0, 0, 0), (1, 0, 0))
     assert operator.json("dead-letters", "list") == []
     assert operator.run("sinks", "remove", "old", "--yes") == (1, [], ["error: there is no sink old in the journal"])
@@ -252,7 +252,7 @@ def test_a_new_sink_gets_nothing_that_an_old_dispatcher_routes_to_a_removed_one(
     newer = operator.open_journal()
     newer.save_sink_state(SinkState("new"))
     assert [delivery.event.id for delivery in newer.claim("new", 10, 60)] == []
-    assert [row["sink"] for row in operator.json("status") if row["pending"]] in ([], ["old"])
+    assert [row["sink"] for row in operator.json("status")["sinks"] if row["pending"]] in ([], ["old"])
 
 
 def test_a_result_for_a_removed_sink_does_not_settle_a_delivery_of_a_new_one(operator: Operator) -> None:

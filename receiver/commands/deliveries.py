@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
-from receiver import admin, health
+from receiver import admin
 from receiver.commands.context import JSON, YES, Time, confirm, load_settings, open_journal_records, redactor, report
 from receiver.commands.output import cell, plain, print_json, show
 from receiver.errors import ReceiverError
@@ -17,18 +17,23 @@ from receiver.validation import counted
 @click.command()
 @JSON
 def status(as_json: bool) -> None:
-    """Show the state of each sink: what is pending, delivered and dead, its last failure and its pause.
+    """Show whether the receiver runs, and of each sink what is pending, delivered and dead, its failures and its pause.
 
     \b
     Example:
       python -m receiver status
     """
     settings = load_settings()
-    records = open_journal_records(settings)
-    rows = admin.status(records, settings)
+    found = admin.status(open_journal_records(settings), settings)
+    if as_json:
+        print_json(found)
+        return
+    for line in admin.life_signs(found):
+        click.echo(line)
+    click.echo()
     details = ("last_failure_at", "last_failure_reason", "pause_reason")
-    show(rows, as_json=as_json, none="No sink is configured, and none was before.", hide=details)
-    for line in [] if as_json else [*admin.reasons(rows), *health.dispatcher_warnings(records.liveness())]:
+    show(found.sinks, as_json=False, none="No sink is configured, and none was before.", hide=details)
+    for line in (*admin.reasons(found.sinks), *found.warnings):
         click.echo(cell(line))
 
 

@@ -150,6 +150,11 @@ class Counts:
     sinks: Mapping[str, SinkCounts]
     secrets: Mapping[str, float]
 
+    @property
+    def last_push_at(self) -> float | None:
+        """When a push was last accepted (or was a duplicate, or quarantined), within seconds."""
+        return max(self.secrets.values(), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class TablesVersion:
