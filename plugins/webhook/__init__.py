@@ -25,13 +25,16 @@ from urllib3.exceptions import HTTPError
 from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
 
 from .addresses import check_literal, check_localhost, connect
-from .exchange import CompleteHead, Deadlines, TimeLimits, discard_body
+from .exchange import CompleteHead, Deadlines, TimeLimits, read_body
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 MAX_REJECTIONS = 3
 """The attempt at which an event that the endpoint rejects (4xx) is given up."""
 MIN_KEY_BYTES = 24
 """From the specification of Standard Webhooks: a secret has 24 to 64 bytes."""
+QUOTED_CHARACTERS = 100
+REPEATED_CHARACTERS = 12
+"""As long as the shortest ids; words of an error message that are also in an event are shorter."""
 CONNECTIONS = 64
 """As many as the largest `concurrency`."""
 
@@ -121,14 +124,14 @@ class Webhook:
                 if time.monotonic() > deadline:
                     response.close()
                     raise TimeoutError("cut off, perhaps in the middle of its headers")
-                discard_body(response)
+                answer = read_body(response)
         except (HTTPError, OSError) as error:
             if refusal := REFUSED_TUNNEL.search(str(error)):
                 signal = Pause if refusal[1] in REFUSALS_OF_PROXY else Retry
                 raise signal(f"no connection to {self._host}: the proxy responds HTTP {refusal[1]}") from None
             way = " through the proxy" if self._proxy else ""
             raise Retry(f"no response from {self._host}{way}: {cause(error)}") from None
-        judge(response, attempt)
+        judge(response, attempt, f"{self._host}{quoted(answer, event.body)}")
 
     @hookimpl
     def close(self) -> None:
@@ -269,20 +272,31 @@ def cause(error: BaseException) -> str:
     return type(error).__name__
 
 
-def judge(response: BaseHTTPResponse, attempt: int) -> None:
+def judge(response: BaseHTTPResponse, attempt: int, sender: str) -> None:
     """Return for 2xx; else raise Retry, Pause or GiveUp, as the status asks for (RFC 9110)."""
     status = response.status
     if 200 <= status < 300:
         return
     if 300 <= status < 400:
-        raise Pause(f"HTTP {status}: redirects are not followed; set url to its target")
+        raise Pause(f"HTTP {status}: redirects are not followed; set url to its target ({sender})")
     if status in PAUSING:
-        raise Pause(f"HTTP {status}: {PAUSING[status]}")
+        raise Pause(f"HTTP {status}: {PAUSING[status]} ({sender})")
     if status in OVERLOADED and (after := retry_after(response)):
-        raise Pause(f"HTTP {status}: it asks us to wait", after)
+        raise Pause(f"HTTP {status}: it asks us to wait ({sender})", after)
     if 400 <= status < 500 and status not in (*RETRIED, *OVERLOADED) and attempt >= MAX_REJECTIONS:
-        raise GiveUp(f"HTTP {status}: it rejects this event")
-    raise Retry(f"HTTP {status}")
+        raise GiveUp(f"HTTP {status}: it rejects this event ({sender})")
+    raise Retry(f"HTTP {status} ({sender})")
+
+
+def quoted(answer: bytes, event: bytes) -> str:
+    """The beginning of a response's body for operators; nothing if it is no text, or if it repeats a part of the event,
+    which belongs in no log."""
+    try:
+        text = " ".join(answer.decode().split())[:QUOTED_CHARACTERS]
+    except UnicodeDecodeError:
+        return ""
+    parts = (text[start : start + REPEATED_CHARACTERS] for start in range(len(text) - REPEATED_CHARACTERS + 1))
+    return f" responds: {text}" if text and not any(part.encode() in event for part in parts) else ""
 
 
 def retry_after(response: BaseHTTPResponse) -> float | None:
