@@ -63,7 +63,9 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        errors, warnings = readiness()
+        found = readiness()
+        errors, warnings = [*found.errors], [*found.warnings]
+        (errors if "strict" in request.args else warnings).extend(found.of_sinks)
         details = {"errors": errors, "warnings": warnings} if is_authorized(settings, request) else {}
         return jsonify(ready=not errors, **details), 503 if errors else 200
 

@@ -21,6 +21,7 @@ from receiver.journal.contract import (
     Settlement,
     SinkCounts,
     SinkState,
+    Space,
     StoredEvent,
     TablesVersion,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Settlement",
     "SinkCounts",
     "SinkState",
+    "Space",
     "StoredEvent",
     "TablesVersion",
     "open_journal",

@@ -157,6 +157,14 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Space:
+    """The bytes that the journal takes, and those that are free for it; None where that is not known."""
+
+    used: int
+    free: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TablesVersion:
     """The version of the journal's tables: `found` is None before they are created, `latest` that of this receiver."""
 
@@ -288,6 +296,9 @@ class Journal(Protocol):
 
     def counts(self) -> Counts:
         """What is in the journal now."""
+
+    def space(self) -> Space:
+        """How large the journal is, and how much it can grow."""
 
     def check_writable(self) -> None:
         """Raise JournalUnavailable when `accept` would."""

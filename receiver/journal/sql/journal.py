@@ -20,6 +20,7 @@ from receiver.journal.contract import (
     Result,
     Settlement,
     SinkState,
+    Space,
     StoredEvent,
 )
 from receiver.journal.sql.database import Database
@@ -289,6 +290,9 @@ class SqlJournal(SqlState):
                 connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
         self._expired_up_to = old[-1].key if len(old) == limit else 0
         return len(old) == limit
+
+    def space(self) -> Space:
+        return self._database.space()
 
     def check_writable(self) -> None:
         self._database.check_capacity()
