@@ -6,6 +6,7 @@ must be valid; an invalid `[sinks.NAME]` is loaded with its problems, so that a 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -29,6 +30,24 @@ SECRET_NAME = re.compile(rf"{SECRET}(__[A-Z0-9_]+(?<!_FILE))?")
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+HEROKU_ROUTER = ("10.0.0.0/8",)
+"""Where Heroku's router connects from. Nothing else reaches a dyno."""
+
+
+def valid_networks(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not an address or a network such as 10.0.0.0/8") from None
+    return texts
+
+
+Networks = Annotated[tuple[str, ...], list_of_text(HEROKU_ROUTER[0]), AfterValidator(valid_networks)]
+
+
 def not_blank(secret: SecretStr) -> SecretStr:
     if not secret.get_secret_value().strip():
         raise ValueError("it is blank")
@@ -44,6 +63,7 @@ class ReceiverTable(Table):
     plugins: Annotated[tuple[str, ...], list_of_text("plugins/mine.py")] = ()
     deliver: bool = True
     legacy_sha1: bool = False
+    trusted_proxies: Networks | None = None
     metrics_token: Annotated[SecretStr, Field(min_length=8), AfterValidator(not_blank)] | None = None
 
 
@@ -140,6 +160,13 @@ class Settings:
     def folder(self) -> Path:
         """The folder of config.toml, from which relative paths count."""
         return self.path.parent
+
+    @property
+    def trusted_proxies(self) -> tuple[Network, ...]:
+        """The networks of proxies whose X-Forwarded-For is believed; by default on a dyno, Heroku's router."""
+        given = self.receiver.trusted_proxies
+        texts = (HEROKU_ROUTER if self.on_dyno else ()) if given is None else given
+        return tuple(map(ipaddress.ip_network, texts))
 
     @property
     def enabled_sinks(self) -> tuple[SinkSettings, ...]:

@@ -74,7 +74,8 @@ class Listener(threading.Thread):
         try:
             self._queue.put_nowait((name, arguments))
         except queue.Full:
-            log.warning("alert %s of sink %s dropped: its listener is too far behind", name, arguments["sink"])
+            values = {"alert": name, "sink": arguments["sink"]}
+            log.warning("alert %(alert)s of sink %(sink)s dropped: its listener is too far behind", values)
 
     def finish(self) -> None:
         try:

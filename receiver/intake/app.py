@@ -101,7 +101,7 @@ def http_error(error: HTTPException) -> Response:
 def internal_error(error: Exception) -> Response:
     if isinstance(error, JournalUnavailable):
         return plain_response(503, "journal unavailable")
-    log.exception("internal error in request %s", g.request_id)
+    log.exception("internal error in request %(request_id)s", {"request_id": g.request_id, "code": 503})
     return plain_response(503, "internal error")
 
 
