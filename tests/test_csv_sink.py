@@ -138,7 +138,7 @@ ALL_COLUMNS = re.escape(READINGS_HEADER.replace(",", ", "))
             {"columns": ["label_site"]},
             rf"no column 'label_site'; there are: {ALL_COLUMNS}",
         ),
-        ({"rows": "reading"}, r"rows: Input should be 'readings' or 'events'"),
+        ({"rows": "reading"}, r"rows: give \"readings\" or \"events\""),
         ({"colums": ["time"]}, r"no option 'colums' \(did you mean 'columns'\?\)"),
     ],
     ids=["misspelt column", "column of rows per event", "label without a column", "rows", "misspelt option"],

@@ -385,7 +385,7 @@ def test_the_event_after_a_line_that_was_cut_short_begins_on_a_new_line(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"format": "xml"}, "format: Input should be 'json' or 'text'"),
+        ({"format": "xml"}, 'format: give "json" or "text"'),
         ({"formt": "text"}, "no option 'formt' (did you mean 'format'?)"),
     ],
     ids=["value", "option"],

@@ -128,9 +128,9 @@ def test_an_invalid_url_is_reported_and_not_shown(url: str, expected: str) -> No
         ({"url": "https://example.com/", "urls": "x"}, "no option 'urls' (did you mean 'url'?)"),
         (
             {"url": "https://example.com/", "secret": 5},
-            "secret: Input should be a valid string, or: Input should be a valid list",
+            'secret: give text in quotes, such as "text", or: give a list, such as ["a", "b"]',
         ),
-        ({"url": "https://example.com/", "headers": {"X": 5}}, "headers.X: Input should be a valid string"),
+        ({"url": "https://example.com/", "headers": {"X": 5}}, 'headers.X: give text in quotes, such as "text"'),
     ],
 )
 def test_a_wrong_option_is_reported(options: dict[str, Any], expected: str) -> None:
