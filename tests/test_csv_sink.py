@@ -83,12 +83,12 @@ def test_a_state_is_a_number_with_its_name_as_text(archive: CsvArchive) -> None:
     [
         ({"columns": ["value", "time"]}, "event_id,value,time"),
         ({"columns": ["value", "event_id"]}, "event_id,value"),
-        ({"columns": []}, "event_id"),
+        ({"columns": []}, READINGS_HEADER),
         ({"label_columns": ["site", "a,b"]}, f'{READINGS_HEADER},label_site,"label_a,b"'),
         ({"columns": ["label_site", "value"], "label_columns": ["site"]}, "event_id,label_site,value"),
         ({"rows": "events", "columns": ["data"]}, "event_id,data"),
     ],
-    ids=["ordered", "id moved to the front", "none", "labels", "one label chosen", "rows per event"],
+    ids=["ordered", "id moved to the front", "none: all", "labels", "one label chosen", "rows per event"],
 )
 def test_columns_are_in_the_configured_order_after_the_event_id(
     options: dict[str, Any], header: str, archive: CsvArchive

@@ -54,7 +54,7 @@ class Csv:
     path: the file; if it contains {date}, a new file is started each day (UTC).
     rows: "readings": one row per reading, and one with empty values for an event without readings; "events": one row
         per event.
-    columns: which columns, in which order; event_id always comes first. Default: all.
+    columns: which columns, in which order; event_id always comes first. Without any: all.
     label_columns: labels that get a column of their own, called label_NAME.
     bom: begin new files with a byte order mark, by which Excel recognizes UTF-8.
     """
