@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from receiver import Event, Pause, hookimpl
+from receiver import Event, Pause, Reading, hookimpl
 
 STDOUT = 1
+NAME_WIDTH, ID_WIDTH, QUANTITY_WIDTH, VALUE_WIDTH = 24, 23, 17, 12
+"""Of the columns: most names, the ids of emulated devices, `relative_humidity`, most values. Longer texts are shown
+whole."""
 NO_READER = "standard output is closed: the program that read it has ended"
 
 
@@ -23,7 +26,8 @@ class Stdout:
     If its reader is slow, the sink waits. An event that is delivered again is printed again, unless it was printed by a
     call that failed only after that.
 
-    format: "json": an object per line; "text": a line for people.
+    format: "json": an object per line; "text": columns for people, with time, name and id of the sensor, quantity and
+        value.
     """
 
     format: Literal["json", "text"] = "json"
@@ -70,12 +74,26 @@ def json_line(event: Event) -> str:
 
 
 def text_line(event: Event) -> str:
-    """Time, type, name or id of the device, and its newest readings; without control characters."""
-    newest = {reading.quantity: reading for reading in reversed(event.readings())}
-    values = [f"{reading.quantity}={reading.text or reading.value}{reading.unit}" for reading in newest.values()]
-    name = event.labels.get("name") or event.device_id or "-"
-    line = " ".join([event.occurred_at.isoformat(timespec="seconds"), event.type, name, *values])
+    """Time, name and id of the device, and its newest value of each quantity, in columns; without control characters.
+
+    An event without a value has its type in place of them.
+    """
+    newest: dict[str, Reading] = {}
+    for reading in event.readings():
+        newest.setdefault(reading.quantity, reading)
+    values = [f"{name:<{QUANTITY_WIDTH}}  {value_of(reading):<{VALUE_WIDTH}}" for name, reading in newest.items()]
+    cells = [
+        event.occurred_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        f"{event.labels.get('name') or '-':<{NAME_WIDTH}}",
+        f"{event.device_id or '-':<{ID_WIDTH}}",
+        *(values or [event.type]),
+    ]
+    line = "  ".join(cells).rstrip()
     return "".join(character if character.isprintable() else " " for character in line)
+
+
+def value_of(reading: Reading) -> str:
+    return f"{reading.text or reading.value} {reading.unit}".rstrip()
 
 
 LINES: dict[str, Callable[[Event], str]] = {"json": json_line, "text": text_line}

@@ -7,22 +7,38 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import TYPES, Event, event_id
-from receiver.journal import DeliveryState, QuarantinedPush, Records, SinkCounts, SinkState
+from receiver.health import dispatcher_warnings, is_alive
+from receiver.journal import (
+    DeadLetter,
+    DeliveryState,
+    EventHistory,
+    QuarantinedPush,
+    Records,
+    SinkCounts,
+    SinkState,
+    StoredEvent,
+)
 from receiver.settings import ORGANIZATION_ID, Filter, Settings, SinkSettings
-from receiver.validation import counted, nearest
+from receiver.validation import counted, in_one_unit, nearest
 
 BATCH = 1000
 """How many events of a replay are read and requeued at once."""
 
 MAX_LISTED = 1000
 """How many dead letters and quarantined pushes are listed: more than anyone reads. Retries reach all of them."""
+
+MAX_READ = 100_000
+"""How many events are read for a list of them: a few seconds' work."""
+
+RECENT = timedelta(days=1)
+"""How long a failure is shown that is over."""
 
 SAFE_TO_REMOVE_SECONDS = 24 * 3600
 """DT retries a push for 12 hours; a secret without which pushes were verified for twice as long is not needed."""
@@ -46,15 +62,56 @@ class SinkStatus:
 
 
 @dataclass(frozen=True)
+class Status:
+    """Whether the receiver runs, and the state of its sinks; times are aware UTC.
+
+    `running` says that a dispatcher has reported recently. `last_push_at` is when a push last got 200, within seconds.
+    """
+
+    running: bool
+    dispatcher_reported_at: datetime | None
+    last_push_at: datetime | None
+    warnings: Sequence[str]
+    sinks: Sequence[SinkStatus]
+
+
+@dataclass(frozen=True)
 class DeadLetterRow:
     """A dead letter, as it is shown; times are aware UTC."""
 
     sink: str
     event_id: str
+    device_id: str | None
+    device_name: str | None
+    event_type: str | None
     received_at: datetime
     died_at: datetime
     attempts: int
     reason: str
+
+
+@dataclass(frozen=True)
+class StateAtSink:
+    """The state of a delivery of an event."""
+
+    sink: str
+    state: str
+
+    def __str__(self) -> str:
+        return f"{self.sink} {self.state}"
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """A stored event, as it is shown."""
+
+    event_id: str
+    received_at: datetime
+    occurred_at: datetime | None
+    device_id: str | None
+    device_name: str | None
+    event_type: str | None
+    deliveries: tuple[StateAtSink, ...]
 
 
 @dataclass(frozen=True)
@@ -87,9 +144,20 @@ class Explanation:
     deliveries: tuple[DeliveryRow, ...]
 
 
-def status(records: Records, settings: Settings) -> list[SinkStatus]:
-    """The state of every sink that is configured or in the journal."""
-    counts, states = records.counts().sinks, records.sink_states()
+def status(records: Records, settings: Settings) -> Status:
+    """Whether the receiver runs, and the state of every sink that is configured or in the journal."""
+    counts, liveness = records.counts(), records.liveness()
+    return Status(
+        running=is_alive(liveness),
+        dispatcher_reported_at=time_or_none(liveness.at if liveness else None),
+        last_push_at=time_or_none(counts.last_push_at),
+        warnings=dispatcher_warnings(liveness),
+        sinks=sink_statuses(records, settings, counts.sinks),
+    )
+
+
+def sink_statuses(records: Records, settings: Settings, counts: Mapping[str, SinkCounts]) -> list[SinkStatus]:
+    states = records.sink_states()
     enabled = {sink.name: sink.common.enabled for sink in settings.all_sinks}
     rows = []
     for name in [*enabled, *sorted(counts.keys() - enabled.keys())]:
@@ -113,36 +181,129 @@ def status(records: Records, settings: Settings) -> list[SinkStatus]:
     return rows
 
 
+def life_signs(status: Status) -> list[str]:
+    """Whether the receiver runs, and when the last push was accepted, in a line each."""
+    reported, pushed = status.dispatcher_reported_at, status.last_push_at
+    verb = "is" if status.running else "is not"
+    since = f"a dispatcher last reported {ago(reported)}" if reported else "no dispatcher has ever reported"
+    return [
+        f"The receiver {verb} running: {since}.",
+        f"The last push was accepted {ago(pushed)}." if pushed else "No push has been accepted yet.",
+    ]
+
+
 def reasons(rows: Sequence[SinkStatus]) -> list[str]:
-    """A line for each sink that is paused, or that has failed and has delivered nothing since."""
+    """A line for each sink that is paused, or whose last attempt failed, or that failed in the last day."""
     lines = []
     for row in rows:
         if row.pause_reason:
             lines.append(f"{row.sink} is paused: {row.pause_reason}")
-        elif row.last_failure_at and (row.last_success_at is None or row.last_success_at < row.last_failure_at):
-            lines.append(f"last failure of {row.sink}, {ago(row.last_failure_at)}: {row.last_failure_reason}")
+        elif row.last_failure_at:
+            is_over = row.last_success_at is not None and row.last_success_at >= row.last_failure_at
+            if not is_over:
+                lines.append(f"last failure of {row.sink}, {ago(row.last_failure_at)}: {row.last_failure_reason}")
+            elif datetime.now(UTC) - row.last_failure_at < RECENT:
+                when = ago(row.last_failure_at)
+                lines.append(f"{row.sink} works again; its last failure was {when}: {row.last_failure_reason}")
     return lines
 
 
 def ago(time: datetime) -> str:
     """How long ago that was, for people: `5 min ago`."""
-    seconds = max(0.0, (datetime.now(UTC) - time).total_seconds())
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    return f"{in_one_unit((datetime.now(UTC) - time).total_seconds())} ago"
 
 
 def dead_letters(records: Records, settings: Settings, sink: str | None) -> list[DeadLetterRow]:
     """The newest dead letters, of one sink or of all."""
     if sink is not None:
         require_known(records, settings, sink)
-    return [
-        DeadLetterRow(
-            dead.sink, dead.event_id, to_time(dead.received_at), to_time(dead.died_at), dead.attempts, dead.reason
-        )
-        for dead in records.dead_letters(sink, MAX_LISTED)
-    ]
+    return [dead_letter_row(dead) for dead in records.dead_letters(sink, MAX_LISTED)]
+
+
+def dead_letter_row(dead: DeadLetter) -> DeadLetterRow:
+    return DeadLetterRow(
+        dead.sink,
+        dead.event.id,
+        *sensor_and_type(decoded(dead.event)),
+        to_time(dead.event.received_at),
+        to_time(dead.died_at),
+        dead.attempts,
+        dead.reason,
+    )
+
+
+def events(
+    records: Records,
+    since: datetime,
+    until: datetime,
+    *,
+    sensor: str | None = None,
+    types: Sequence[str] = (),
+    state: str | None = None,
+    limit: int = MAX_LISTED,
+) -> tuple[list[EventRow], datetime | None]:
+    """The newest events received in [since, until): of one sensor, by its device id or name, of these types, and with
+    a delivery in this state, if any is given.
+
+    The journal is not indexed by what is in events, so at most MAX_READ events are read. If that ends the search, the
+    second value is the time up to which it went.
+    """
+    rows: list[EventRow] = []
+    read, before = 0, None
+    while found := records.newest(until.timestamp(), state, before, min(BATCH, MAX_READ - read)):
+        recent = [history for history in found if history.event.received_at >= since.timestamp()]
+        for history in recent:
+            event = decoded(history.event)
+            if is_wanted(event, sensor, types):
+                rows.append(event_row(history, event))
+                if len(rows) == limit:
+                    return rows, None
+        if not recent:  # times hardly ever decrease while keys grow
+            return rows, None
+        read, before = read + len(found), found[-1].event.key
+        if read >= MAX_READ:
+            return rows, to_time(found[-1].event.received_at)
+    return rows, None
+
+
+def is_wanted(event: Event | None, sensor: str | None, types: Sequence[str]) -> bool:
+    if event is None:
+        return sensor is None and not types
+    names = (event.device_id or "", event.labels.get("name", "").casefold())
+    return (sensor is None or sensor in names or sensor.casefold() in names) and (not types or event.type in types)
+
+
+def event_row(history: EventHistory, event: Event | None) -> EventRow:
+    return EventRow(
+        history.event.id,
+        to_time(history.event.received_at),
+        None if event is None else event.occurred_at,
+        *sensor_and_type(event),
+        tuple(StateAtSink(delivery.sink, delivery.state) for delivery in history.deliveries),
+    )
+
+
+def sensor_and_type(event: Event | None) -> tuple[str | None, str | None, str | None]:
+    """The id and the name of an event's device, and its type."""
+    return (None, None, None) if event is None else (event.device_id, event.labels.get("name"), event.type)
+
+
+def decoded(stored: StoredEvent) -> Event | None:
+    """An event of the journal; None if it cannot be decoded any more."""
+    try:
+        return stored.decode()
+    except NotAnEvent:
+        return None
+
+
+def count_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
+    """How many dead letters a sink has: of those named, or of all if none is."""
+    require_known(records, settings, sink)
+    if not event_ids:
+        return records.counts().sinks.get(sink, SinkCounts()).dead
+    histories = [history for name in dict.fromkeys(event_ids) if (history := records.history(name))]
+    states = [each.state for history in histories for each in history.deliveries if each.sink == sink]
+    return require_some(states.count("dead"), sink, event_ids)
 
 
 def retry_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
@@ -291,12 +452,19 @@ def resume(records: Records, settings: Settings, sink: str) -> str:
     return state.pause_reason
 
 
-def remove_sink(records: Records, settings: Settings, sink: str) -> int:
-    """Delete a sink that is no longer enabled, and its deliveries; returns how many of those were pending or dead."""
+def count_undelivered(records: Records, settings: Settings, sink: str) -> int:
+    """How many pending and dead deliveries `remove_sink` would delete. Raises ReceiverError as that does."""
     if sink in {each.name for each in settings.enabled_sinks}:
         raise ReceiverError(f"sink {sink} is enabled in {settings.path.name}; remove it there and restart first")
     if sink not in records.sink_states():
         raise ReceiverError(f"there is no sink {sink} in the journal{nearest(sink, records.sink_states())}")
+    of_sink = records.counts().sinks.get(sink, SinkCounts())
+    return of_sink.pending + of_sink.dead
+
+
+def remove_sink(records: Records, settings: Settings, sink: str) -> int:
+    """Delete a sink that is no longer enabled, and its deliveries; returns how many of those were pending or dead."""
+    count_undelivered(records, settings, sink)
     return records.remove_sink(sink)
 
 
@@ -306,6 +474,29 @@ def unknown_event_types(settings: Settings) -> list[str]:
         f"{settings.path.name} [sinks.{sink.name}]: filter.event_types: {line}"
         for sink in settings.sinks
         for line in undocumented(sink.common.filter.event_types or ())
+    ]
+
+
+def unmatchable_filters(settings: Settings) -> list[str]:
+    """A problem for each condition of an enabled sink that no event can meet."""
+    return [
+        f"{settings.path.name} [sinks.{sink.name}]: filter.{line}"
+        for sink in settings.enabled_sinks
+        for line in _unmatchable(sink.common.filter)
+    ]
+
+
+def _unmatchable(condition: Filter) -> list[str]:
+    ids = {"devices": condition.devices or (), "projects": condition.projects or ()}
+    empty = [key for key, names in dict(condition).items() if names == ()]
+    return [
+        *(f"{key} = [] matches no event; name some, or remove it" for key in empty),
+        *(
+            f"{key}: {name!r} matches no event; give the id alone, {name.rpartition('/')[2]!r}"
+            for key, names in ids.items()
+            for name in names
+            if "/" in name
+        ),
     ]
 
 

@@ -56,7 +56,7 @@ def run(seconds: float, rate: float, say: Say) -> None:
     with server(folder, secret) as url:
         say(f"A receiver is running at {url}, with its journal in {folder}.")
         say(f"Simulated sensors push {rate:g} signed events per second for {seconds:g} s. Ctrl-C stops it.\n")
-        freezer = Simulator(name=FREEZER)
+        freezer = Simulator(labels={"name": FREEZER})
         history = push_heartbeats(url, secret, freezer, HEARTBEATS)
         pushed = history + push(url, secret, seconds, rate, say)
         wait_until_delivered(url)

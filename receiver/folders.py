@@ -1,9 +1,27 @@
-"""Folders whose names survive a power cut: a file is lost with the name of any folder above it."""
+"""Folders whose names survive a power cut (a file is lost with the name of any folder above it), and whether a path can
+be written."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why a file or folder of this name cannot be written or created, with the folder that prevents it; None if it can.
+
+    Changes nothing. A folder that may be read-only for another user is judged for this one.
+    """
+    if path.is_symlink():
+        path = path.resolve()
+    found = next(each for each in (path, *path.parents) if os.path.lexists(each) or each == each.parent)
+    if not found.exists():
+        return f"{path} cannot be created: {found} is a symbolic link that leads nowhere"
+    if found != path and not found.is_dir():
+        return f"{path} cannot be created: {found} is not a folder"
+    if not os.access(found, os.W_OK | (os.X_OK if found.is_dir() else 0)):
+        return f"{path} cannot be {'written' if found == path else 'created'}: {found} is not writable"
+    return None
 
 
 def make_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,48 +38,53 @@ READINESS_SECONDS = 1.0
 """How long a result is reused: a check takes a commit, and anyone may ask for one."""
 
 
+@dataclass(frozen=True)
+class Findings:
+    """Why the receiver is not ready, which sinks need an operator, and what else an operator should know."""
+
+    errors: Sequence[str] = ()
+    of_sinks: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
 class Readiness:
-    """Errors and warnings for `/readyz`, checked at most once a second."""
+    """Findings for `/readyz`, checked at most once a second."""
 
     def __init__(self, settings: Settings, journal: Journal, redactor: Redactor) -> None:
         self._settings = settings
         self._journal = journal
         self._redactor = redactor
         self._lock = threading.Lock()
-        self._result: tuple[list[str], list[str]] = ([], [])
+        self._result = Findings()
         self._checked_at = float("-inf")
 
-    def get(self) -> tuple[list[str], list[str]]:
-        """Errors, for which the receiver is not ready, and warnings; without secrets."""
+    def get(self) -> Findings:
+        """What was found, without secrets."""
         with self._lock:
             if time.monotonic() - self._checked_at > READINESS_SECONDS:
                 self._result = self._check()
                 self._checked_at = time.monotonic()
             return self._result
 
-    def _check(self) -> tuple[list[str], list[str]]:
-        errors, warnings = check_readiness(self._settings, self._journal)
-        redact = self._redactor.redact
-        return [redact(error) for error in errors], [redact(warning) for warning in warnings]
+    def _check(self) -> Findings:
+        found = check_readiness(self._settings, self._journal)
+        lists = (found.errors, found.of_sinks, found.warnings)
+        return Findings(*([self._redactor.redact(line) for line in lines] for lines in lists))
 
 
-def check_readiness(settings: Settings, journal: Journal) -> tuple[list[str], list[str]]:
+def check_readiness(settings: Settings, journal: Journal) -> Findings:
     """Why pushes cannot be stored or delivered now, and what else an operator should know."""
-    errors, warnings = [], unused_variables(settings) + journal_on_dyno(settings)
+    warnings = unused_variables(settings) + journal_on_dyno(settings)
     try:
         journal.check_writable()
-        liveness = journal.liveness()
-        if not is_alive(liveness):
-            errors.append("no dispatcher is alive")
-        warnings += dispatcher_warnings(liveness)
-        warnings += paused_sinks(settings, journal.sink_states())
-        warnings += removed_sinks(settings, journal.counts())
+        liveness, counts = journal.liveness(), journal.counts()
         of_keys = signing_keys(settings, journal)
-        errors += of_keys[0]
-        warnings += of_keys[1]
+        errors = [*([] if is_alive(liveness) else ["no dispatcher is alive"]), *of_keys[0]]
+        of_sinks = paused_sinks(settings, journal.sink_states()) + dead_letters(settings, counts)
+        warnings += [*dispatcher_warnings(liveness), *removed_sinks(settings, counts), *of_keys[1]]
+        return Findings(errors, of_sinks, warnings)
     except JournalUnavailable as error:
-        errors.append(f"the journal is unavailable: {error}")
-    return errors, warnings
+        return Findings([f"the journal is unavailable: {error}"], (), warnings)
 
 
 def signing_keys(settings: Settings, journal: Journal | Records) -> tuple[list[str], list[str]]:
@@ -247,6 +252,14 @@ def paused_sinks(settings: Settings, states: Mapping[str, SinkState]) -> list[st
         f"sink {state.name} is paused: {state.pause_reason}"
         for state in states.values()
         if state.pauses and state.name in enabled
+    ]
+
+
+def dead_letters(settings: Settings, counts: Counts) -> list[str]:
+    return [
+        f"sink {sink.name} has {counted(counts.sinks[sink.name].dead, 'dead letter')}"
+        for sink in settings.enabled_sinks
+        if sink.name in counts.sinks and counts.sinks[sink.name].dead
     ]
 
 

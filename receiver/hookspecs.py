@@ -120,6 +120,16 @@ class SinkHooks(AlertHooks):
         """
 
     @hookspec(firstresult=True)
+    def find_problems(self, others: Sequence[object]) -> Sequence[str] | None:
+        """What will keep the sink from working, as far as that can be seen now: a line for each problem.
+
+        Called by `check` alone, after the sink was built and without a call of `open`, with the other enabled sinks of
+        the same class. Without side effects: it may look at options and files, but changes nothing and connects to
+        nothing. Returns lines without secrets, each about an option; an empty list or None if there is no problem. If
+        it raises, the exception is a problem.
+        """
+
+    @hookspec(firstresult=True)
     def local_path(self) -> Path | None:
         """The file or folder on this machine in which the sink stores events; None if it stores them elsewhere.
 

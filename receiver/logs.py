@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from receiver.event import rfc3339
@@ -16,6 +16,12 @@ from receiver.redaction import Redactor
 log = logging.getLogger(__name__)
 
 LINES_PER_MINUTE = 10
+
+FIELDS = ("sink", "event_id", "reason", "code", "request_id", "remote")
+"""The fields of a JSON line besides the common ones."""
+
+SINK_LOGGER = "sink"
+"""The parent of the loggers that sinks get."""
 
 
 def set_up(log_format: str, redactor: Redactor) -> None:
@@ -58,7 +64,8 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(TextLines):
-    """One JSON object a line with `time`, `level`, `logger` and `message`."""
+    """One JSON object a line with `time`, `level`, `logger` and `message`, and those of FIELDS that the message is
+    about: its arguments, if they are named (`log.info("sink %(sink)s works", {"sink": name})`)."""
 
     def format(self, record: logging.LogRecord) -> str:
         message, traceback = self._message(record), self._traceback(record)
@@ -68,8 +75,16 @@ class JsonLines(TextLines):
                 "level": record.levelname.lower(),
                 "logger": record.name,
                 "message": f"{message}\n{traceback}" if traceback else message,
+                **self._fields(record),
             }
         )
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, object]:
+        root, _, sink = record.name.partition(".")
+        of_sink = {"sink": sink.partition(".")[0]} if root == SINK_LOGGER else {}
+        named = {**of_sink, **record.args} if isinstance(record.args, Mapping) else of_sink
+        given = {name: named[name] for name in FIELDS if named.get(name) is not None}
+        return {name: value if isinstance(value, int) else self._redact(str(value)) for name, value in given.items()}
 
 
 class RateLimitedLog:

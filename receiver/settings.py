@@ -39,6 +39,24 @@ SENSORS = "sensors"
 """The sink that feeds the registry of sensors: no [sinks.NAME] can have its name."""
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+HEROKU_ROUTER = ("10.0.0.0/8",)
+"""Where Heroku's router connects from. Nothing else reaches a dyno."""
+
+
+def valid_networks(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not an address or a network such as 10.0.0.0/8") from None
+    return texts
+
+
+Networks = Annotated[tuple[str, ...], list_of_text(HEROKU_ROUTER[0]), AfterValidator(valid_networks)]
+
+
 def not_blank(secret: SecretStr) -> SecretStr:
     if not secret.get_secret_value().strip():
         raise ValueError("it is blank")
@@ -60,6 +78,7 @@ class ReceiverTable(Table):
     plugins: Annotated[tuple[str, ...], list_of_text("plugins/mine.py")] = ()
     deliver: bool = True
     legacy_sha1: bool = False
+    trusted_proxies: Networks | None = None
     metrics_token: Annotated[SecretStr, Field(min_length=8), AfterValidator(not_blank)] | None = None
 
 
@@ -176,6 +195,13 @@ class Settings:
         """The sinks of config.toml, and the receiver's own, which feeds the registry of sensors."""
         own = SinkSettings(SENSORS, CommonOptions(type=SENSORS))
         return (*self.sinks, own) if self.sensors.enabled else self.sinks
+
+    @property
+    def trusted_proxies(self) -> tuple[Network, ...]:
+        """The networks of proxies whose X-Forwarded-For is believed; by default on a dyno, Heroku's router."""
+        given = self.receiver.trusted_proxies
+        texts = (HEROKU_ROUTER if self.on_dyno else ()) if given is None else given
+        return tuple(map(ipaddress.ip_network, texts))
 
     @property
     def enabled_sinks(self) -> tuple[SinkSettings, ...]:

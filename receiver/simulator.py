@@ -9,9 +9,10 @@ import base64
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import urllib3
@@ -41,35 +42,52 @@ class PushResponse:
 class Simulator:
     """Generates events. The same `seed` gives the same events, including their ids, for the same times.
 
-    The devices are named after their event types, or all of them `name`.
+    They come from this project and this sensor, by default from one sensor for each type, with these labels and the
+    label `name`, and have this value, by default a random one.
     """
 
-    def __init__(self, seed: int | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        seed: int | None = None,
+        *,
+        project: str = PROJECT,
+        sensor: str | None = None,
+        labels: Mapping[str, str] = MappingProxyType({}),
+        value: str | None = None,
+    ) -> None:
         self._random = random.Random(seed)
-        self._label = name
+        self._project = project
+        self._sensor = sensor
+        self._labels = labels
+        self._value = value
         self._devices: dict[str, str] = {}
 
     def body(self, event_type: str, at: datetime | None = None, samples: int = 1) -> bytes:
-        """The raw body of a new event of this type, as DT would send it at `at` (aware UTC; default now)."""
+        """The raw body of a new event of this type, as DT would send it at `at` (aware UTC; default now).
+
+        Raises ReceiverError for an unknown type, and for a value that events of this type cannot have.
+        """
         if event_type not in TYPES:
             raise ReceiverError(f"no event type {event_type!r}; there are: {', '.join(TYPES)}")
         time = at or datetime.now(UTC)
         stamp = rfc3339(time)
         data = MAKERS[event_type](self._random, time, samples)
+        if self._value is not None:
+            set_value(event_type, data, self._value)
         fields = data if event_type == "labelsChanged" else {event_type: {**data, "updateTime": stamp}}
-        device = self._devices.setdefault(event_type, f"emu{self._name(20)}")
+        device = self._sensor or self._devices.setdefault(event_type, f"emu{self._name(20)}")
         payload = {
             "event": {
                 "eventId": self._event_id(time),
-                "targetName": f"projects/{PROJECT}/devices/{device}",
+                "targetName": f"projects/{self._project}/devices/{device}",
                 "eventType": event_type,
                 "data": fields,
                 "timestamp": stamp,
             },
-            "labels": {"name": self._label or f"Simulated {event_type}"},
+            "labels": {"name": f"Simulated {event_type}", **self._labels},
             "metadata": {
                 "deviceId": device,
-                "projectId": PROJECT,
+                "projectId": self._project,
                 "deviceType": event_type,
                 "productNumber": "",
             },
@@ -111,13 +129,31 @@ class Pusher:
                 "POST", self._url, body=body, headers=sign(body, self._secret, time.time()), redirect=False
             )
         except urllib3.exceptions.HTTPError as error:
-            return 0, f"no response: {_reason(error)}"
+            return 0, _reason(error)
         return response.status, response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:
-    """What the system says, such as "Connection refused", or else the name of the exception."""
-    return getattr(error.__cause__, "strerror", None) or type(error).__name__
+    """What the system says, such as "connection refused", or else the name of the exception."""
+    said: str | None = getattr(error.__cause__, "strerror", None)
+    return f"{said[0].lower()}{said[1:]}" if said else f"no response ({type(error).__name__})"
+
+
+def set_value(event_type: str, data: Data, value: str) -> None:
+    """Replace the value of an event by a number or by the name of a state. Raises ReceiverError if it has no such."""
+    if states := STATES.get(event_type):
+        if value not in states:
+            raise ReceiverError(f"the value of {event_type} is one of {', '.join(states)}")
+        data[STATE_FIELDS.get(event_type, "state")] = value
+    elif field := NUMBER_FIELDS.get(event_type):
+        try:
+            number = float(value) if "." in value else int(value)
+        except ValueError:
+            raise ReceiverError(f"the value of {event_type} is a number") from None
+        for sample in (data, *data.get("samples", ())):
+            sample[field] = number
+    else:
+        raise ReceiverError(f"events of type {event_type} have no value")
 
 
 def _temperature(random: random.Random, time: datetime, samples: int) -> Data:
@@ -155,36 +191,59 @@ def _network(random: random.Random, time: datetime, samples: int) -> Data:
     }
 
 
-def _state(name: str, *states: str) -> Callable[[random.Random, datetime, int], Data]:
-    return lambda random, time, samples: {name: random.choice(states)}
+def _state(event_type: str) -> Callable[[random.Random, datetime, int], Data]:
+    return lambda random, time, samples: {"state": random.choice(STATES[event_type])}
 
 
-def _number(name: str, low: int, high: int) -> Callable[[random.Random, datetime, int], Data]:
-    return lambda random, time, samples: {name: random.randint(low, high)}
+def _number(event_type: str, low: int, high: int) -> Callable[[random.Random, datetime, int], Data]:
+    return lambda random, time, samples: {NUMBER_FIELDS[event_type]: random.randint(low, high)}
 
 
+STATES = {
+    "objectPresent": ("PRESENT", "NOT_PRESENT"),
+    "waterPresent": ("PRESENT", "NOT_PRESENT"),
+    "motion": ("MOTION_DETECTED", "NO_MOTION_DETECTED"),
+    "deskOccupancy": ("OCCUPIED", "NOT_OCCUPIED"),
+    "contact": ("OPEN", "CLOSED"),
+    "probeWireStatus": ("INVALID_WIRE_CONFIGURATION", "TWO_WIRE", "THREE_WIRE", "FOUR_WIRE"),
+    "connectionStatus": ("ETHERNET", "CELLULAR", "OFFLINE"),
+}
+STATE_FIELDS = {"connectionStatus": "connection"}
+"""The field of a state, where it is not `state`."""
+
+NUMBER_FIELDS = {
+    "temperature": "value",
+    "humidity": "relativeHumidity",
+    "objectPresentCount": "total",
+    "touchCount": "total",
+    "co2": "ppm",
+    "pressure": "pascal",
+    "networkStatus": "signalStrength",
+    "batteryStatus": "percentage",
+    "cellularStatus": "signalStrength",
+}
 MAKERS: dict[str, Callable[[random.Random, datetime, int], Data]] = {
     "touch": lambda random, time, samples: {},
     "temperature": _temperature,
     "humidity": _humidity,
-    "objectPresent": _state("state", "PRESENT", "NOT_PRESENT"),
-    "waterPresent": _state("state", "PRESENT", "NOT_PRESENT"),
-    "objectPresentCount": _number("total", 0, 5000),
-    "touchCount": _number("total", 0, 5000),
-    "co2": _number("ppm", 400, 2000),
-    "pressure": _number("pascal", 98_000, 104_000),
-    "motion": _state("state", "MOTION_DETECTED", "NO_MOTION_DETECTED"),
+    "objectPresent": _state("objectPresent"),
+    "waterPresent": _state("waterPresent"),
+    "objectPresentCount": _number("objectPresentCount", 0, 5000),
+    "touchCount": _number("touchCount", 0, 5000),
+    "co2": _number("co2", 400, 2000),
+    "pressure": _number("pressure", 98_000, 104_000),
+    "motion": _state("motion"),
     "deskOccupancy": lambda random, time, samples: {
-        "state": random.choice(["OCCUPIED", "NOT_OCCUPIED"]),
+        "state": random.choice(STATES["deskOccupancy"]),
         "remarks": [],
     },
-    "contact": _state("state", "OPEN", "CLOSED"),
-    "probeWireStatus": _state("state", "INVALID_WIRE_CONFIGURATION", "TWO_WIRE", "THREE_WIRE", "FOUR_WIRE"),
+    "contact": _state("contact"),
+    "probeWireStatus": _state("probeWireStatus"),
     "networkStatus": _network,
-    "batteryStatus": _number("percentage", 1, 100),
+    "batteryStatus": _number("batteryStatus", 1, 100),
     "labelsChanged": lambda random, time, samples: {"added": {"room": "12"}, "modified": {}, "removed": ["old"]},
     "connectionStatus": lambda random, time, samples: {
-        "connection": random.choice(["ETHERNET", "CELLULAR", "OFFLINE"]),
+        "connection": random.choice(STATES["connectionStatus"]),
         "available": ["ETHERNET", "CELLULAR"],
     },
     "ethernetStatus": lambda random, time, samples: {

@@ -21,8 +21,49 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 RENAMED = {"max_body": "max_body_bytes", "first_pause": "initial_backoff", "longest_pause": "max_backoff"}
 """Old keys of the receiver's own tables, and the new ones."""
 
-REMOVED = {"threads": "is gone, since pushes no longer wait in threads; delete it"}
-"""Old keys of [receiver] that have no successor, and what to do."""
+NO_KEYS = {
+    "threads": "is gone, since pushes no longer wait in threads; delete it",
+    "port": "is not a key: the port comes from the environment variable PORT",
+    "workers": "is not a key: their number comes from the environment variable WEB_CONCURRENCY",
+    "secret": "is not a key: signature secrets come from the environment variable DT_SIGNATURE_SECRET",
+    "url": "is not a key: the address of a database comes from the environment variable DATABASE_URL",
+}
+"""What is not in [receiver] and [journal], although it once was or one would look for it there, and what to do."""
+
+TEXT = 'give text in quotes, such as "text"'
+LIST = 'give a list, such as ["a", "b"]'
+TABLE = 'give a table, such as {{ name = "value" }}'
+WHOLE_NUMBER = "give a whole number, such as 5"
+NUMBER = "give a number, such as 1.5"
+TRUE_OR_FALSE = "give true or false"
+WORDS = {
+    "string_type": TEXT,
+    "path_type": 'give a path in quotes, such as "data/events.csv"',
+    "int_type": WHOLE_NUMBER,
+    "int_parsing": WHOLE_NUMBER,
+    "int_parsing_size": WHOLE_NUMBER,
+    "int_from_float": WHOLE_NUMBER,
+    "float_type": NUMBER,
+    "float_parsing": NUMBER,
+    "finite_number": NUMBER,
+    "bool_type": TRUE_OR_FALSE,
+    "bool_parsing": TRUE_OR_FALSE,
+    "list_type": LIST,
+    "tuple_type": LIST,
+    "set_type": LIST,
+    "frozen_set_type": LIST,
+    "dict_type": TABLE,
+    "mapping_type": TABLE,
+    "model_type": TABLE,
+    "greater_than": "give more than {gt:g}",
+    "greater_than_equal": "give at least {ge:g}",
+    "less_than": "give less than {lt:g}",
+    "less_than_equal": "give at most {le:g}",
+    "string_too_short": "give at least {min_length} characters",
+    "string_too_long": "give at most {max_length} characters",
+    "missing": "too few values",
+}
+"""What to do, by pydantic's name of an error; with the limits of that error."""
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -135,20 +176,29 @@ def _message(
     if kind == "extra_forbidden" and not choice:
         if (new := RENAMED.get(path[-1])) and new in _names(model, path[:-1]):
             return f"{where}: option '{key}' is now called '{new}'", "", ""
-        if where.endswith("[receiver]") and key in REMOVED:
-            return f"{where}: option '{key}' {REMOVED[key]}", "", ""
+        if where.endswith(("[receiver]", "[journal]")) and key in NO_KEYS:
+            return f"{where}: option '{key}' {NO_KEYS[key]}", "", ""
         valid = [*_names(model, path[:-1]), *(other_keys if len(path) == 1 else ())]
         return f"{where}: no option '{key}'{nearest(path[-1], valid)}", "", ""
     if kind == "missing" and not choice:
         return f"{where}: option '{key}' is missing", "", ""
     value = error["input"]
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = _in_our_words(error)
     hint = _env_hint(value)
     secret = field is None or field.annotation not in (str, int, float, bool, Path)
     too_long = isinstance(value, int) and value.bit_length() > 64
     if not secret and not too_long and path[0] not in from_environment and isinstance(value, str | int | float):
         return f"{where}: {key} = {value!r}: ", message, hint
     return f"{where}: {key}: ", message, hint
+
+
+def _in_our_words(error: Any) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in WORDS:
+        return WORDS[kind].format(**context)
+    if kind == "literal_error":
+        return "give " + str(context["expected"]).replace("'", '"')
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _is_choice(annotation: object) -> bool:
@@ -188,3 +238,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def counted(number: int, one: str, several: str = "") -> str:
     """A number with its noun: `1 dead letter`, `2 dead letters`. `several` is a plural that is not `one` with an s."""
     return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def in_one_unit(seconds: float) -> str:
+    """A duration for people, in its largest unit: `5 min`. A negative one is `0 s`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -288,7 +288,7 @@ def test_the_running_receiver_announces_an_incident_once_to_a_plugin(
         "    print('closed', incident.id, incident.closed is not None, flush=True)\n"
     )
     receiver = start_receiver(f'[receiver]\nplugins = ["{tmp_path / "listener.py"}"]\n')
-    freezer, other = Simulator(1, name="freezer"), Simulator(2)
+    freezer, other = Simulator(1, labels={"name": "freezer"}), Simulator(2)
     now = datetime.now(UTC)
     for minutes in range(480, 120, -15):
         receiver.push(freezer.body("temperature", now - timedelta(minutes=minutes)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from conftest import wait_until
 from support.commands import SCRIPTED, Operator, is_recent
@@ -22,6 +20,9 @@ def test_dead_letters_are_listed_newest_first_with_attempts_and_reason(operator:
         {
             "sink": sink,
             "event_id": "a",
+            "device_id": "emu1",
+            "device_name": None,
+            "event_type": "touch",
             "received_at": "2026-01-31T12:00:00.000Z",
             "attempts": attempts,
             "reason": reason,
@@ -31,10 +32,12 @@ def test_dead_letters_are_listed_newest_first_with_attempts_and_reason(operator:
     assert listed == [erp, archive]
     assert [letter["sink"] for letter in operator.json("dead-letters", "list", "archive")] == ["archive"]
     heading, first, second = operator.lines("dead-letters", "list")
-    assert heading.split() == ["sink", "event", "id", "received", "at", "died", "at", "attempts", "reason"]
-    assert (first.split()[:3], second.split()[:3]) == (
-        ["erp", "a", "2026-01-31T12:00:00Z"],
-        ["archive", "a", "2026-01-31T12:00:00Z"],
+    assert heading.split() == [
+        *("sink", "event", "id", "device", "id", "event", "type", "received", "at", "died", "at", "attempts", "reason"),
+    ]
+    assert (first.split()[:5], second.split()[:5]) == (
+        ["erp", "a", "emu1", "touch", "2026-01-31T12:00:00Z"],
+        ["archive", "a", "emu1", "touch", "2026-01-31T12:00:00Z"],
     )
     assert [line[heading.index("reason") :] for line in (first, second)] == ["HTTP 422", "disk of archive"]
 
@@ -51,9 +54,9 @@ def test_of_many_dead_letters_the_newest_1000_are_listed(operator: Operator) -> 
 def test_dead_letters_that_are_retried_are_pending_with_no_attempts_counted(operator: Operator) -> None:
     operator.add_pending("erp", "a", "b", "c")
     operator.settle_due("erp", Result.DEAD, "no")
-    assert operator.json("dead-letters", "retry", "erp", "b", "unknown") == {"sink": "erp", "retried": 1}
+    assert operator.json("dead-letters", "retry", "erp", "b", "unknown", "--yes") == {"sink": "erp", "retried": 1}
     assert operator.counts("erp") == (1, 0, 2)
-    assert operator.lines("dead-letters", "retry", "erp") == ["Retrying 2 dead letters of sink erp."]
+    assert operator.lines("dead-letters", "retry", "erp", "--yes") == ["Retrying 2 dead letters of sink erp."]
     again = operator.settle_due("erp", Result.DELIVERED)
     assert sorted((delivery.event.id, delivery.attempt, delivery.failures) for delivery in again) == [
         ("a", 1, 0),
@@ -67,22 +70,12 @@ def test_retrying_and_deleting_dead_letters_of_one_sink_changes_no_other(operato
     operator.add_events({"a": ["erp", "archive"]})
     for sink in ("erp", "archive"):
         operator.settle_due(sink, Result.DEAD, "no")
-    operator.lines("dead-letters", "retry", "erp")
+    operator.lines("dead-letters", "retry", "erp", "--yes")
     assert (operator.counts("erp"), operator.counts("archive")) == ((1, 0, 0), (0, 0, 1))
-    assert operator.lines("dead-letters", "delete", "archive", "a") == ["Deleted 1 dead letter of sink archive."]
+    assert operator.lines("dead-letters", "delete", "archive", "a", "--yes") == [
+        "Deleted 1 dead letter of sink archive."
+    ]
     assert (operator.counts("erp"), operator.counts("archive")) == ((1, 0, 0), (0, 0, 0))
-
-
-@pytest.mark.parametrize(
-    ("stdin", "left"), [("y\n", 0), ("n\n", 2), ("\n", 2), ("", 2)], ids=["yes", "no", "default", "end of input"]
-)
-def test_deleting_all_dead_letters_needs_a_confirmation(stdin: str, left: int, operator: Operator) -> None:
-    operator.add_pending("erp", "a", "b")
-    operator.settle_due("erp", Result.DEAD, "no")
-    code, out, errors = operator.run("dead-letters", "delete", "erp", "--json", stdin=stdin)
-    assert (code, operator.counts("erp")) == (1 if left else 0, (0, 0, left))
-    assert errors[0].startswith("Delete all dead letters of sink erp? [y/N]")
-    assert out == [] if left else json.loads("".join(out)) == {"sink": "erp", "deleted": 2}
 
 
 @pytest.mark.parametrize("arguments", [("list", "epr"), ("delete", "epr", "--yes")], ids=" ".join)
@@ -98,7 +91,7 @@ def test_an_unknown_sink_is_an_error_and_not_a_sink_without_dead_letters(
 def test_a_deleted_dead_letter_is_explained(operator: Operator) -> None:
     operator.add_pending("archive", "a")
     operator.settle_due("archive", Result.DEAD, "no")
-    operator.lines("dead-letters", "delete", "archive", "a")
+    operator.lines("dead-letters", "delete", "archive", "a", "--yes")
     assert operator.explain("a")["archive"]["state"] == (
         "not routed: the sink was added later, or its dead letter was deleted; `replay` delivers it"
     )
@@ -114,8 +107,8 @@ def test_a_running_dispatcher_delivers_dead_letters_that_are_retried(operator: O
             ("scripted", 1, "no such customer")
         }
         operator.script(None)
-        assert operator.json("dead-letters", "delete", "scripted", "c") == {"sink": "scripted", "deleted": 1}
-        assert operator.json("dead-letters", "retry", "scripted") == {"sink": "scripted", "retried": 2}
+        assert operator.json("dead-letters", "delete", "scripted", "c", "--yes") == {"sink": "scripted", "deleted": 1}
+        assert operator.json("dead-letters", "retry", "scripted", "--yes") == {"sink": "scripted", "retried": 2}
         wait_until(lambda: [operator.explain(name)["scripted"]["state"] for name in "ab"] == ["delivered"] * 2)
     assert sorted(operator.written) == ["a", "b"]
     assert operator.lines("dead-letters", "list") == ["No dead letters."]

@@ -28,6 +28,7 @@ def test_an_event_is_explained_with_its_facts_and_its_delivery_at_each_sink(oper
         "event_id": "a",
         "event_type": "touch",
         "device_id": "emu1",
+        "device_name": None,
         "occurred_at": "2026-01-31T12:00:00.000Z",
         "received_at": "2026-01-31T12:00:00.000Z",
     }
@@ -56,6 +57,7 @@ def test_an_explanation_for_people_has_the_same_facts(operator: Operator) -> Non
         "event id     a",
         "event type   touch",
         "device id    emu1",
+        "device name  -",
         "occurred at  2026-01-31T12:00:00.000Z",
         "received at  2026-01-31T12:00:00.000Z",
     ]
@@ -111,3 +113,9 @@ def test_a_push_that_is_in_quarantine_is_not_an_event(operator: Operator) -> Non
             "after [journal] retention_days"
         ],
     )
+
+
+def test_the_body_of_an_event_is_shown_as_it_was_received(operator: Operator) -> None:
+    operator.add_events({"a": ["archive"]})
+    assert operator.json("explain", "a", "--body")["body"] == event_body("a").decode()
+    assert operator.lines("explain", "a", "--body") == [*operator.lines("explain", "a"), event_body("a").decode()]

@@ -22,7 +22,7 @@ def test_events_are_replayed_that_were_received_from_since_up_to_but_not_at_unti
     replay = ("replay", "archive", "--since", "2026-01-31T12:00:01", "--until", "2026-01-31T13:00:03+01:00")
     assert operator.lines(*replay, "--dry-run") == ["Found 2 matching events; requeued none (dry run)."]
     assert operator.counts("archive") == (0, 5, 0)
-    assert operator.lines(*replay) == ["Found 2 matching events; requeued 2 for sink archive."]
+    assert operator.lines(*replay, "--yes") == ["Found 2 matching events; requeued 2 for sink archive."]
     assert claimed_ids(operator, "archive") == ["e1", "e2"]
 
 
@@ -51,7 +51,7 @@ def test_delivered_dead_and_never_routed_events_are_requeued_and_pending_ones_do
     operator.add_pending("archive", "pending")
     operator.settle_due("archive", Result.FAILED, "HTTP 500", due=NOON)
     operator.add_events({"never-routed": []})
-    assert operator.json("replay", "archive", "--since", LONG_AGO) == {
+    assert operator.json("replay", "archive", "--since", LONG_AGO, "--yes") == {
         "sink": "archive",
         "matched": 4,
         "requeued": 3,
@@ -69,7 +69,7 @@ def test_delivered_dead_and_never_routed_events_are_requeued_and_pending_ones_do
 def test_a_claimed_delivery_is_not_requeued(operator: Operator) -> None:
     operator.add_pending("archive", "a")
     (claimed,) = operator.journal.claim("archive", 10, 60)
-    assert operator.json("replay", "archive", "--since", LONG_AGO)["requeued"] == 0
+    assert operator.json("replay", "archive", "--since", LONG_AGO, "--yes")["requeued"] == 0
     assert operator.journal.claim("archive", 10, 60) == []
     operator.journal.settle([Settlement(claimed, Result.DELIVERED)])
     assert operator.counts("archive") == (0, 1, 0)
@@ -92,7 +92,7 @@ def test_events_are_replayed_that_pass_the_filter_of_the_sink_and_are_of_the_giv
     for event_type in ("touch", "temperature", "co2"):
         operator.add_pending("other", event_type, event_type=event_type)
     option = ["--types", types] if types is not None else []
-    assert operator.json("replay", sink, "--since", LONG_AGO, *option) == {
+    assert operator.json("replay", sink, "--since", LONG_AGO, *option, "--yes") == {
         "sink": sink,
         "matched": len(replayed),
         "requeued": len(replayed),
@@ -105,7 +105,7 @@ def test_types_that_dt_does_not_document_are_warnings(operator: Operator) -> Non
     operator.add_pending("other", "wet", event_type="humidity")
     operator.add_pending("other", "new", event_type="brandNew")
     types = "humidty,Touch,humidity,brandNew,\x1b[31m"
-    assert operator.run("replay", "archive", "--since", LONG_AGO, "--types", types) == (
+    assert operator.run("replay", "archive", "--since", LONG_AGO, "--types", types, "--yes") == (
         0,
         ["Found 2 matching events; requeued 2 for sink archive."],
         [
@@ -124,7 +124,7 @@ def test_a_replay_in_several_batches_requeues_every_event_once(
     monkeypatch.setattr("receiver.admin.BATCH", 10)
     names = [f"e{number}" for number in range(25)]
     operator.add_events({name: [] for name in names})
-    assert operator.json("replay", "archive", "--since", LONG_AGO) == {
+    assert operator.json("replay", "archive", "--since", LONG_AGO, "--yes") == {
         "sink": "archive",
         "matched": 25,
         "requeued": 25,
@@ -135,7 +135,7 @@ def test_a_replay_in_several_batches_requeues_every_event_once(
 
 def test_events_that_are_not_routed_yet_are_left_to_the_dispatcher(operator: Operator) -> None:
     operator.journal.accept([Arrival("a", event_body("a"), NOON)])
-    assert operator.json("replay", "archive", "--since", LONG_AGO)["matched"] == 0
+    assert operator.json("replay", "archive", "--since", LONG_AGO, "--yes")["matched"] == 0
 
 
 def test_an_event_that_expires_during_a_replay_does_not_block_its_sink(operator: Operator) -> None:
@@ -158,7 +158,7 @@ def test_a_running_dispatcher_delivers_replayed_events_once_more(operator: Opera
         operator.accept("a", "b")
         wait_until(lambda: operator.counts("archive") == (0, 2, 0))
         assert sorted(operator.archived) == ["a", "b"]
-        assert operator.json("replay", "archive", "--since", "1h") == {
+        assert operator.json("replay", "archive", "--since", "1h", "--yes") == {
             "sink": "archive",
             "matched": 2,
             "requeued": 2,
@@ -171,7 +171,7 @@ def test_a_running_dispatcher_delivers_replayed_events_once_more(operator: Opera
 def test_a_sink_with_an_invalid_filter_gets_no_replay(operator: Operator) -> None:
     operator.configure(f"{JOURNAL}[sinks.archive]\ntype = 'csv'\npath = 'events.csv'\nfilter = {{ devces = ['x'] }}\n")
     operator.add_pending("other", "a")
-    assert operator.run("replay", "archive", "--since", LONG_AGO) == (
+    assert operator.run("replay", "archive", "--since", LONG_AGO, "--yes") == (
         1,
         [],
         ["error: the filter of sink archive is invalid; `check` says why"],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 from conftest import StartReceiver, wait_until
 from pytest_httpserver import HTTPServer
 from support.commands import Operator, Shell
 
-from receiver.event import TYPES
+from receiver.event import TYPES, Event
 from receiver.settings import SECRET
 from receiver.testing.ports import reserve_port
 from receiver.testing.samples import TEST_SECRET
@@ -58,8 +59,16 @@ def test_send_pushes_signed_events_and_prints_each_response(
             {SECRET: ""},
             "DT_SIGNATURE_SECRET is not set; set it to the signature secret of the receiver",
         ),
+        (["http://127.0.0.1:1", "--value", "1"], {}, "--value needs --type: not every type has such a value"),
+        (
+            ["http://127.0.0.1:1", "--type", "contact", "--value", "1"],
+            {},
+            "the value of contact is one of OPEN, CLOSED",
+        ),
+        (["http://127.0.0.1:1", "--type", "co2", "--value", "x"], {}, "the value of co2 is a number"),
+        (["http://127.0.0.1:1", "--type", "touch", "--value", "1"], {}, "events of type touch have no value"),
     ],
-    ids=["no scheme", "another scheme", "no secret"],
+    ids=["no scheme", "another scheme", "no secret", "no type", "no state", "no number", "no value"],
 )
 def test_send_reports_what_cannot_work_before_it_pushes(
     arguments: list[str], environment: dict[str, str], error: str, operator: Operator
@@ -70,19 +79,18 @@ def test_send_reports_what_cannot_work_before_it_pushes(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1:{port}", "Connection refused"),
-        ("http://", "LocationValueError"),
-        ("http://[::1", "LocationParseError"),
-        ("http://127.0.0.1:99999", "LocationParseError"),
-        ("http://a..b", "LocationParseError"),
+        ("http://127.0.0.1:{port}", "connection refused"),
+        ("http://user:pass-word@127.0.0.1:{port}/x", "connection refused"),
+        ("http://", "no response (LocationValueError)"),
+        ("http://[::1", "no response (LocationParseError)"),
+        ("http://127.0.0.1:99999", "no response (LocationParseError)"),
+        ("http://a..b", "no response (LocationParseError)"),
     ],
 )
 def test_send_stops_at_the_first_push_without_a_response(url: str, reason: str, operator: Operator) -> None:
-    assert operator.run("send", url.format(port=reserve_port())) == (
-        1,
-        [],
-        [f"error: no response: {reason}; is a receiver running at this address?"],
-    )
+    url = url.format(port=reserve_port())
+    shown = url.replace("user:pass-word@", "")
+    assert operator.run("send", url) == (1, [], [f"error: {reason}: is a receiver running at {shown}?"])
 
 
 @pytest.mark.parametrize(
@@ -104,3 +112,30 @@ def test_send_prints_any_response_of_another_server(
     assert (done.exit_code, len(done.out)) == (code, 1)
     assert last_column(done.out)[0].startswith(response)
     assert done.errors == ([] if code == 0 else ["error: the receiver did not accept 1 of 1 event"])
+
+
+def test_the_events_come_from_the_sensor_that_is_given(operator: Operator, httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/", method="POST").respond_with_data(b"accepted")
+    options = ("--project", "p1", "--sensor", "dev1", "--label", "site=oslo", "--label", "name=a=b", "--label", "x=")
+    operator.lines("send", httpserver.url_for("/"), "--type", "temperature", "--value", "21.5", *options)
+    ((request, _),) = httpserver.log
+    event = Event.from_body(request.data, datetime.now(UTC))
+    assert (event.project_id, event.device_id) == ("p1", "dev1")
+    assert event.labels == {"name": "a=b", "site": "oslo", "x": ""}
+    assert [reading.value for reading in event.readings()] == [21.5]
+
+
+def test_a_label_without_a_value_is_a_mistake_in_the_usage(operator: Operator) -> None:
+    code, _, errors = operator.run("send", "http://127.0.0.1:1", "--label", "site")
+    assert (code, errors[-1]) == (2, "Error: Invalid value for '--label': give a label such as site=oslo")
+
+
+def test_quiet_prints_only_how_many_got_which_response(operator: Operator, httpserver: HTTPServer) -> None:
+    httpserver.expect_ordered_request("/").respond_with_data(b"accepted")
+    httpserver.expect_ordered_request("/").respond_with_data(b"accepted")
+    httpserver.expect_ordered_request("/").respond_with_data(b"busy", status=503)
+    assert operator.run("send", httpserver.url_for("/"), "--type", "touch", "--count", "3", "--quiet") == (
+        1,
+        ["2 events: 200 accepted", "1 event: 503 busy"],
+        ["error: the receiver did not accept 1 of 3 events"],
+    )

@@ -1,4 +1,4 @@
-"""`status` shows the state of each sink: what is pending, delivered and dead, its last failure and its pause."""
+"""`status` shows whether the receiver runs, and of each sink what is pending, delivered and dead, and its failures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import time_machine
 from conftest import wait_until
-from support.commands import JOURNAL, SCRIPTED, TWO_SINKS, Operator, is_recent, seconds_since_1970
+from support.commands import JOURNAL, SCRIPTED, TWO_SINKS, Operator, event_body, is_recent, seconds_since_1970
 
 from receiver import admin
-from receiver.journal import Result, SinkState
+from receiver.journal import Arrival, Result, SinkState
 
 
 def test_without_a_journal_every_configured_sink_has_no_deliveries(operator: Operator) -> None:
@@ -28,8 +28,16 @@ def test_without_a_journal_every_configured_sink_has_no_deliveries(operator: Ope
         "paused_until": None,
         "pause_reason": None,
     }
-    assert operator.json("status") == [{"sink": "erp", **nothing}, {"sink": "archive", **nothing}]
+    assert operator.json("status") == {
+        "running": False,
+        "dispatcher_reported_at": None,
+        "last_push_at": None,
+        "warnings": [],
+        "sinks": [{"sink": "erp", **nothing}, {"sink": "archive", **nothing}],
+    }
     assert operator.lines("status") == [
+        "The receiver is not running: no dispatcher has ever reported.",
+        "No push has been accepted yet.",
         "sink     configured  pending  delivered  dead",
         "erp      enabled     0        0          0",
         "archive  enabled     0        0          0",
@@ -38,8 +46,8 @@ def test_without_a_journal_every_configured_sink_has_no_deliveries(operator: Ope
 
 def test_without_any_sink_the_status_says_so(operator: Operator) -> None:
     operator.configure(JOURNAL)
-    assert operator.lines("status") == ["No sink is configured, and none was before."]
-    assert operator.json("status") == []
+    assert operator.lines("status")[2:] == ["No sink is configured, and none was before."]
+    assert operator.json("status")["sinks"] == []
 
 
 def test_the_status_of_a_sink_is_complete_also_when_it_is_disabled_or_removed(operator: Operator) -> None:
@@ -54,7 +62,7 @@ def test_the_status_of_a_sink_is_complete_also_when_it_is_disabled_or_removed(op
     until = operator.journal.now() + 600
     operator.journal.save_sink_state(SinkState("erp", 2, until, "it keeps failing: HTTP 500"))
 
-    rows = {row["sink"]: row for row in operator.json("status")}
+    rows = {row["sink"]: row for row in operator.json("status")["sinks"]}
 
     assert [(row["sink"], row["configured"]) for row in rows.values()] == [
         ("erp", "enabled"),
@@ -88,7 +96,7 @@ def test_the_status_for_people_is_a_table_and_a_line_for_each_sink_that_is_pause
     operator.settle_due("erp", Result.POSTPONED, "HTTP 503")
     operator.journal.save_sink_state(SinkState("erp", 1, operator.journal.now() + 60, "HTTP 503"))
     operator.journal.report_alive(["sink archive has been in one call for 61 s; set a timeout in it"])
-    heading, erp, archive, *reasons = operator.lines("status")
+    _, _, heading, erp, archive, *reasons = operator.lines("status")
     assert heading.split("  ")[0] == "sink"
     assert erp[heading.index("pending") :].split()[0] == "1"
     assert archive[heading.index("paused until") :].split() == ["-"]
@@ -100,12 +108,42 @@ def test_the_status_for_people_is_a_table_and_a_line_for_each_sink_that_is_pause
     ]
 
 
-def test_the_failures_of_a_sink_that_works_again_are_not_shown_to_people(operator: Operator) -> None:
+def test_a_failure_of_the_last_day_that_is_over_is_shown_as_such(operator: Operator) -> None:
     operator.add_pending("archive", "a", "b")
     operator.settle_due("archive", Result.FAILED, "OSError: disk full")
     operator.settle_due("archive", Result.DELIVERED)
     assert operator.sink_status("archive")["last_failure_reason"] == "OSError: disk full"
-    assert [line for line in operator.lines("status") if "disk full" in line] == []
+    (line,) = [line for line in operator.lines("status") if "disk full" in line]
+    assert re.sub(r"\d+ s ago", "N s ago", line) == (
+        "archive works again; its last failure was N s ago: OSError: disk full"
+    )
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=25)):
+        assert [line for line in operator.lines("status") if "disk full" in line] == []
+
+
+def test_the_status_says_whether_the_receiver_runs_and_when_a_push_was_last_accepted(operator: Operator) -> None:
+    now = datetime.now(UTC)
+    for name, received in (("a", now - timedelta(hours=3)), ("b", now - timedelta(minutes=2))):
+        with time_machine.travel(received):  # a journal reads the clock when it is opened
+            operator.open_journal().accept([Arrival(name, event_body(name), time.time(), secret=name)])
+    operator.open_journal().report_alive(["sink erp has been in one call for 61 s; set a timeout in it"])
+    running, pushed, *_, warning = operator.lines("status")
+    assert re.fullmatch(r"The receiver is running: a dispatcher last reported \d+ s ago\.", running)
+    assert pushed == "The last push was accepted 2 min ago."
+    assert warning == "sink erp has been in one call for 61 s; set a timeout in it"
+    status = operator.json("status")
+    assert (status["running"], status["warnings"]) == (True, [warning])
+    assert is_recent(status["dispatcher_reported_at"])
+    assert 119 < now.timestamp() - seconds_since_1970(status["last_push_at"]) < 121
+    with time_machine.travel(now + timedelta(minutes=5, seconds=30)):
+        assert operator.lines("status")[0] == "The receiver is not running: a dispatcher last reported 5 min ago."
+        assert (operator.json("status")["running"], operator.json("status")["warnings"]) == (False, [])
+
+
+def test_the_age_of_what_is_pending_is_shown_in_one_unit(operator: Operator) -> None:
+    operator.add_pending("erp", "a", received_at=time.time() - 7300)
+    _, _, heading, erp, _ = operator.lines("status")
+    assert erp[heading.index("oldest pending age") :].startswith("2 h")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +175,7 @@ def test_a_pause_that_a_batch_asked_for_is_the_reason_of_its_sink_and_of_each_of
         operator.accept("a", "b", "c")
         wait_until(lambda: operator.sink_status("scripted")["delivered"] == 3)
         operator.script("pause closed for the night")
-        assert operator.json("replay", "scripted", "--since", "1h")["requeued"] == 3
+        assert operator.json("replay", "scripted", "--since", "1h", "--yes")["requeued"] == 3
         wait_until(lambda: operator.sink_status("scripted")["last_failure_at"])
     status = operator.sink_status("scripted")
     assert (status["pause_reason"], status["last_failure_reason"]) == ("closed for the night", "closed for the night")

@@ -85,12 +85,12 @@ def test_a_state_is_a_number_with_its_name_as_text(archive: CsvArchive) -> None:
     [
         ({"columns": ["value", "time"]}, "event_id,value,time"),
         ({"columns": ["value", "event_id"]}, "event_id,value"),
-        ({"columns": []}, "event_id"),
+        ({"columns": []}, READINGS_HEADER),
         ({"label_columns": ["site", "a,b"]}, f'{READINGS_HEADER},label_site,"label_a,b"'),
         ({"columns": ["label_site", "value"], "label_columns": ["site"]}, "event_id,label_site,value"),
         ({"rows": "events", "columns": ["data"]}, "event_id,data"),
     ],
-    ids=["ordered", "id moved to the front", "none", "labels", "one label chosen", "rows per event"],
+    ids=["ordered", "id moved to the front", "none: all", "labels", "one label chosen", "rows per event"],
 )
 def test_columns_are_in_the_configured_order_after_the_event_id(
     options: dict[str, Any], header: str, archive: CsvArchive
@@ -232,28 +232,28 @@ ALL_COLUMNS = re.escape(READINGS_HEADER.replace(",", ", "))
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"columns": ["vlaue"]}, rf"csv_file/__init__.py:\d+: ValueError: no column 'vlaue'; there are: {ALL_COLUMNS}"),
-        ({"columns": ["data"]}, rf"csv_file/__init__.py:\d+: ValueError: no column 'data'; there are: {ALL_COLUMNS}"),
+        ({"columns": ["vlaue"]}, rf"no column 'vlaue'; there are: {ALL_COLUMNS}"),
+        ({"columns": ["data"]}, rf"no column 'data'; there are: {ALL_COLUMNS}"),
         (
             {"columns": ["label_site"]},
-            rf"csv_file/__init__.py:\d+: ValueError: no column 'label_site'; there are: {ALL_COLUMNS}",
+            rf"no column 'label_site'; there are: {ALL_COLUMNS}",
         ),
         (
             {"columns": ["labels"], "labels": False},
-            r"csv_file/__init__.py:\d+: ValueError: no column 'labels'; there are: .*, text",
+            r"no column 'labels'; there are: .*, text",
         ),
         (
             {"decimal": ","},
-            r"csv_file/__init__.py:\d+: ValueError: decimal and delimiter are both ','; set delimiter to ';'",
+            r"decimal and delimiter are both ','; set delimiter to ';'",
         ),
-        ({"delimiter": "x"}, r"delimiter: Input should be ',', ';' or '\\t'"),
+        ({"delimiter": "x"}, r"delimiter: give .*"),
         (
             {"timezone": "Europe/Olso"},
-            r"csv_file/__init__.py:\d+: ValueError: timezone 'Europe/Olso' is not known; did you mean 'Europe/Oslo'\?",
+            r"timezone 'Europe/Olso' is not known; did you mean 'Europe/Oslo'\?",
         ),
-        ({"timezone": "Europe"}, r"csv_file/__init__.py:\d+: ValueError: timezone 'Europe' is not known; .*"),
-        ({"timezone": "/etc/passwd"}, r"csv_file/__init__.py:\d+: ValueError: timezone '/etc/passwd' is not known; .*"),
-        ({"rows": "reading"}, r"rows: Input should be 'readings' or 'events'"),
+        ({"timezone": "Europe"}, r"timezone 'Europe' is not known; .*"),
+        ({"timezone": "/etc/passwd"}, r"timezone '/etc/passwd' is not known; .*"),
+        ({"rows": "reading"}, r"rows: give \"readings\" or \"events\""),
         ({"colums": ["time"]}, r"no option 'colums' \(did you mean 'columns'\?\)"),
     ],
     ids=[

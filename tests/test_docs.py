@@ -97,7 +97,7 @@ SETTINGS: dict[str, type[BaseModel]] = {
 }
 ENVIRONMENT = {
     SECRET: "k" * 32,
-    "ERP_SECRET": "c2VjcmV0",
+    "ERP_SECRET": "c2VjcmV0IG9mIHR3ZW50eS1mb3VyIGJ5dGVz",
     "MQTT_PASSWORD": "an example",
     "CHAT_WEBHOOK_URL": "https://chat.example.com/hook",
     "DATABASE_URL": "postgres://user:password@host:5432/name",
@@ -392,11 +392,11 @@ def test_the_json_of_every_command_has_the_documented_fields(operator: Operator)
     operator.settle_due("erp", Result.DEAD, "no")
     operator.journal.accept([Arrival("ab" * 32, b"{}", 0.0, quarantine_reason="the body has no object 'event'")])
     arguments = {
-        "dead-letters retry": ("erp", "e2"),
+        "dead-letters retry": ("erp", "e2", "--yes"),
         "dead-letters delete": ("erp", "--yes"),
         "quarantine show": ("ab",),
         "replay": ("erp", "--since", "2000-01-01", "--dry-run"),
-        "explain": ("e1",),
+        "explain": ("e1", "--body"),
         "sensors show": ("freezer",),
         "sensors snooze": ("freezer", "--for", "8h"),
         "sensors retire": ("freezer",),

@@ -11,7 +11,7 @@ from support.built_in_sinks import build, deliver_batch, open_sink
 from support.csv_archive import CsvArchive
 from support.events import event
 
-from receiver.folders import make_folder
+from receiver.folders import make_folder, why_not_writable
 from receiver.journal.sql.sqlite import SqliteDatabase
 
 
@@ -90,3 +90,15 @@ def test_a_moved_folder_is_created_again(tmp_path: Path) -> None:
     archive.deliver(event("e2"))
     archive.close()
     assert archive.ids("a/events.csv") == ["e2"]
+
+
+def test_a_path_that_cannot_be_written_is_named_with_what_prevents_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, new = tmp_path / "file", tmp_path / "new" / "folder" / "file"
+    file.touch()
+    assert [why_not_writable(path) for path in (tmp_path, file, new)] == [None, None, None]
+    assert why_not_writable(file / "x") == f"{file}/x cannot be created: {file} is not a folder"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert why_not_writable(file) == f"{file} cannot be written: {file} is not writable"
+    assert why_not_writable(new) == f"{new} cannot be created: {tmp_path} is not writable"

@@ -12,7 +12,7 @@ import pytest
 
 from receiver import health
 from receiver.errors import JournalUnavailable
-from receiver.health import Readiness, check_readiness, configuration_warnings
+from receiver.health import Findings, Readiness, check_readiness, configuration_warnings
 from receiver.journal import Arrival, Counts, Journal, Liveness, SinkCounts, SinkState, open_journal
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, Settings, load
@@ -86,9 +86,13 @@ class FakeJournal:
         return Counts(unrouted=0, quarantined=0, sinks=self.sinks, secrets={})
 
 
+def shown(found: Findings) -> tuple[list[str], list[str]]:
+    """The errors and the warnings of `/readyz`."""
+    return [*found.errors], [*found.of_sinks, *found.warnings]
+
+
 def readiness_of(settings: Settings, journal: FakeJournal) -> tuple[list[str], list[str]]:
-    """Errors and warnings."""
-    return check_readiness(settings, cast(Journal, journal))
+    return shown(check_readiness(settings, cast(Journal, journal)))
 
 
 def test_a_sound_configuration_has_no_warnings(load_settings: LoadSettings) -> None:
@@ -188,6 +192,18 @@ def test_a_sink_that_is_no_longer_enabled_and_has_pending_deliveries_is_a_warnin
     )
 
 
+def test_paused_sinks_and_dead_letters_of_enabled_sinks_are_findings_about_sinks(
+    load_settings: LoadSettings, stopped: Clock
+) -> None:
+    journal = FakeJournal(
+        states={"erp": SinkState("erp", pauses=1, pause_reason="HTTP 503")},
+        sinks={"erp": SinkCounts(dead=1), "off": SinkCounts(dead=2), "removed": SinkCounts(dead=3)},
+    )
+    assert check_readiness(load_settings(), cast(Journal, journal)) == Findings(
+        [], ["sink erp is paused: HTTP 503", "sink erp has 1 dead letter"], []
+    )
+
+
 def test_a_dispatcher_that_never_ran_is_an_error(load_settings: LoadSettings, stopped: Clock) -> None:
     assert readiness_of(load_settings(), FakeJournal(alive_at=None)) == (["no dispatcher is alive"], [])
 
@@ -217,24 +233,24 @@ def test_an_unavailable_journal_is_an_error_and_its_place_on_a_dyno_still_a_warn
 def test_readiness_is_checked_at_most_once_a_second(load_settings: LoadSettings, stopped: Clock) -> None:
     journal = FakeJournal()
     readiness = Readiness(load_settings(), cast(Journal, journal), Redactor())
-    assert [readiness.get() for _ in range(5)] == [([], [])] * 5
+    assert [shown(readiness.get()) for _ in range(5)] == [([], [])] * 5
     assert journal.checks == 1
     journal.unavailable = "disk full"
     stopped.now += 1.0
-    assert (readiness.get(), journal.checks) == (([], []), 1)
+    assert (shown(readiness.get()), journal.checks) == (([], []), 1)
     stopped.now += 0.01
-    assert (readiness.get(), journal.checks) == ((["the journal is unavailable: disk full"], []), 2)
+    assert (shown(readiness.get()), journal.checks) == ((["the journal is unavailable: disk full"], []), 2)
 
 
 def test_readiness_hides_secrets_in_errors_and_warnings(load_settings: LoadSettings, stopped: Clock) -> None:
     redactor = Redactor([DATABASE_URL, "key-of-erp"])
     paused = FakeJournal(states={"erp": SinkState("erp", pauses=1, pause_reason="401 for key-of-erp")})
-    assert Readiness(load_settings(), cast(Journal, paused), redactor).get() == (
+    assert shown(Readiness(load_settings(), cast(Journal, paused), redactor).get()) == (
         [],
         ["sink erp is paused: 401 for ***"],
     )
     away = FakeJournal(unavailable=f"cannot connect to {DATABASE_URL}")
-    assert Readiness(load_settings(), cast(Journal, away), redactor).get() == (
+    assert shown(Readiness(load_settings(), cast(Journal, away), redactor).get()) == (
         ["the journal is unavailable: cannot connect to ***"],
         [],
     )

@@ -249,7 +249,8 @@ class AnyOrder(RuleBasedStateMachine):
                 len(self.of(sink, "pending")),
                 len(self.of(sink, "dead")),
             )
-            of_sink = [letter.event_id for letter in letters if letter.sink == sink]
+            assert seen.attempts == seen.delivered + seen.failures
+            of_sink = [letter.event.id for letter in letters if letter.sink == sink]
             assert sorted(of_sink) == sorted(f"e{number}" for number in self.of(sink, "dead"))
 
     def teardown(self) -> None:

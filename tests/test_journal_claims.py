@@ -156,7 +156,7 @@ AFTER = {
     Result.DELIVERED: After((1, 0, 0), (1, 0)),
     Result.DEAD: After((0, 0, 1), (1, 1)),
     Result.FAILED: After((0, 1, 0), (1, 1), 30.0, attempt=2, failures=1),
-    Result.POSTPONED: After((0, 1, 0), (1, 0), 30.0, attempt=2, failures=0),
+    Result.POSTPONED: After((0, 1, 0), (1, 1), 30.0, attempt=2, failures=0),
     Result.RELEASED: After((0, 1, 0), (0, 0), 0.0, attempt=1, failures=0),
 }
 each_result = pytest.mark.parametrize(
@@ -268,6 +268,8 @@ def test_one_call_settles_deliveries_with_different_results(journal: Journal, cl
         ]
     )
     assert delivery_counts(journal, "s") == (3, 4, 1)
+    totals = journal.counts().sinks["s"]
+    assert (totals.attempts, totals.delivered, totals.failures) == (7, 3, 4)
     clock.advance(100)
     again = {delivery.event.id: (delivery.attempt, delivery.failures) for delivery in claim(journal, "s")}
     assert again == {"e": (2, 1), "f": (2, 0), "g": (1, 0), "h": (2, 1)}

@@ -58,9 +58,9 @@ def test_dead_letters_are_listed_newest_first_of_one_sink_or_of_all(
     clock.advance(1)
     let_die(journal, clock, "x", "b")
     let_die(journal, clock, "y", "c")
-    a = DeadLetter("x", "a", 500.0, 2, died_at, "HTTP 410")
-    b = DeadLetter("x", "b", 1000.0, 1, died_at + 1, "HTTP 404")
-    c = DeadLetter("y", "c", 1000.0, 1, died_at + 2, "HTTP 404")
+    a = DeadLetter("x", StoredEvent(1, "a", body("a"), 500.0), 2, died_at, "HTTP 410")
+    b = DeadLetter("x", StoredEvent(2, "b", body("b"), 1000.0), 1, died_at + 1, "HTTP 404")
+    c = DeadLetter("y", StoredEvent(3, "c", body("c"), 1000.0), 1, died_at + 2, "HTTP 404")
     assert records.dead_letters(None, 10) == [c, b, a]
     assert records.dead_letters(None, 2) == [c, b]
     assert records.dead_letters("x", 10) == [b, a]
@@ -81,8 +81,8 @@ def test_dead_letters_that_are_retried_are_pending_as_if_they_were_never_attempt
     let_die(journal, clock, "x", "a", "b", "c")
     let_die(journal, clock, "y", "d")
     assert records.retry_dead_letters("x", chosen) == number
-    assert sorted(letter.event_id for letter in records.dead_letters("x", 10)) == remaining
-    assert [letter.event_id for letter in records.dead_letters("y", 10)] == ["d"]
+    assert sorted(letter.event.id for letter in records.dead_letters("x", 10)) == remaining
+    assert [letter.event.id for letter in records.dead_letters("y", 10)] == ["d"]
     again = claim(journal, "x")
     assert sorted(event_ids(again)) == sorted({"a", "b", "c"} - set(remaining))
     assert {(delivery.attempt, delivery.failures, delivery.age) for delivery in again} <= {(1, 0, 0.0)}
@@ -103,8 +103,8 @@ def test_dead_letters_that_are_deleted_are_gone_and_nothing_else_is(
     let_die(journal, clock, "y", "d")
     route_events(journal, "x", "pending")
     assert records.delete_dead_letters("x", chosen) == number
-    assert sorted(letter.event_id for letter in records.dead_letters("x", 10)) == remaining
-    assert [letter.event_id for letter in records.dead_letters("y", 10)] == ["d"]
+    assert sorted(letter.event.id for letter in records.dead_letters("x", 10)) == remaining
+    assert [letter.event.id for letter in records.dead_letters("y", 10)] == ["d"]
     assert event_ids(claim(journal, "x")) == ["pending"]
     assert accept(journal, "a") == [Outcome.DUPLICATE]
 
@@ -240,6 +240,28 @@ def test_the_history_of_an_event_has_its_delivery_at_each_sink(
             DeliveryState("pending", "pending", 0, None, None, routed_at),
         ),
     )
+
+
+def test_the_newest_events_come_first_with_their_deliveries(journal: Journal, records: Records) -> None:
+    for number, event_id in enumerate("abcd"):
+        route_events(journal, "x", event_id, received_at=1000.0 + number)
+    settle(journal, claim(journal, "x", 2), Result.DELIVERED)
+    settle(journal, claim(journal, "x", 1), Result.DEAD)
+    accept(journal, "not routed", received_at=1004.0)
+
+    def newest(until: float = 2000.0, state: str | None = None, before: int | None = None, limit: int = 10) -> object:
+        found = records.newest(until, state, before, limit)
+        assert all(records.history(history.event.id) == history for history in found)
+        return [(history.event.id, [each.state for each in history.deliveries]) for history in found]
+
+    a, b, c, d = ("a", ["delivered"]), ("b", ["delivered"]), ("c", ["dead"]), ("d", ["pending"])
+    assert newest() == [("not routed", []), d, c, b, a]
+    assert newest(until=1003.0) == [c, b, a]
+    assert newest(state="pending") == [d]
+    assert newest(state="dead") == [c]
+    assert newest(state="delivered", limit=1) == [b]
+    (first,) = records.newest(1001.0, None, None, 10)
+    assert newest(before=first.event.key + 2) == [b, a]
 
 
 def test_resuming_a_sink_ends_its_pause_now_and_changes_nothing_else(

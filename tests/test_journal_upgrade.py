@@ -169,7 +169,9 @@ def test_after_an_upgrade_dead_letters_and_quarantine_are_as_before_and_can_be_r
     journal, records = old_store.open(), old_store.records()
 
     reason = "HTTP 404: it refuses this event"
-    assert records.dead_letters(None, 10) == [DeadLetter("erp", "dead", RECEIVED_AT, 1, died_at, reason)]
+    history = records.history("dead")
+    assert history is not None
+    assert records.dead_letters(None, 10) == [DeadLetter("erp", history.event, 1, died_at, reason)]
     (push,) = records.quarantined(10)
     push_id = "9f0ff7f062a64c672c7f1f7cf231757e9e873315613663f32f4a877fbeeea384"
     assert push == QuarantinedPush(push_id, RECEIVED_AT, "the body has no object 'event'", b'{"not": "an event"}')
@@ -277,6 +279,12 @@ def test_a_journal_of_schema_1_is_upgraded_with_all_its_sinks_enabled(old_store:
     assert event_ids(claim(journal, "archive")) == ["delivered", "pending", "dead", "failed", "claimed"]
     journal.set_enabled_sinks(["new"])
     assert old_store.open().enabled_sinks() == {"new"}
+
+
+def test_attempts_that_were_no_success_are_failures_after_an_upgrade(old_store: SqlStore) -> None:
+    execute(old_store, "UPDATE sinks SET attempts = 9, delivered = 4, failures = 1 WHERE name = 'erp'")
+    erp = old_store.open().counts().sinks["erp"]
+    assert (erp.attempts, erp.delivered, erp.failures) == (9, 4, 5)
 
 
 @pytest.mark.parametrize("kind", [SqlJournal, SqlRecords])

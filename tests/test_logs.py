@@ -97,6 +97,22 @@ CONTROLS = {
 }
 
 
+def test_a_json_line_has_the_fields_that_its_message_is_about(json_lines: JsonLines) -> None:
+    values = {"sink": "erp", "reason": OSError(f"no {HIDDEN}"), "code": 503, "request_id": None, "other": "x"}
+    found = json.loads(json_lines.format(record("sink %(sink)s: %(reason)s (%(other)s)", values)))
+    assert found["message"] == "sink erp: no *** (x)"
+    assert list(found) == ["time", "level", "logger", "message", "sink", "reason", "code"]
+    assert (found["sink"], found["reason"], found["code"]) == ("erp", "no ***", 503)
+
+
+def test_a_line_of_a_sinks_own_logger_has_the_field_sink(json_lines: JsonLines) -> None:
+    for name in ("sink.erp", "sink.erp.connections"):
+        line = json_lines.format(logging.LogRecord(name, logging.INFO, "", 0, "hello %s", ("you",), None))
+        assert json.loads(line)["sink"] == "erp"
+    line = json_lines.format(logging.LogRecord("sinks", logging.INFO, "", 0, "hello", None, None))
+    assert "sink" not in json.loads(line)
+
+
 @pytest.mark.parametrize("odd", (LINE_ENDS | CONTROLS).values(), ids=LINE_ENDS | CONTROLS)
 def test_a_text_record_is_one_printable_line_whatever_is_in_its_message(odd: str, text_lines: TextLines) -> None:
     line = text_lines.format(record("a label: %s", f"before{odd}{FORGED}"))
@@ -219,7 +235,7 @@ def parsed(line: str, log_format: str) -> tuple[str, ...]:
     """Level, logger and message of a line."""
     if log_format == "json":
         fields: dict[str, str] = json.loads(line)
-        assert fields.keys() == {"time", "level", "logger", "message"}
+        assert fields.keys() - {"sink"} == {"time", "level", "logger", "message"}
         return fields["level"], fields["logger"], fields["message"]
     assert RECORD.fullmatch(line)
     _, level, logger, message = line.split(" ", 3)

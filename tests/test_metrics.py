@@ -18,7 +18,7 @@ import urllib3
 from conftest import TEST_SECRET, RunningReceiver, StartReceiver, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_httpserver import HTTPServer
-from support.journals import accept, claim, route_events, settle
+from support.journals import Store, accept, claim, route_events, settle
 from support.pushes import event
 
 from receiver import __version__
@@ -26,7 +26,7 @@ from receiver.errors import JournalUnavailable
 from receiver.intake import counters as counters_module
 from receiver.intake import metrics as metrics_module
 from receiver.intake.metrics import Metrics
-from receiver.journal import Counts, Journal, Result, Settlement, SinkState
+from receiver.journal import Arrival, Counts, Journal, Result, Settlement, SinkState
 from receiver.settings import SECRET
 from receiver.signature import sign
 
@@ -49,6 +49,9 @@ FAMILIES = {
     "receiver_commit_duration_seconds": ("histogram", set()),
     "receiver_unrouted_events": ("gauge", set()),
     "receiver_quarantined_pushes": ("gauge", set()),
+    "receiver_last_accepted_push_timestamp_seconds": ("gauge", set()),
+    "receiver_journal_size_bytes": ("gauge", set()),
+    "receiver_journal_free_bytes": ("gauge", set()),
     "receiver_delivery_attempts_total": ("counter", {"sink"}),
     "receiver_delivery_failures_total": ("counter", {"sink"}),
     "receiver_deliveries_total": ("counter", {"sink"}),
@@ -205,7 +208,7 @@ def test_failures_dead_letters_and_pauses_are_counted_at_their_sink(
     erp = wait_until(values_when_paused, what="the pause")
     assert 0 < erp.pop("oldest_pending_age_seconds") < 60
     expected = sink_values(
-        delivery_attempts_total=2, delivery_failures_total=1, dead_letters=1, pending_deliveries=1, sink_paused=1
+        delivery_attempts_total=2, delivery_failures_total=2, dead_letters=1, pending_deliveries=1, sink_paused=1
     )
     assert erp | {"oldest_pending_age_seconds": 0} == expected
     wait_until(lambda: of_sink(get_page(receiver), "archive")["deliveries_total"] == 2, what="the other sink")
@@ -294,6 +297,20 @@ def test_the_gauges_of_a_sink_show_what_is_in_the_journal(journal: Journal, metr
     assert values_of_erp(metrics) == sink_values(
         dead_letters=1, deliveries_total=2, delivery_attempts_total=3, delivery_failures_total=1
     )
+
+
+def test_the_last_accepted_push_and_the_space_of_the_journal_are_shown(store: Store, metrics: Metrics) -> None:
+    before = parse(metrics.page().decode())
+    assert ("receiver_last_accepted_push_timestamp_seconds", ()) not in before
+    journal = store.open()
+    for secret, at in (("new", 2000.0), ("old", 1000.0)):
+        store.clock.now = at
+        store.open().accept([Arrival(secret, co2_event(secret), at, secret=secret)])
+    page = parse(metrics.page().decode())
+    free = journal.space().free
+    assert page["receiver_last_accepted_push_timestamp_seconds", ()] == 2000.0
+    assert page["receiver_journal_size_bytes", ()] > 10_000
+    assert page.get(("receiver_journal_free_bytes", ()), 0) > 0 or free is None
 
 
 def test_an_event_from_a_clock_that_was_ahead_has_an_age_of_0(journal: Journal, metrics: Metrics) -> None:

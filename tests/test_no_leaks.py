@@ -43,7 +43,7 @@ from receiver.journal import (
     StoredEvent,
     open_journal,
 )
-from receiver.logs import TextLines
+from receiver.logs import FIELDS, TextLines
 from receiver.redaction import Redactor
 from receiver.settings import SECRET, load
 from receiver.signature import HEADER, sign, verify
@@ -94,6 +94,9 @@ SECRET_WORDS = [
     *(part for kind in ("signature", "old signature", "hook url") for part in words_of(kind)),
     *(word("metrics token"), word("hook secret"), word("hook header"), HOOK_SECRET),
 ]
+SENSOR_NAME = "Cold store"
+"""Commands show it; no log does."""
+
 TOKEN_WORD, BODY_WORD, PATH_WORD = word("token"), word("body"), word("path")
 
 LEAKY = '''
@@ -257,9 +260,9 @@ retry = {{ initial_backoff = 0.05, max_backoff = 0.05, max_attempts = 8 }}
 
 
 def event_body(number: int) -> bytes:
-    """A body with BODY_WORD in every place where its sender can put a word."""
+    """A body with BODY_WORD in every place where its sender can put a word, except the name of the sensor."""
     payload = json.loads(Simulator(number).body("temperature", datetime(2026, 1, 31, 12, tzinfo=UTC)))
-    payload["labels"] = {"name": BODY_WORD, BODY_WORD: "x"}
+    payload["labels"] = {"name": SENSOR_NAME, BODY_WORD: BODY_WORD}
     payload["metadata"][BODY_WORD] = BODY_WORD
     payload["event"]["data"][BODY_WORD] = payload["event"]["data"]["temperature"]["remark"] = BODY_WORD
     payload[BODY_WORD] = BODY_WORD
@@ -413,7 +416,14 @@ class Tour:
 
     def commands(self) -> None:
         """What operators run afterwards, as text and as JSON."""
-        shown = ("sinks", "status", "dead-letters list", "quarantine list", f"explain {event_id(event_body(0))}")
+        shown = (
+            "sinks",
+            "status",
+            "dead-letters list",
+            "events",
+            "quarantine list",
+            f"explain {event_id(event_body(0))}",
+        )
         for arguments in shown:
             assert self.command(*arguments.split()) == 0
             assert self.command(*arguments.split(), "--json") == 0
@@ -551,6 +561,9 @@ def test_no_token_and_no_part_of_one_is_anywhere(traces: Traces) -> None:
 
 def test_bodies_are_in_the_journal_and_in_sinks_and_nowhere_else(traces: Traces) -> None:
     assert found([BODY_WORD], traces.outside()) == []
+    seen = {name.split()[1] for name, content in traces.outputs.items() if SENSOR_NAME.encode() in content}
+    assert seen == {"dead-letters", "events", "explain"}
+    assert found([SENSOR_NAME], {**traces.responses, "the log": traces.log, "the reasons": traces.reasons}) == []
     holders = {name for name, content in traces.files.items() if BODY_WORD.encode() in content}
     assert {"stdout.txt", "events.csv"} < holders
     databases = ("data/journal.sqlite", "data/sensors.sqlite")
@@ -582,7 +595,10 @@ def test_every_sink_was_called_and_what_it_leaked_was_logged_without_secrets(tra
 
 
 def test_every_line_of_the_log_is_a_record(traces: Traces) -> None:
-    assert {frozenset(record) for record in records(traces.log)} == {frozenset(["time", "level", "logger", "message"])}
+    common = {"time", "level", "logger", "message"}
+    fields = [record.keys() - common for record in records(traces.log) if common <= record.keys()]
+    assert len(fields) == len(records(traces.log))
+    assert set().union(*fields) == {*FIELDS}
 
 
 def records(log: bytes) -> list[dict[str, str]]:

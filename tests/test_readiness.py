@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import pytest
-from conftest import CSV_ONLY, ROOT, TEST_SECRET, RunningReceiver, StartReceiver
+from conftest import CSV_ONLY, ROOT, TEST_SECRET, RunningReceiver, StartReceiver, wait_until
 from support.pushes import event
 
 from receiver.intake import pushes
@@ -27,14 +27,15 @@ def get_page(receiver: RunningReceiver, path: str) -> tuple[int, str, str | None
     return response.status, response.data.decode(), response.headers.get("Retry-After")
 
 
-def get_readiness(receiver: RunningReceiver) -> tuple[int, object]:
-    response = receiver.http.request("GET", f"{receiver.url}/readyz")
+def get_readiness(receiver: RunningReceiver, query: str = "") -> tuple[int, object]:
+    response = receiver.http.request("GET", f"{receiver.url}/readyz{query}")
     return response.status, json.loads(response.data)
 
 
 def test_a_receiver_that_works_is_live_and_ready(shared_receiver: RunningReceiver) -> None:
     assert get_page(shared_receiver, "/healthz") == (200, "ok", None)
-    assert get_readiness(shared_receiver) == (200, {"ready": True, "errors": [], "warnings": []})
+    ready = (200, {"ready": True, "errors": [], "warnings": []})
+    assert get_readiness(shared_receiver) == get_readiness(shared_receiver, "?strict") == ready
 
 
 def test_without_a_dispatcher_pushes_are_accepted_and_the_receiver_is_live_but_not_ready(
@@ -45,6 +46,15 @@ def test_without_a_dispatcher_pushes_are_accepted_and_the_receiver_is_live_but_n
     assert get_page(receiver, "/healthz") == (200, "ok", None)
     assert receiver.push(event("no dispatcher")) == (200, "accepted")
     assert receiver.metric("receiver_unrouted_events") == 1
+
+
+def test_a_paused_sink_is_a_warning_and_with_strict_an_error(start_receiver: StartReceiver) -> None:
+    receiver = start_receiver(f"{CSV_ONLY}\n[sinks.broken]\ntype = 'csv'\n")
+    reason = "sink broken is paused: config.toml [sinks.broken]: option 'path' is missing"
+    wait_until(lambda: get_readiness(receiver) == (200, {"ready": True, "errors": [], "warnings": [reason]}))
+    strict = (503, {"ready": False, "errors": [reason], "warnings": []})
+    assert get_readiness(receiver, "?strict") == get_readiness(receiver, "?strict=1") == strict
+    assert receiver.push(event("accepted all the same")) == (200, "accepted")
 
 
 @pytest.mark.serial

@@ -131,6 +131,23 @@ def test_a_paused_sink_is_not_called_and_then_probed_with_one_delivery(loop_test
     assert loop_tester.journal.sink_states() == {"s": SinkState("s")}
 
 
+@pytest.mark.parametrize("batch", [False, True], ids=["deliver", "deliver_batch"])
+@pytest.mark.parametrize("error", [Pause("401"), Retry("503"), OSError("gone")], ids=["pause", "retry", "error"])
+def test_every_attempt_is_a_success_or_a_failure_of_the_sink(
+    error: Exception, batch: bool, loop_tester: LoopTester
+) -> None:
+    behave = first(None, *[error] * 3)
+    loop = loop_tester.loop(BatchSink(behave) if batch else SingleSink(behave))
+    loop_tester.add_deliveries("a", "b", "c")
+    for _ in range(10):
+        loop.step()
+        of_sink = loop_tester.journal.counts().sinks["s"]
+        assert of_sink.attempts == of_sink.delivered + of_sink.failures
+        loop_tester.clock.advance(7200)
+    assert (of_sink.delivered, loop_tester.counts()) == (3, (3, 0, 0))
+    assert of_sink.failures >= 2
+
+
 def test_a_probe_that_fails_counts_no_failure_and_pauses_the_sink_for_longer(loop_tester: LoopTester) -> None:
     state = SinkState("s", 1, loop_tester.clock.now, "HTTP 500")
     loop = loop_tester.loop(sink := SingleSink(always(OSError("gone"))), state, retry={"max_attempts": 1})

@@ -19,8 +19,8 @@ from receiver.settings import SECRET, SENSORS, CommonOptions, Filter, RetryPolic
 
 FROM_ENVIRONMENT = "value-from-the-environment"
 OF_UNKNOWN_KEY = "value-of-an-unknown-key"
-NOT_AN_INTEGER = "Input should be a valid integer, unable to parse string as an integer"
-NOT_A_BOOLEAN = "Input should be a valid boolean, unable to interpret input"
+NOT_AN_INTEGER = "give a whole number, such as 5"
+NOT_A_BOOLEAN = "give true or false"
 NOT_A_SINK = "must be a table named with 1 to 64 letters, digits, '_' or '-'"
 
 
@@ -138,6 +138,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         "plugins": (),
         "deliver": True,
         "legacy_sha1": False,
+        "trusted_proxies": None,
         "metrics_token": None,
     }
     assert settings.journal.model_dump() == {
@@ -148,6 +149,21 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     }
     assert (settings.port, settings.workers, settings.sinks) == (8000, 2, ())
     assert settings.journal_path == tmp_path / "data" / "journal.sqlite"
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "line"),
+    [
+        ("receiver", "port", "the port comes from the environment variable PORT"),
+        ("receiver", "workers", "their number comes from the environment variable WEB_CONCURRENCY"),
+        ("receiver", "secret", "signature secrets come from the environment variable DT_SIGNATURE_SECRET"),
+        ("journal", "url", "the address of a database comes from the environment variable DATABASE_URL"),
+    ],
+)
+def test_what_comes_from_the_environment_is_said_so(table: str, key: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path, f"[{table}]\n{key} = 'x'\n")
+    assert str(raised.value) == f"config.toml [{table}]: option '{key}' is not a key: {line}"
 
 
 def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_name(tmp_path: Path) -> None:
@@ -178,13 +194,13 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
     environ = {SECRET: "", "DATABASE_URL": "postgres://u:p@h/d", "PORT": "http", "WEB_CONCURRENCY": "0"}
     assert load_problems(tmp_path, config, **environ) == [
         "config.toml: no table [reciever] (did you mean 'receiver'?)",
-        "config.toml [receiver]: host = 5: Input should be a valid string",
-        "config.toml [receiver]: max_body_bytes = 0: Input should be greater than or equal to 1024",
-        "config.toml [receiver]: log_format: Input should be 'text' or 'json'",
+        'config.toml [receiver]: host = 5: give text in quotes, such as "text"',
+        "config.toml [receiver]: max_body_bytes = 0: give at least 1024",
+        'config.toml [receiver]: log_format: give "text" or "json"',
         'config.toml [receiver]: plugins: give a list of text, such as ["plugins/mine.py"]',
         "config.toml [receiver]: no option 'max_body_byte' (did you mean 'max_body_bytes'?)",
-        "config.toml [journal]: retention_days = 0: Input should be greater than or equal to 1",
-        "config.toml [journal]: max_size_mb: Input should be a valid integer, got a number with a fractional part",
+        "config.toml [journal]: retention_days = 0: give at least 1",
+        "config.toml [journal]: max_size_mb: give a whole number, such as 5",
         "config.toml [journal]: no option 'pth' (did you mean 'path'?)",
         f"config.toml [sinks.two words]: {NOT_A_SINK}",
         "environment: DT_SIGNATURE_SECRET is not set; "
@@ -196,7 +212,7 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
         "config.toml [sinks.archive]: retry.max_age: "
         'give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"',
         "config.toml [sinks.archive]: no option 'retry.max_atempts' (did you mean 'max_attempts'?)",
-        "config.toml [sinks.archive]: concurrency = 65: Input should be less than or equal to 64",
+        "config.toml [sinks.archive]: concurrency = 65: give at most 64",
         f"config.toml [sinks.archive]: batch_size = 'many': {NOT_AN_INTEGER}",
     ]
 
@@ -214,28 +230,31 @@ def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_
         ("[receiver]\nmax_body_bytes = '${N}'", f"config.toml [receiver]: max_body_bytes = '${{N}}': {NOT_AN_INTEGER}"),
         (
             "[receiver]\nmax_body_bytes = nan",
-            "config.toml [receiver]: max_body_bytes = nan: Input should be a finite number",
+            "config.toml [receiver]: max_body_bytes = nan: give a number, such as 1.5",
         ),
         (
             "[journal]\nretention_days = nan",
-            "config.toml [journal]: retention_days = nan: Input should be greater than or equal to 1",
+            "config.toml [journal]: retention_days = nan: give at least 1",
         ),
         ("[receiver]\ndeliver = 'later'", f"config.toml [receiver]: deliver = 'later': {NOT_A_BOOLEAN}"),
         (
             "[receiver]\nmax_body_bytes = 2026-01-31",
-            "config.toml [receiver]: max_body_bytes: Input should be a valid integer",
+            "config.toml [receiver]: max_body_bytes: give a whole number, such as 5",
         ),
-        ("[receiver]\nplugins = ['a.py', 3]", "config.toml [receiver]: plugins.1: Input should be a valid string"),
+        ("[receiver]\nplugins = ['a.py', 3]", 'config.toml [receiver]: plugins.1: give text in quotes, such as "text"'),
         (
             "[receiver]\nmetrics_token = { evn = 'X' }",
-            "config.toml [receiver]: metrics_token: Input should be a valid string (did you mean { env = … }?)",
+            'config.toml [receiver]: metrics_token: give text in quotes, such as "text" (did you mean { env = … }?)',
         ),
         (
             "[receiver]\nhost = { ENVV = 'X' }",
-            "config.toml [receiver]: host: Input should be a valid string (did you mean { env = … }?)",
+            'config.toml [receiver]: host: give text in quotes, such as "text" (did you mean { env = … }?)',
         ),
-        ("[receiver]\nhost = { name = 'X' }", "config.toml [receiver]: host: Input should be a valid string"),
-        ("[receiver]\nhost = { evn = 'X', b = 1 }", "config.toml [receiver]: host: Input should be a valid string"),
+        ("[receiver]\nhost = { name = 'X' }", 'config.toml [receiver]: host: give text in quotes, such as "text"'),
+        (
+            "[receiver]\nhost = { evn = 'X', b = 1 }",
+            'config.toml [receiver]: host: give text in quotes, such as "text"',
+        ),
     ],
 )
 def test_a_table_of_the_wrong_kind_or_a_value_of_the_wrong_type_is_named(
@@ -508,7 +527,7 @@ def test_no_problem_shows_a_value_from_the_environment_or_of_an_unknown_key(conf
         (
             "type = 3\nconcurrency = 2",
             CommonOptions(type="", concurrency=2),
-            ["type = 3: Input should be a valid string"],
+            ['type = 3: give text in quotes, such as "text"'],
         ),
         (
             "type = 'csv'\nenabled = 'maybe'",
@@ -518,18 +537,18 @@ def test_no_problem_shows_a_value_from_the_environment_or_of_an_unknown_key(conf
         (
             "type = 'csv'\nfilter = 3\nretry = { max_attempts = 2 }",
             CommonOptions(type="csv", retry=RetryPolicy(max_attempts=2)),
-            ["filter: Input should be a valid dictionary or instance of Filter"],
+            ['filter: give a table, such as { name = "value" }'],
         ),
         (
             "type = 'csv'\nretry = { initial_backoff = 0 }\nfilter = { labels = { floor = '2' } }",
             CommonOptions(type="csv", filter=Filter(labels={"floor": "2"})),
-            ["retry.initial_backoff: Input should be greater than 0"],
+            ["retry.initial_backoff: give more than 0"],
         ),
         (
             "type = 'csv'\nfilter = { labels = { floor = 2 }, backfild = true }",
             CommonOptions(type="csv"),
             [
-                "filter.labels.floor: Input should be a valid string",
+                'filter.labels.floor: give text in quotes, such as "text"',
                 "no option 'filter.backfild' (did you mean 'backfilled'?)",
             ],
         ),
@@ -549,7 +568,7 @@ def test_an_invalid_sink_stays_enabled_with_its_problems_and_its_valid_keys(
 @pytest.mark.parametrize("given", ["0", "0.0", "-1", "'0s'", "nan"])
 def test_a_duration_is_more_than_zero(given: str, tmp_path: Path) -> None:
     sink = load_sink(tmp_path, f"[sinks.a]\ntype = 'csv'\nretry = {{ max_backoff = {given} }}")
-    assert sink.problems == ("config.toml [sinks.a]: retry.max_backoff: Input should be greater than 0",)
+    assert sink.problems == ("config.toml [sinks.a]: retry.max_backoff: give more than 0",)
 
 
 @pytest.mark.parametrize(
@@ -616,7 +635,7 @@ def test_the_metrics_token_is_not_shown(tmp_path: Path) -> None:
     settings = load_config(tmp_path, "[receiver]\nmetrics_token = 'token-of-the-metrics'")
     assert "token-of-the-metrics" not in repr(settings)
     assert load_problems(tmp_path, "[receiver]\nmetrics_token = 12345678") == [
-        "config.toml [receiver]: metrics_token: Input should be a valid string"
+        'config.toml [receiver]: metrics_token: give text in quotes, such as "text"'
     ]
 
 

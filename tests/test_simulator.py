@@ -21,7 +21,7 @@ from werkzeug.test import EnvironBuilder
 from receiver.errors import ReceiverError
 from receiver.event import TYPES, Event
 from receiver.signature import HEADER, sign, verify
-from receiver.simulator import PROJECT, Pusher, PushResponse, Simulator, rfc3339
+from receiver.simulator import NUMBER_FIELDS, PROJECT, STATES, Pusher, PushResponse, Simulator, rfc3339
 from receiver.testing.ports import reserve_port
 
 NOW = datetime(2024, 5, 29, 10, 34, 3, 970415, tzinfo=UTC)
@@ -88,6 +88,17 @@ def test_each_body_is_an_event_with_the_readings_of_its_type(event_type: str) ->
             (event.id, event.device_id, NOW, quantity, unit, *value)
             for (quantity, unit), value in zip(QUANTITIES[event_type], values, strict=True)
         ]
+
+
+@pytest.mark.parametrize("event_type", [*NUMBER_FIELDS, *STATES])
+def test_a_value_that_is_given_is_that_of_the_readings(event_type: str) -> None:
+    for value in STATES.get(event_type, ("7", "7.5")):
+        event = event_of(Simulator(1, value=value).body(event_type, NOW, samples=3))
+        others = {"humidity": "temperature", "networkStatus": "rssi"}
+        readings = [reading for reading in event.readings() if reading.quantity != others.get(event_type)]
+        found = {reading.text or reading.value for reading in readings}
+        expected = {value if event_type in STATES else float(value)}
+        assert found == (expected if readings else set())
 
 
 @pytest.mark.parametrize("event_type", TYPES)
@@ -248,11 +259,11 @@ def test_a_redirect_is_reported_and_not_followed(httpserver: HTTPServer, status:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("http://127.0.0.1:{port}/", "no response: Connection refused"),
-        ("http://127.0.0.1:99999/", "no response: LocationParseError"),
-        ("http://[::1/", "no response: LocationParseError"),
-        ("http://", "no response: LocationValueError"),
-        ("ftp://127.0.0.1/", "no response: URLSchemeUnknown"),
+        ("http://127.0.0.1:{port}/", "connection refused"),
+        ("http://127.0.0.1:99999/", "no response (LocationParseError)"),
+        ("http://[::1/", "no response (LocationParseError)"),
+        ("http://", "no response (LocationValueError)"),
+        ("ftp://127.0.0.1/", "no response (URLSchemeUnknown)"),
     ],
 )
 def test_the_lack_of_a_response_is_reported_with_its_reason(url: str, text: str) -> None:

@@ -77,6 +77,28 @@ def test_options_that_are_set_reach_the_constructor_and_the_others_keep_their_de
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ("sqlite:///data/x.sqlite", "sqlite:///{folder}/data/x.sqlite"),
+        (" sqlite+pysqlite:///x.sqlite?timeout=5\n", " sqlite+pysqlite:///{folder}/x.sqlite?timeout=5\n"),
+        ("sqlite:////srv/x.sqlite", "sqlite:////srv/x.sqlite"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite:///file:x.sqlite", "sqlite:///file:x.sqlite"),
+        ("sqlite:///", "sqlite:///"),
+        ("postgres://u@h/data", "postgres://u@h/data"),
+        ("see sqlite:///x", "see sqlite:///x"),
+    ],
+)
+def test_a_relative_path_in_the_url_of_an_sqlite_file_counts_from_config_toml(
+    given: str, got: str, plugin_folder: PluginFolder
+) -> None:
+    plugin_folder.add(OPTIONS)
+    sink = plugin_folder.build("url = { env = 'URL' }\ntoken = { env = 'URL' }", URL=given)
+    expected = got.format(folder=plugin_folder.folder)
+    assert (sink.url, sink.token) == (expected, Secret(expected))
+
+
 def test_a_default_factory_of_a_plugin_is_neither_called_nor_shown(plugin_folder: PluginFolder) -> None:
     factories = (
         "    token: str = field(default_factory=lambda: 1 / 0)\n    many: list[str] = field(default_factory=list)\n"
@@ -112,26 +134,29 @@ def test_relative_paths_count_from_config_toml_also_inside_lists_and_tables(plug
         ("url = 'u'\ntoken = 'x'\nlimitt = 3", ["no option 'limitt' (did you mean 'limit'?)"]),
         ("url = 'u'\ntoken = 'x'\nenabld = false", ["no option 'enabld' (did you mean 'enabled'?)"]),
         ("url = 'u'\ntoken = 'x'\nself = 1", ["no option 'self'"]),
-        ("url = 5\ntoken = 'x'", ["url = 5: Input should be a valid string"]),
-        ("url = 'u'\ntoken = 12345678", ["token: Input should be a valid string"]),
-        ("url = 'u'\ntoken = { evn = 'X' }", ["token: Input should be a valid string (did you mean { env = … }?)"]),
+        ("url = 5\ntoken = 'x'", ['url = 5: give text in quotes, such as "text"']),
+        ("url = 'u'\ntoken = 12345678", ['token: give text in quotes, such as "text"']),
+        (
+            "url = 'u'\ntoken = { evn = 'X' }",
+            ['token: give text in quotes, such as "text" (did you mean { env = … }?)'],
+        ),
         (
             "url = 'u'\ntoken = 'x'\nlimit = 'ten'",
-            ["limit = 'ten': Input should be a valid integer, unable to parse string as an integer"],
+            ["limit = 'ten': give a whole number, such as 5"],
         ),
         (
             "url = 'u'\ntoken = 'x'\nlimit = { env = 'HIDDEN' }",
-            ["limit: Input should be a valid integer, unable to parse string as an integer"],
+            ["limit: give a whole number, such as 5"],
         ),
-        ("url = 'u'\ntoken = 'x'\ntags = 'a'", ["tags: Input should be a valid list"]),
-        ("url = 'u'\ntoken = 'x'\ntags = ['a', 2]", ["tags.1: Input should be a valid string"]),
+        ("url = 'u'\ntoken = 'x'\ntags = 'a'", ['tags: give a list, such as ["a", "b"]']),
+        ("url = 'u'\ntoken = 'x'\ntags = ['a', 2]", ['tags.1: give text in quotes, such as "text"']),
         ("url = 'u'\ntoken = { env = 'NOT_SET' }", ["token: the environment variable NOT_SET is not set"]),
         (
             "url = 'u'\ntoken = { env = 'NOT_SET' }\nlimit = 'x'\nconcurrency = 0\nlimitt = 3",
             [
-                "concurrency = 0: Input should be greater than or equal to 1",
+                "concurrency = 0: give at least 1",
                 "token: the environment variable NOT_SET is not set",
-                "limit = 'x': Input should be a valid integer, unable to parse string as an integer",
+                "limit = 'x': give a whole number, such as 5",
                 "no option 'limitt' (did you mean 'limit'?)",
             ],
         ),
@@ -151,13 +176,12 @@ def test_all_invalid_options_are_reported_at_once(options: str, lines: list[str]
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("key = 5", "key: Input should be a valid string, or: Input should be a valid list"),
-        ("key = ['a', 5]", "key: Input should be a valid string"),
-        ("key = { evn = 'A' }", "key: Input should be a valid string, or: Input should be a valid list "
+        ("key = 5", "key: give text in quotes, such as \"text\", or: give a list, such as [\"a\", \"b\"]"),
+        ("key = ['a', 5]", "key: give text in quotes, such as \"text\""),
+        ("key = { evn = 'A' }", "key: give text in quotes, such as \"text\", or: give a list, such as [\"a\", \"b\"] "
          "(did you mean { env = … }?)"),
-        ("pair = [1]", "pair: Field required, or: Input should be a valid integer"),
-        ("many = 'a'", "many: Input should be a valid list, or: Input should be a valid integer, "
-         "unable to parse string as an integer"),
+        ("pair = [1]", "pair: too few values, or: give a whole number, such as 5"),
+        ("many = 'a'", "many: give a list, such as [\"a\", \"b\"], or: give a whole number, such as 5"),
     ],
     ids=["number", "inside a list", "misspelt env", "too short", "text"],
 )  # fmt: skip
@@ -256,7 +280,7 @@ def test_a_constructor_can_have_positional_only_arguments_with_defaults(plugin_f
     [
         (
             "class Mine:\n    def __init__(self):\n        raise ValueError('no\\nway')\n",
-            "mine.py:6: ValueError: no way",
+            "no way",
         ),
         (
             "@dataclass\nclass Mine:\n    def __post_init__(self):\n        1 / 0\n",
@@ -369,7 +393,7 @@ def test_find_problems_lists_those_of_plugins_and_of_all_sinks_without_building_
             f"plugin {bad}: bad.py:1: ZeroDivisionError: division by zero",
             "config.toml [sinks.a]: option 'url' is missing",
             "config.toml [sinks.a]: option 'token' is missing",
-            "config.toml [sinks.off]: concurrency = 0: Input should be greater than or equal to 1",
+            "config.toml [sinks.off]: concurrency = 0: give at least 1",
         ],
         {"valid": None},
     )

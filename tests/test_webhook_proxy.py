@@ -274,5 +274,5 @@ def test_a_proxy_that_drips_is_cut_off(
 def test_a_proxy_that_cannot_be_used_is_an_error_that_does_not_show_it(proxy: str) -> None:
     with pytest.raises(PluginError) as error:
         build_webhook(url="https://hook.example/", proxy=proxy)
-    problem = "ValueError: proxy must be a URL such as http://user:password@proxy.example:3128"
-    assert re.fullmatch(rf"config\.toml \[sinks\.tested\]: [\w/.:]+ {re.escape(problem)}", str(error.value))
+    problem = "proxy must be a URL such as http://user:password@proxy.example:3128"
+    assert re.fullmatch(rf"config\.toml \[sinks\.tested\]: {re.escape(problem)}", str(error.value))

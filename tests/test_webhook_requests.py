@@ -89,7 +89,7 @@ def problem(**options: Any) -> str:
     """Why no sink is built from these options: one line, without the place in front of it."""
     with pytest.raises(PluginError) as error:
         build_webhook(**options)
-    place = r"config\.toml \[sinks\.tested\]: (?:webhook/__init__\.py:\d+: ValueError: )?"
+    place = r"config\.toml \[sinks\.tested\]: "
     found = re.fullmatch(rf"{place}(.*)", str(error.value))
     assert found is not None, error.value
     return found[1]
@@ -128,9 +128,9 @@ def test_an_invalid_url_is_reported_and_not_shown(url: str, expected: str) -> No
         ({"url": "https://example.com/", "urls": "x"}, "no option 'urls' (did you mean 'url'?)"),
         (
             {"url": "https://example.com/", "secret": 5},
-            "secret: Input should be a valid string, or: Input should be a valid list",
+            'secret: give text in quotes, such as "text", or: give a list, such as ["a", "b"]',
         ),
-        ({"url": "https://example.com/", "headers": {"X": 5}}, "headers.X: Input should be a valid string"),
+        ({"url": "https://example.com/", "headers": {"X": 5}}, 'headers.X: give text in quotes, such as "text"'),
     ],
 )
 def test_a_wrong_option_is_reported(options: dict[str, Any], expected: str) -> None:

@@ -14,6 +14,7 @@ from support.endpoints import (
     OpenWebhook,
     Response,
     StartEndpoint,
+    full_outcome,
     outcome,
     respond,
     send_and_close,
@@ -117,6 +118,28 @@ def test_a_retry_after_that_is_invalid_or_past_is_ignored(
 ) -> None:
     endpoint = start_endpoint(respond("429 Slow", f"Retry-After: {value}"))
     assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 429")
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b"", ""),
+        (b"invalid\n  token", " responds: invalid token"),
+        (b"x" * 200, f" responds: {'x' * 100}"),
+        (b"\xff\xfe", ""),
+        ("\u00e6".encode(), " responds: \u00e6"),
+        (b'no field "touch" in e1', ' responds: no field "touch" in e1'),
+        (b'rejected: {"updateTime": "2026-03-14T11:59:00Z"}', ""),
+    ],
+    ids=["none", "lines", "long", "no text", "not ASCII", "short words of the event", "a part of the event"],
+)
+def test_the_reason_names_the_endpoint_and_the_beginning_of_its_response(
+    body: bytes, shown: str, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(respond("500 Oops", body=body), respond("401 No", body=body))
+    sink = open_webhook(endpoint.url)
+    assert full_outcome(sink) == Signal(Retry, f"HTTP 500 (127.0.0.1{shown})")
+    assert full_outcome(sink) == Signal(Pause, f"HTTP 401: it rejects our credentials (127.0.0.1{shown})")
 
 
 @pytest.mark.parametrize("status", ["400 Bad", "404 Not Found", "413 Large", "422 What"])

@@ -39,6 +39,7 @@ from .rows import Layout, Row
 CLOCK_MARGIN = timedelta(days=1)
 """How far the clock can have been behind when an event was written, compared to when it was received."""
 
+BRACES = re.compile(r"\{\w*\}")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 LARGE_APPEND = 1 << 20
@@ -55,7 +56,7 @@ class Csv:
     path: the file; if it contains {date}, a new file is started each day.
     rows: "readings": one row per reading, and one with empty values for an event without readings; "events": one row
         per event.
-    columns: which columns, in which order; event_id always comes first. Default: all.
+    columns: which columns, in which order; event_id always comes first. Without any: all.
     label_columns: labels that get a column of their own, called label_NAME.
     bom: begin new files with a byte order mark, by which Excel recognizes UTF-8.
     labels: false: no column with all labels as JSON.
@@ -135,6 +136,19 @@ class Csv:
     @hookimpl
     def local_path(self) -> Path:
         return self.path
+
+    @hookimpl
+    def find_problems(self, others: Sequence[Csv]) -> list[str]:
+        problems = [
+            f"path {self.path} contains {name}; only {{date}} is replaced"
+            for name in dict.fromkeys(BRACES.findall(str(self.path)))
+            if name != "{date}"
+        ]
+        if self._path_of(datetime.now(UTC).date()).is_dir():
+            problems.append(f"path {self.path} is a folder; it must be a file")
+        if any(other.path.resolve() == self.path.resolve() for other in others):
+            problems.append(f"path {self.path} is also that of another sink; give each sink a path of its own")
+        return problems
 
     def _missing_rows(self, event: Event, found: int) -> list[Row]:
         """The rows of an event of which `found` are in the files; a crash can have left only its first ones there."""

@@ -51,7 +51,7 @@ class Layout:
             raise ValueError(f"no column {unknown[0]!r}; there are: {', '.join(known)}")
         self._one_row_per_event = rows == "events"
         self._label_columns = tuple(label_columns)
-        self._columns = tuple(dict.fromkeys(known if columns is None else ("event_id", *columns)))
+        self._columns = tuple(dict.fromkeys(("event_id", *columns) if columns else known))
         self._delimiter = delimiter
         self._decimal = decimal
         self._zone = zone

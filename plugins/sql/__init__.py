@@ -37,7 +37,7 @@ class Sql:
     the sink.
 
     url: the database; postgres://user:password@host:5432/name, or sqlite:/// and a path, which counts from the folder
-        in which the receiver is started.
+        of config.toml.
     readings: the table of all readings.
     latest: the table of the latest reading of each device and quantity.
     label_columns: labels that get a column of their own in both tables, called label_NAME.
@@ -51,10 +51,16 @@ class Sql:
     limits: ClassVar[TimeLimits] = TimeLimits()  # not an option
 
     def __post_init__(self) -> None:
-        self._url = database_url(self.url.get_secret_value())
         self._labels = {f"label_{label}": label for label in self.label_columns}
-        check_names([self.readings, self.latest], "tables")
-        check_names([f"label_{label}" for label in self.label_columns], "label_columns")
+        errors: list[Exception] = []
+        with collected(errors):
+            self._url = database_url(self.url.get_secret_value())
+        with collected(errors):
+            check_names([self.readings, self.latest], "tables")
+        with collected(errors):
+            check_names([f"label_{label}" for label in self.label_columns], "label_columns")
+        if errors:
+            raise ExceptionGroup("invalid options", errors)
         self._readings = define(self.readings, ("event_id", "reading"), self._labels)
         self._latest = define(self.latest, ("device_id", "quantity"), self._labels)
         self._engine = create(self._url, self.limits)
@@ -91,6 +97,11 @@ class Sql:
     @hookimpl
     def local_path(self) -> Path | None:
         return Path(str(self._url.database)) if self._engine.name == "sqlite" else None
+
+    @hookimpl
+    def find_problems(self) -> list[str]:
+        path = self.local_path()
+        return [f"url: {path} is a folder; it must be a file"] if path and path.is_dir() else []
 
     def _rows(self, event: Event) -> Iterator[Row]:
         common: Row = {
@@ -155,6 +166,15 @@ class Sql:
         if self._url.password:
             text = text.replace(str(self._url.password), "***")
         return f"{type(error).__name__}: {' '.join(text.split())}"
+
+
+@contextmanager
+def collected(errors: list[Exception]) -> Iterator[None]:
+    """Go on after an option that a user must correct, so that the others are checked as well."""
+    try:
+        yield
+    except ValueError as error:
+        errors.append(error)
 
 
 @hookimpl

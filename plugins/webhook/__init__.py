@@ -9,7 +9,8 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,12 +24,17 @@ from urllib3.exceptions import HTTPError
 
 from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
 
-from .addresses import check_literal, connect
-from .exchange import CompleteHead, Deadlines, TimeLimits, discard_body
+from .addresses import check_literal, check_localhost, connect
+from .exchange import CompleteHead, Deadlines, TimeLimits, read_body
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 MAX_REJECTIONS = 3
 """The attempt at which an event that the endpoint rejects (4xx) is given up."""
+MIN_KEY_BYTES = 24
+"""From the specification of Standard Webhooks: a secret has 24 to 64 bytes."""
+QUOTED_CHARACTERS = 100
+REPEATED_CHARACTERS = 12
+"""As long as the shortest ids; words of an error message that are also in an event are shorter."""
 CONNECTIONS = 64
 """As many as the largest `concurrency`."""
 
@@ -77,12 +83,19 @@ class Webhook:
     limits: ClassVar[TimeLimits] = TimeLimits()  # not an option
 
     def __post_init__(self) -> None:
-        self._scheme, self._host, self._port, self._target = split_url(self.url)
         secrets = self.secret if isinstance(self.secret, list) else [] if self.secret is None else [self.secret]
+        errors: list[Exception] = []
+        with collected(errors):
+            self._scheme, self._host, self._port, self._target = split_url(self.url)
         for name, value in self.headers.items():
-            check_header(name, value)
-        self._keys = [signing_key(secret) for secret in secrets]
-        self._proxy = None if self.proxy is None else proxy_options(self.proxy)
+            with collected(errors):
+                check_header(name, value)
+        with collected(errors):
+            self._keys = [signing_key(secret) for secret in secrets]
+        with collected(errors):
+            self._proxy = None if self.proxy is None else proxy_options(self.proxy)
+        if errors:
+            raise ExceptionGroup("invalid options", errors)
         self._deadlines = Deadlines(self.limits.total_seconds)
         self._pool: HTTPConnectionPool | None = None
 
@@ -111,20 +124,38 @@ class Webhook:
                 if time.monotonic() > deadline:
                     response.close()
                     raise TimeoutError("cut off, perhaps in the middle of its headers")
-                discard_body(response)
+                answer = read_body(response)
         except (HTTPError, OSError) as error:
             if refusal := REFUSED_TUNNEL.search(str(error)):
                 signal = Pause if refusal[1] in REFUSALS_OF_PROXY else Retry
                 raise signal(f"no connection to {self._host}: the proxy responds HTTP {refusal[1]}") from None
             way = " through the proxy" if self._proxy else ""
             raise Retry(f"no response from {self._host}{way}: {cause(error)}") from None
-        judge(response, attempt)
+        judge(response, attempt, f"{self._host}{quoted(answer, event.body)}")
 
     @hookimpl
     def close(self) -> None:
         self._deadlines.stop()
         if self._pool is not None:
             self._pool.close()
+
+    @hookimpl
+    def find_problems(self) -> list[str]:
+        problems: list[Exception] = []
+        with collected(problems):
+            check_literal(self._host, self.allow_private)
+            if self._proxy is None:
+                check_localhost(self._host, self.allow_private)
+        with collected(problems):
+            self._tls()
+        return [
+            *map(str, problems),
+            *(
+                f"secret has {len(key)} bytes; Standard Webhooks requires at least {MIN_KEY_BYTES}"
+                for key in self._keys
+                if len(key) < MIN_KEY_BYTES
+            ),
+        ]
 
     def _headers(self, event: Event, now: float) -> dict[str, str]:
         headers = {"content-type": "application/json", "user-agent": "dt-receiver"}
@@ -183,6 +214,15 @@ class Webhook:
         return Checked
 
 
+@contextmanager
+def collected(errors: list[Exception]) -> Iterator[None]:
+    """Go on after an error that a user can correct, so that the others are found as well."""
+    try:
+        yield
+    except (ValueError, Pause) as error:
+        errors.append(error)
+
+
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
     register("webhook", Webhook)
@@ -232,20 +272,31 @@ def cause(error: BaseException) -> str:
     return type(error).__name__
 
 
-def judge(response: BaseHTTPResponse, attempt: int) -> None:
+def judge(response: BaseHTTPResponse, attempt: int, sender: str) -> None:
     """Return for 2xx; else raise Retry, Pause or GiveUp, as the status asks for (RFC 9110)."""
     status = response.status
     if 200 <= status < 300:
         return
     if 300 <= status < 400:
-        raise Pause(f"HTTP {status}: redirects are not followed; set url to its target")
+        raise Pause(f"HTTP {status}: redirects are not followed; set url to its target ({sender})")
     if status in PAUSING:
-        raise Pause(f"HTTP {status}: {PAUSING[status]}")
+        raise Pause(f"HTTP {status}: {PAUSING[status]} ({sender})")
     if status in OVERLOADED and (after := retry_after(response)):
-        raise Pause(f"HTTP {status}: it asks us to wait", after)
+        raise Pause(f"HTTP {status}: it asks us to wait ({sender})", after)
     if 400 <= status < 500 and status not in (*RETRIED, *OVERLOADED) and attempt >= MAX_REJECTIONS:
-        raise GiveUp(f"HTTP {status}: it rejects this event")
-    raise Retry(f"HTTP {status}")
+        raise GiveUp(f"HTTP {status}: it rejects this event ({sender})")
+    raise Retry(f"HTTP {status} ({sender})")
+
+
+def quoted(answer: bytes, event: bytes) -> str:
+    """The beginning of a response's body for operators; nothing if it is no text, or if it repeats a part of the event,
+    which belongs in no log."""
+    try:
+        text = " ".join(answer.decode().split())[:QUOTED_CHARACTERS]
+    except UnicodeDecodeError:
+        return ""
+    parts = (text[start : start + REPEATED_CHARACTERS] for start in range(len(text) - REPEATED_CHARACTERS + 1))
+    return f" responds: {text}" if text and not any(part.encode() in event for part in parts) else ""
 
 
 def retry_after(response: BaseHTTPResponse) -> float | None:

@@ -11,6 +11,7 @@ from receiver import Pause
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+PRIVATE = "private; set allow_private = true if this is intended"
 METADATA_SERVICES = frozenset(
     ipaddress.ip_address(address)
     for address in (
@@ -63,6 +64,12 @@ def check_literal(host: str, allow_private: bool) -> None:
         raise Pause(f"{host} has an address that is {reason}")
 
 
+def check_localhost(host: str, allow_private: bool) -> None:
+    """Raise Pause for a name that is always a loopback address (RFC 6761, section 6.3), unless that is allowed."""
+    if f".{host}".rstrip(".").endswith(".localhost") and not allow_private:
+        raise Pause(f"{host} has an address that is {PRIVATE}")
+
+
 def why_forbidden(address: Address, allow_private: bool) -> str | None:
     """Why an address is not allowed, or None. An IPv4 address inside an IPv6 address is judged as IPv4."""
     address = embedded_ipv4(address)
@@ -71,7 +78,7 @@ def why_forbidden(address: Address, allow_private: bool) -> str | None:
     if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
         return "not that of a host, which is never allowed"
     if is_private(address) and not allow_private:
-        return "private; set allow_private = true if this is intended"
+        return PRIVATE
     return None
 
 

@@ -167,14 +167,19 @@ class Head:
         return getattr(self._stream, name)
 
 
-def discard_body(response: BaseHTTPResponse) -> None:
-    """Read a short response, so that its connection can be reused; close the connection of a longer one."""
+def read_body(response: BaseHTTPResponse) -> bytes:
+    """Read a short response, so that its connection can be reused; close the connection of a longer one.
+
+    Returns its body, or nothing if reading failed.
+    """
+    body = b""
     if response.status >= 200:
         with suppress(HTTPError, OSError):
-            response.read(MAX_RESPONSE_BYTES + 1)
+            body = response.read(MAX_RESPONSE_BYTES + 1)
     if not response.closed or response.status < 200:
         response.close()
     response.release_conn()
+    return body
 
 
 def shut_down(connection: socket.socket) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+YES = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 class Time(click.ParamType[datetime]):
@@ -34,6 +35,18 @@ class Time(click.ParamType[datetime]):
             return time if time.tzinfo else time.replace(tzinfo=UTC)
         except (ValueError, OverflowError):
             self.fail("give a time such as 2026-01-31, 2026-01-31T12:00, 3h or 2d", param, ctx)
+
+
+class Label(click.ParamType[tuple[str, str]]):
+    """A label: NAME=VALUE."""
+
+    name = "label"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            self.fail("give a label such as site=oslo", param, ctx)
+        return name, text
 
 
 RENAMED = {
@@ -94,6 +107,12 @@ def open_journal_records(settings: Settings, *, create_tables: bool = True) -> R
     records = open_records(settings, create_tables=create_tables)
     click.get_current_context().call_on_close(records.close)
     return records
+
+
+def confirm(question: str, number: int, yes: bool) -> None:
+    """Ask before `number` things are deleted or sent again, unless there are none. Aborts the command without a yes."""
+    if number and not yes:
+        click.confirm(question, abort=True, err=True)
 
 
 def report(result: Mapping[str, object], text: str, as_json: bool) -> None:

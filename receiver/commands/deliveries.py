@@ -7,27 +7,33 @@ from datetime import UTC, datetime
 
 import click
 
-from receiver import admin, health
-from receiver.commands.context import JSON, Time, load_settings, open_journal_records, redactor, report
+from receiver import admin
+from receiver.commands.context import JSON, YES, Time, confirm, load_settings, open_journal_records, redactor, report
 from receiver.commands.output import cell, plain, print_json, show
+from receiver.errors import ReceiverError
 from receiver.validation import counted
 
 
 @click.command()
 @JSON
 def status(as_json: bool) -> None:
-    """Show the state of each sink: what is pending, delivered and dead, its last failure and its pause.
+    """Show whether the receiver runs, and of each sink what is pending, delivered and dead, its failures and its pause.
 
     \b
     Example:
       python -m receiver status
     """
     settings = load_settings()
-    records = open_journal_records(settings)
-    rows = admin.status(records, settings)
+    found = admin.status(open_journal_records(settings), settings)
+    if as_json:
+        print_json(found)
+        return
+    for line in admin.life_signs(found):
+        click.echo(line)
+    click.echo()
     details = ("last_failure_at", "last_failure_reason", "pause_reason")
-    show(rows, as_json=as_json, none="No sink is configured, and none was before.", hide=details)
-    for line in [] if as_json else [*admin.reasons(rows), *health.dispatcher_warnings(records.liveness())]:
+    show(found.sinks, as_json=False, none="No sink is configured, and none was before.", hide=details)
+    for line in (*admin.reasons(found.sinks), *found.warnings):
         click.echo(cell(line))
 
 
@@ -47,7 +53,8 @@ def sinks_resume(name: str) -> None:
 
 @click.command("remove")
 @click.argument("name")
-def sinks_remove(name: str) -> None:
+@YES
+def sinks_remove(name: str, yes: bool) -> None:
     """Delete a sink that is no longer enabled, and its pending and dead deliveries, from the journal.
 
     \b
@@ -55,9 +62,14 @@ def sinks_remove(name: str) -> None:
       python -m receiver sinks remove old_archive
     """
     settings = load_settings()
-    count = admin.remove_sink(open_journal_records(settings), settings, name)
-    deleted = counted(count, "pending or dead delivery", "pending or dead deliveries")
-    click.echo(f"Removed sink {name} and its {deleted}.")
+    records = open_journal_records(settings)
+    count = admin.count_undelivered(records, settings, name)
+    confirm(f"Remove sink {name} and delete its {undelivered(count)}?", count, yes)
+    click.echo(f"Removed sink {name} and its {undelivered(admin.remove_sink(records, settings, name))}.")
+
+
+def undelivered(count: int) -> str:
+    return counted(count, "pending or dead delivery", "pending or dead deliveries")
 
 
 @click.group("dead-letters")
@@ -89,7 +101,8 @@ def dead_letters_list(sink: str | None, as_json: bool) -> None:
 @click.argument("sink")
 @click.argument("event_ids", nargs=-1)
 @JSON
-def dead_letters_retry(sink: str, event_ids: tuple[str, ...], as_json: bool) -> None:
+@YES
+def dead_letters_retry(sink: str, event_ids: tuple[str, ...], as_json: bool, yes: bool) -> None:
     """Make dead letters of a sink pending again, with no attempts counted: those named, or all.
 
     \b
@@ -98,7 +111,11 @@ def dead_letters_retry(sink: str, event_ids: tuple[str, ...], as_json: bool) -> 
       python -m receiver dead-letters retry erp c82gg9catj3vmh4248og
     """
     settings = load_settings()
-    count = admin.retry_dead_letters(open_journal_records(settings), settings, sink, event_ids)
+    records = open_journal_records(settings)
+    admin.enabled_sink(settings, sink)
+    count = admin.count_dead_letters(records, settings, sink, event_ids)
+    confirm(f"Deliver {counted(count, 'dead letter')} to sink {sink} again?", count, yes)
+    count = admin.retry_dead_letters(records, settings, sink, event_ids)
     report({"sink": sink, "retried": count}, f"Retrying {counted(count, 'dead letter')} of sink {sink}.", as_json)
 
 
@@ -106,7 +123,7 @@ def dead_letters_retry(sink: str, event_ids: tuple[str, ...], as_json: bool) -> 
 @click.argument("sink")
 @click.argument("event_ids", nargs=-1)
 @JSON
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@YES
 def dead_letters_delete(sink: str, event_ids: tuple[str, ...], as_json: bool, yes: bool) -> None:
     """Delete dead letters of a sink: those named, or all.
 
@@ -114,10 +131,11 @@ def dead_letters_delete(sink: str, event_ids: tuple[str, ...], as_json: bool, ye
     Example:
       python -m receiver dead-letters delete erp c82gg9catj3vmh4248og
     """
-    if not event_ids and not yes:
-        click.confirm(f"Delete all dead letters of sink {sink}?", abort=True, err=True)
     settings = load_settings()
-    count = admin.delete_dead_letters(open_journal_records(settings), settings, sink, event_ids)
+    records = open_journal_records(settings)
+    count = admin.count_dead_letters(records, settings, sink, event_ids)
+    confirm(f"Delete {counted(count, 'dead letter')} of sink {sink}?", count, yes)
+    count = admin.delete_dead_letters(records, settings, sink, event_ids)
     report({"sink": sink, "deleted": count}, f"Deleted {counted(count, 'dead letter')} of sink {sink}.", as_json)
 
 
@@ -185,7 +203,10 @@ def quarantine_retry(id: str | None, as_json: bool) -> None:
 @click.option("--types", help="Only these event types, separated by commas.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @JSON
-def replay(sink: str, since: datetime, until: datetime | None, types: str | None, dry_run: bool, as_json: bool) -> None:
+@YES
+def replay(
+    sink: str, since: datetime, until: datetime | None, types: str | None, dry_run: bool, as_json: bool, yes: bool
+) -> None:
     """Requeue past events for a sink: those that pass its filter and are still in the journal.
 
     Times are like 2026-01-31, 2026-01-31T12:00 (UTC) or 3h, 2d (ago).
@@ -200,37 +221,18 @@ def replay(sink: str, since: datetime, until: datetime | None, types: str | None
     for line in admin.undocumented(names):
         click.echo(f"warning: --types: {line}", err=True)
     end = until or datetime.now(UTC)
-    with click.progressbar(length=records.count_received(since.timestamp(), end.timestamp()), file=sys.stderr) as bar:
-        matched, requeued = admin.replay(records, settings, sink, since, end, names, dry_run, bar.update)
+    if until and until <= since:
+        raise ReceiverError("--until must be later than --since")
+    length = records.count_received(since.timestamp(), end.timestamp())
+
+    def run(*, only_count: bool) -> tuple[int, int]:
+        with click.progressbar(length=length, file=sys.stderr) as bar:
+            return admin.replay(records, settings, sink, since, end, names, only_count, bar.update)
+
+    matched, requeued = run(only_count=True) if dry_run or not yes else (0, 0)
+    if not dry_run:
+        confirm(f"Deliver {counted(matched, 'event')} to sink {sink} again?", matched, yes)
+        matched, requeued = run(only_count=False) if matched or yes else (0, 0)
     done = "requeued none (dry run)" if dry_run else f"requeued {requeued} for sink {sink}"
     result = {"sink": sink, "matched": matched, "requeued": requeued, "dry_run": dry_run}
     report(result, f"Found {counted(matched, 'matching event')}; {done}.", as_json)
-
-
-@click.command()
-@click.argument("event_id")
-@JSON
-def explain(event_id: str, as_json: bool) -> None:
-    """Show what happened to an event, sink by sink.
-
-    \b
-    Example:
-      python -m receiver explain c82gg9catj3vmh4248og
-    """
-    settings = load_settings()
-    found = admin.explain(open_journal_records(settings), settings, event_id)
-    event = found.event
-    facts = {
-        "event_id": event.id,
-        "event_type": event.type,
-        "device_id": event.device_id,
-        "occurred_at": plain(event.occurred_at),
-        "received_at": plain(event.received_at),
-    }
-    if as_json:
-        print_json({**facts, "sinks": found.deliveries})
-        return
-    for name, fact in facts.items():
-        click.echo(f"{name.replace('_', ' '):<11}  {cell(fact)}")
-    click.echo()
-    show(found.deliveries, as_json=False, none="No sink is enabled.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 import sys
+from collections import Counter
 from contextlib import closing, suppress
 
 import click
@@ -15,11 +17,13 @@ from receiver.commands.context import (
     JSON,
     POSITIVE,
     Commands,
+    Label,
     load_settings,
     open_journal_records,
     redactor,
 )
-from receiver.commands.deliveries import dead_letters, explain, quarantine, replay, sinks_remove, sinks_resume, status
+from receiver.commands.deliveries import dead_letters, quarantine, replay, sinks_remove, sinks_resume, status
+from receiver.commands.events import events, explain
 from receiver.commands.output import cell, print_json, show_type
 from receiver.commands.sensors import sensors
 from receiver.errors import ConfigError, JournalError, ReceiverError
@@ -89,7 +93,7 @@ def check() -> None:
     redactor().hide(settings.secret_values)
     plugins = load_plugins(settings, redactor())
     of_plugins_and_sinks, local_paths = find_problems(plugins, settings, redactor())
-    problems += of_plugins_and_sinks
+    problems += of_plugins_and_sinks + admin.unmatchable_filters(settings)
     warnings = health.configuration_warnings(settings)
     warnings += health.odd_secrets(secrets_by_option(plugins, settings))
     warnings += health.local_files(settings, local_paths)
@@ -186,34 +190,62 @@ def new_sink(name: str) -> None:
 @click.argument("url")
 @click.option("--type", "types", multiple=True, type=click.Choice(TYPES), help="Event type; every type if not given.")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many events of each type.")
-def send(url: str, types: tuple[str, ...], count: int) -> None:
+@click.option("--project", help="The project that they come from; an emulated one if not given.")
+@click.option("--sensor", help="The device id that they come from; an emulated device for each type if not given.")
+@click.option("--label", "labels", type=Label(), multiple=True, help="A label of the sensor, NAME=VALUE; repeatable.")
+@click.option("--value", help="The value, such as 21.5 or OPEN; a random one if not given. Needs --type.")
+@click.option("--quiet", is_flag=True, help="Print only how many got which response.")
+def send(
+    url: str,
+    types: tuple[str, ...],
+    count: int,
+    project: str | None,
+    sensor: str | None,
+    labels: tuple[tuple[str, str], ...],
+    value: str | None,
+    quiet: bool,
+) -> None:
     """Sign test events with DT_SIGNATURE_SECRET and push them to a receiver, from emulated devices.
 
-    Ends with exit code 1 if a push gets no response, and in the end if one was not accepted.
+    Ends with exit code 1 if a push gets no response, and in the end if one was not accepted. Give the project, the
+    sensor and the labels that your filters and label columns ask for.
 
     \b
-    Example:
+    Examples:
       python -m receiver send https://my-app.herokuapp.com --type temperature --count 3
+      python -m receiver send http://localhost:8000 --type contact --value OPEN --label site=oslo
     """
-    from receiver.simulator import Pusher, Simulator
+    from receiver.simulator import PROJECT, Pusher, Simulator
 
     secret = read_secret(os.environ, SECRET)
     if secret is None:
         raise ReceiverError(f"{SECRET} is not set; set it to the signature secret of the receiver")
     if not url.startswith(("http://", "https://")):
         raise ReceiverError("the URL must begin with http:// or https://")
+    if value is not None and not types:
+        raise ReceiverError("--value needs --type: not every type has such a value")
     chosen = types or TYPES
     pusher = Pusher(url, secret)
-    number = count * len(chosen)
+    simulator = Simulator(project=project or PROJECT, sensor=sensor, labels=dict(labels), value=value)
+    responses: Counter[str] = Counter()
     failed = 0
-    for body in itertools.islice(Simulator().bodies(chosen), number):
+    for body in itertools.islice(simulator.bodies(chosen), count * len(chosen)):
         response = pusher.push(body)
         if not response.status:
-            raise ReceiverError(f"{response.text}; is a receiver running at this address?")
+            raise ReceiverError(f"{response.text}: is a receiver running at {without_credentials(url)}?")
         failed += response.status != 200
-        click.echo(f"{response.event_type:<20} {response.event_id}  {response.status} {cell(response.text)}")
+        text = f"{response.status} {cell(response.text)}".rstrip()
+        responses[text] += 1
+        if not quiet:
+            click.echo(f"{response.event_type:<20} {response.event_id}  {text}")
+    for text, number in responses.items() if quiet else ():
+        click.echo(f"{counted(number, 'event')}: {text}")
     if failed:
-        raise ReceiverError(f"the receiver did not accept {failed} of {counted(number, 'event')}")
+        raise ReceiverError(f"the receiver did not accept {failed} of {counted(responses.total(), 'event')}")
+
+
+def without_credentials(url: str) -> str:
+    return re.sub("//[^/]*@", "//", url)
 
 
 @main.command()
@@ -271,7 +303,7 @@ def _socket(descriptor: int | None) -> socket.socket | None:
     return None if descriptor is None else socket.socket(fileno=descriptor)
 
 
-for command in (dead_letters, explain, quarantine, replay, sensors, status):
+for command in (dead_letters, events, explain, quarantine, replay, sensors, status):
     main.add_command(command)
 for command in (sinks_remove, sinks_resume):
     sinks.add_command(command)

@@ -12,6 +12,10 @@ import click
 
 from receiver.delivery.sink_type import SinkType
 from receiver.event import rfc3339
+from receiver.validation import in_one_unit
+
+SECONDS = "_seconds"
+"""The end of the name of a field that is a duration: it is shown in its largest unit."""
 
 
 def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] = ()) -> None:
@@ -22,13 +26,18 @@ def show(rows: Sequence[Any], *, as_json: bool, none: str, hide: Sequence[str] =
         click.echo(none)
     else:
         names = [field.name for field in dataclasses.fields(rows[0]) if field.name not in hide]
-        cells = [[cell(getattr(row, name)) for name in names] for row in rows]
+        cells = [[_cell_of(name, getattr(row, name)) for name in names] for row in rows]
+        names = [name.removesuffix(SECONDS) for name in names]
         used = [n for n in range(len(names)) if any(line[n] != "-" for line in cells)]
         widths = [max(len(line[n]) for line in [names, *cells]) for n in used]
         heading = "  ".join(names[n].rstrip("_").ljust(width) for n, width in zip(used, widths, strict=True)).rstrip()
         click.secho(heading.replace("_", " "), bold=True)
         for line in cells:
             click.echo("  ".join(line[n].ljust(width) for n, width in zip(used, widths, strict=True)).rstrip())
+
+
+def _cell_of(name: str, value: Any) -> str:
+    return in_one_unit(value) if name.endswith(SECONDS) and value is not None else cell(value)
 
 
 def show_type(sink_type: SinkType) -> None:
@@ -75,6 +84,8 @@ def cell(value: Any) -> str:
         return "-"
     if isinstance(value, datetime):
         return rfc3339(value, "seconds")
+    if isinstance(value, tuple):
+        return ", ".join(map(cell, value)) or "-"
     if isinstance(value, float):
         return f"{value:.0f}"
     return "".join(character if character.isprintable() else " " for character in str(value))

@@ -81,8 +81,8 @@ class Listener(threading.Thread):
         try:
             self._queue.put_nowait((name, arguments))
         except queue.Full:
-            subject = f"sink {arguments['sink']}" if "sink" in arguments else "sensors"
-            log.warning("alert %s of %s dropped: its listener is too far behind", name, subject)
+            values = {"alert": name, "subject": f"sink {arguments['sink']}" if "sink" in arguments else "sensors"}
+            log.warning("alert %(alert)s of %(subject)s dropped: its listener is too far behind", values)
 
     def finish(self) -> None:
         try:

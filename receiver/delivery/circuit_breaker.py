@@ -76,7 +76,7 @@ class CircuitBreaker:
         with self._lock:
             self.failures = 0
             if self.probing and not self.paused_for():
-                log.info("sink %s works again", self.state.name)
+                log.info("sink %(sink)s works again", {"sink": self.state.name})
                 self._change(SinkState(self.state.name))
             self.save()
 
@@ -98,7 +98,10 @@ class CircuitBreaker:
                 return
             pauses = self.state.pauses if left else self.state.pauses + 1
             seconds = pause_seconds(self._policy, pauses) if after is None else max(MIN_PAUSE_SECONDS, after)
-            log.warning("sink %s is paused for %.0f s: %s", self.state.name, seconds, reason)
+            log.warning(
+                "sink %(sink)s is paused for %(seconds).0f s: %(reason)s",
+                {"sink": self.state.name, "seconds": seconds, "reason": reason},
+            )
             if not self.probing:
                 self._on_pause(self.state.name, reason)
             self._change(SinkState(self.state.name, pauses, self._journal.now() + seconds, reason))
@@ -144,7 +147,8 @@ class CircuitBreaker:
                 try:
                     self._journal.save_sink_state(self.state)
                 except JournalUnavailable as error:
-                    log.error("sink %s: its state cannot be saved yet: %s", self.state.name, error)
+                    values = {"sink": self.state.name, "reason": error}
+                    log.error("sink %(sink)s: its state cannot be saved yet: %(reason)s", values)
                     return False
                 self._unsaved = False
             return True

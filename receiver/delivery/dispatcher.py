@@ -159,7 +159,7 @@ class Dispatcher:
 
     def _pause_broken(self, states: Mapping[str, SinkState]) -> None:
         for name, reason in self._broken.items():
-            log.error("sink %s is paused: %s", name, reason)
+            log.error("sink %(sink)s is paused: %(reason)s", {"sink": name, "reason": reason})
             state = states.get(name, SinkState(name))
             if not state.pauses:
                 self._alerts.sink_paused(name, reason)
@@ -225,7 +225,10 @@ class Dispatcher:
         if self._catching_up and len(new) < BATCH:
             enabled = [sink.name for sink in self._enabled]
             for name in sorted(self._journal.sinks_behind().difference(enabled)):
-                log.warning("sink %s does not get what it missed: its filter was invalid until it was disabled", name)
+                log.warning(
+                    "sink %(sink)s does not get what it missed: its filter was invalid until it was disabled",
+                    {"sink": name},
+                )
             self._journal.set_enabled_sinks(enabled)
             self._enabled_before, self._catching_up = (), False
         return bool(new)
@@ -318,7 +321,7 @@ class Dispatcher:
         self._wait_for(threads, end + IDLE_SECONDS)
         for loop in self._loops:
             if loop.call_seconds():
-                log.warning("shutting down while sink %s is still blocked in a call", loop.sink.name)
+                log.warning("shutting down while sink %(sink)s is still blocked in a call", {"sink": loop.sink.name})
             loop.breaker.end_trial()
 
     def _wait_for(self, threads: Sequence[threading.Thread], end: float) -> None:
@@ -344,7 +347,8 @@ class Dispatcher:
         try:
             sink.hook.close()
         except BaseException as error:
-            log.warning("sink %s failed to close: %s", sink.name, error_text(error, self._redact))
+            reason = error_text(error, self._redact)
+            log.warning("sink %(sink)s failed to close: %(reason)s", {"sink": sink.name, "reason": reason})
 
 
 def routes(events: Sequence[StoredEvent], sinks: Sequence[SinkSettings]) -> list[tuple[StoredEvent, list[str]]]:

@@ -75,10 +75,12 @@ class SinkLoop:
             try:
                 wait = self.step()
             except JournalUnavailable as error:
-                self._log.error("journal", "sink %s waits for the journal: %s", self.sink.name, error)
+                values = {"sink": self.sink.name, "reason": error}
+                self._log.error("journal", "sink %(sink)s waits for the journal: %(reason)s", values)
                 wait = IDLE_SECONDS
             except BaseException:  # if the thread ended, its sink would stop in silence
-                log.exception("internal error while delivering to sink %s; it is retried", self.sink.name)
+                values = {"sink": self.sink.name}
+                log.exception("internal error while delivering to sink %(sink)s; it is retried", values)
                 wait = IDLE_SECONDS
             self.stepped.set()
             if wait and self.finishing and not self._unsettled:
@@ -159,7 +161,10 @@ class SinkLoop:
             if isinstance(error, Pause):
                 self.breaker.pause(reason, error.after)
             else:
-                log.warning("sink %s failed with a batch of %d: %s", self.sink.name, len(claimed), reason)
+                log.warning(
+                    "sink %(sink)s failed with a batch of %(events)d: %(reason)s",
+                    {"sink": self.sink.name, "events": len(claimed), "reason": reason},
+                )
         began = settled_at = time.monotonic()
         for number, delivery in enumerate(claimed):
             if self.stopping or self.breaker.paused_for():
@@ -211,7 +216,11 @@ class SinkLoop:
             return self._dead(delivery, reason)
         if not isinstance(error, Retry):
             details = None if self.breaker.failures else error
-            log.warning("sink %s failed with event %s: %s", self.sink.name, delivery.event.id, reason, exc_info=details)
+            log.warning(
+                "sink %(sink)s failed with event %(event_id)s: %(reason)s",
+                self._facts(delivery, reason),
+                exc_info=details,
+            )
         probing = self.breaker.probing
         self.breaker.record_failure(reason)
         return self._retry(delivery, wait_asked_for(error), reason, is_failure=not probing)
@@ -228,9 +237,12 @@ class SinkLoop:
         return Settlement(delivery, result, self._journal.now() + wait, reason)
 
     def _dead(self, delivery: Delivery, reason: str) -> Settlement:
-        log.error("sink %s gave up event %s: %s", self.sink.name, delivery.event.id, reason)
+        log.error("sink %(sink)s gave up event %(event_id)s: %(reason)s", self._facts(delivery, reason))
         self._alerts.delivery_died(delivery.event, self.sink.name, reason)
         return Settlement(delivery, Result.DEAD, reason=reason)
+
+    def _facts(self, delivery: Delivery, reason: str) -> dict[str, str]:
+        return {"sink": self.sink.name, "event_id": delivery.event.id, "reason": reason}
 
     def _settle(self) -> None:
         """Record results. Until the journal has stored them they stay here, together with their claims."""

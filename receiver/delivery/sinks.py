@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from receiver.delivery.registry import RegistrySink
 from receiver.delivery.sink_type import SinkType
 from receiver.delivery.source_lines import line_and_text, line_of_class, line_of_function
 from receiver.errors import PluginError
+from receiver.folders import why_not_writable
 from receiver.hookspecs import SinkHooks
-from receiver.redaction import Redactor
+from receiver.redaction import Redactor, error_text
 from receiver.settings import SENSORS, CommonOptions, Settings, SinkSettings
 from receiver.validation import counted, fields, nearest, parse
+
+RELATIVE_SQLITE = re.compile(r"\A\s*sqlite(\+\w+)?:///(?=[^/:\s?])(?!file:)")
+"""The beginning of the URL of an SQLite file, before a relative path."""
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +65,42 @@ def build_sinks(
 
 def find_problems(plugins: Plugins, settings: Settings, redactor: Redactor) -> tuple[list[str], dict[str, Path | None]]:
     """A line for each problem of plugins and sinks, also of disabled ones; and the local paths of sinks by name."""
-    problems = [f"plugin {problem}" for problem in plugins.problems]
-    paths: dict[str, Path | None] = {}
-    for sink in settings.sinks:
-        if sink.common.enabled:
-            built, lines = _build(plugins, settings, sink, redactor)
-            problems += lines
-            if built is not None:
-                paths[sink.name] = built.local_path
-        else:
-            problems += sink.problems
-    return [redactor.redact(problem) for problem in problems], paths
+    problems = {sink.name: list(sink.problems) for sink in settings.sinks}
+    all_built: list[Sink] = []
+    for sink in settings.enabled_sinks:
+        built, problems[sink.name] = _build(plugins, settings, sink, redactor)
+        all_built += [built] if built else []
+    for built in all_built:
+        where = f"{settings.path.name} [sinks.{built.name}]"
+        problems[built.name] += [f"{where}: {line}" for line in _found_by_sink(built, all_built, redactor)]
+    lines = [*(f"plugin {problem}" for problem in plugins.problems), *chain.from_iterable(problems.values())]
+    return [redactor.redact(line) for line in lines], {built.name: built.local_path for built in all_built}
+
+
+def _found_by_sink(sink: Sink, built: Sequence[Sink], redactor: Redactor) -> list[str]:
+    """What keeps a sink from working that could be built, by its own hook and by the place of its files."""
+    lines = []
+    if sink.local_path is not None and (problem := why_not_writable(sink.local_path)):
+        lines.append(problem)
+    own = _instance(sink)
+    others = [other for other in map(_instance, built) if other is not own and type(other) is type(own)]
+    try:
+        found = sink.hook.find_problems(others=others) or ()
+        if isinstance(found, str) or not all(isinstance(line, str) for line in found):
+            raise PluginError(f"{type(own).__name__}.find_problems must return a list of text")
+        lines += [" ".join(line.split()) for line in found]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything
+        lines.append(line_and_text(error, redactor.redact, type(own)))
+    return lines
+
+
+def _instance(sink: Sink) -> object:
+    """The object that a plugin's class has made for a sink."""
+    hook = sink.hook.deliver_batch if sink.in_batches else sink.hook.deliver
+    found: object = hook.get_hookimpls()[0].plugin
+    return found
 
 
 def build_sink(plugins: Plugins, settings: Settings, sink: SinkSettings, redactor: Redactor) -> Sink:
@@ -105,14 +136,41 @@ def _build(
         if problems and not model.model_fields and _has_annotations_only(sink_type.cls):
             lines.append(f"{where}: {sink_type.cls.__name__} has no options; is @dataclass missing?")
         if options is not None and not sink.missing:  # the constructor may find more problems than are known already
-            built = _sink(sink, sink_type.cls(**_arguments(options, settings)))
+            built = _sink(sink, _constructed(sink_type.cls, _arguments(options, settings), redactor))
             blank = [key for key, secret in secrets if not secret.strip()]
             return built, [*lines, *(f"{where}: {key} is blank; set it, or remove the option" for key in blank)]
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and takes only its own sink down
-        lines.append(f"{where}: {line_and_text(error, redactor.redact, sink_type.cls)}")
+        for each in _in_group(error):
+            lines.append(f"{where}: {line_and_text(each, redactor.redact, sink_type.cls)}")
     return None, lines
+
+
+def _constructed(cls: type, arguments: Mapping[str, object], redactor: Redactor) -> object:
+    """An object of a sink type. The text of a ValueError is for the user, who has no use for a line of the plugin.
+
+    Raises an ExceptionGroup if the constructor does, by which it reports several problems at once.
+    """
+    try:
+        return cls(**arguments)
+    except (ValueError, ExceptionGroup) as error:
+        raise BaseExceptionGroup("", [_for_user(each, redactor) for each in _in_group(error)]) from None
+
+
+def _for_user(error: BaseException, redactor: Redactor) -> BaseException:
+    if type(error) is not ValueError or not str(error):
+        return error
+    return PluginError(error_text(error, redactor.redact).removeprefix("ValueError: "))
+
+
+def _in_group(error: BaseException) -> Iterator[BaseException]:
+    """An exception, or each of those in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _in_group(each)
+    else:
+        yield error
 
 
 def _options_model(sink_type: SinkType) -> type[BaseModel]:
@@ -163,9 +221,13 @@ def _arguments(options: BaseModel, settings: Settings) -> dict[str, object]:
 
 
 def _resolved(value: object, settings: Settings) -> object:
-    """Relative paths count from the folder of config.toml."""
+    """Relative paths count from the folder of config.toml, those in URLs of SQLite files included."""
     if isinstance(value, Path):
         return settings.folder / value
+    if isinstance(value, str):
+        return RELATIVE_SQLITE.sub(lambda url: f"{url[0]}{settings.folder}/", value)
+    if isinstance(value, SecretStr):
+        return SecretStr(str(_resolved(value.get_secret_value(), settings)))
     if isinstance(value, list):
         return [_resolved(item, settings) for item in value]
     if isinstance(value, dict):

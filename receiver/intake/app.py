@@ -64,7 +64,9 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        errors, warnings = readiness()
+        found = readiness()
+        errors, warnings = [*found.errors], [*found.warnings]
+        (errors if "strict" in request.args else warnings).extend(found.of_sinks)
         details = {"errors": errors, "warnings": warnings} if is_authorized(settings, request) else {}
         return jsonify(ready=not errors, **details), 503 if errors else 200
 
@@ -109,7 +111,7 @@ def http_error(error: HTTPException) -> Response:
 def internal_error(error: Exception) -> Response:
     if isinstance(error, JournalUnavailable):
         return plain_response(503, "journal unavailable")
-    log.exception("internal error in request %s", g.request_id)
+    log.exception("internal error in request %(request_id)s", {"request_id": g.request_id, "code": 503})
     return plain_response(503, "internal error")
 
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from receiver import __version__
 from receiver.errors import JournalError, JournalUnavailable
-from receiver.journal import Counts, Journal, SinkState
+from receiver.journal import Counts, Journal, SinkState, Space
 from receiver.sensors import open_registry, registry_path
 from receiver.sensors.registry import Registry
 from receiver.settings import Settings
@@ -84,17 +84,22 @@ class JournalGauges(Collector):
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._lock = threading.Lock()
-        self._read: tuple[Counts, Mapping[str, SinkState]] | JournalUnavailable | None = None
+        self._read: tuple[Counts, Mapping[str, SinkState], Space] | JournalUnavailable | None = None
         self._read_at = self._next_read_at = float("-inf")
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        counts, states = self._current()
+        counts, states, space = self._current()
         yield InfoMetricFamily("receiver_build", "The version of the receiver", {"version": __version__})
         yield GaugeMetricFamily("receiver_unrouted_events", "Events not yet routed to sinks", counts.unrouted)
         yield GaugeMetricFamily("receiver_quarantined_pushes", "Pushes in quarantine", counts.quarantined)
+        yield GaugeMetricFamily(
+            "receiver_last_accepted_push_timestamp_seconds", "When a push last got 200", counts.last_push_at
+        )
+        yield GaugeMetricFamily("receiver_journal_size_bytes", "Size of the journal", space.used)
+        yield GaugeMetricFamily("receiver_journal_free_bytes", "Bytes that are free for the journal", space.free)
         sink = ["sink"]
         attempts = CounterMetricFamily("receiver_delivery_attempts", "Delivery attempts", labels=sink)
         failures = CounterMetricFamily("receiver_delivery_failures", "Failed delivery attempts", labels=sink)
@@ -116,7 +121,7 @@ class JournalGauges(Collector):
             paused.add_metric([name], 1 if name in states and states[name].pauses else 0)
         yield from (attempts, failures, delivered, dead, pending, oldest, paused)
 
-    def _current(self) -> tuple[Counts, Mapping[str, SinkState]]:
+    def _current(self) -> tuple[Counts, Mapping[str, SinkState], Space]:
         """A reading that began after the call. Raises JournalUnavailable."""
         asked_at = time.monotonic()
         with self._lock:
@@ -131,10 +136,10 @@ class JournalGauges(Collector):
             raise JournalUnavailable(str(read)) from read
         return read
 
-    def _read_journal(self) -> tuple[Counts, Mapping[str, SinkState]] | JournalUnavailable:
+    def _read_journal(self) -> tuple[Counts, Mapping[str, SinkState], Space] | JournalUnavailable:
         """What is in the journal, or the error, which all waiting requests share as they share a reading."""
         try:
-            return self._journal.counts(), self._journal.sink_states()
+            return self._journal.counts(), self._journal.sink_states(), self._journal.space()
         except JournalUnavailable as error:
             return error
 

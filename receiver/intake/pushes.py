@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from receiver.errors import JournalUnavailable, NotAnEvent, Rejected, Rejection,
 from receiver.event import event_id
 from receiver.health import odd_secrets, unused_variables
 from receiver.intake.metrics import Metrics
+from receiver.intake.remote_address import remote_address
 from receiver.intake.responses import plain_headers, request_id
 from receiver.journal import Arrival, Outcome
 from receiver.logs import RateLimitedLog
@@ -60,6 +62,7 @@ class PushHandler:
         self._store = store
         self._metrics = metrics
         self._log = RateLimitedLog(log)
+        self._remote_address = partial(remote_address, trusted=settings.trusted_proxies)
         doubts = [*unused_variables(settings), *odd_secrets(settings.secrets)]
         self._hints = {Rejection.WRONG_SECRET.value: "".join(f"; {doubt}" for doubt in doubts)}
 
@@ -69,7 +72,7 @@ class PushHandler:
         try:
             result = self._result(push, name)
         except Exception:
-            log.exception("internal error in request %s", name)
+            log.exception("internal error in request %(request_id)s", {"request_id": name, "code": 503})
             result = INTERNAL_ERROR
         self._metrics.count_push(*result)
         status, line = result
@@ -80,24 +83,26 @@ class PushHandler:
     def _result(self, push: Request, name: str) -> Result:
         body, rejected = self._read_body(push)
         if rejected is not None:
-            self._log_rejected(push, name, rejected.line, len(body))
+            self._log_rejected(push, name, rejected, len(body))
             return rejected
         try:
             secret = verify(
                 push, self._settings.secrets, self._asymmetric, legacy_sha1=self._settings.receiver.legacy_sha1
             )
         except SigningKeyUnknown:
-            self._log_rejected(push, name, KEY_UNKNOWN.line, len(body))
+            self._log_rejected(push, name, KEY_UNKNOWN, len(body))
             return KEY_UNKNOWN
         except Rejected as error:
-            self._log_rejected(push, name, str(error), len(body))
-            return Result(400, str(error))
+            rejected = Result(400, str(error))
+            self._log_rejected(push, name, rejected, len(body))
+            return rejected
         self._metrics.count_verified(secret)
         start = time.monotonic()
         try:
             outcome = self._store(arrival(body, secret))
         except JournalUnavailable as error:
-            self._log.error("unavailable", "push not stored: %s (request %s)", error, name)
+            values = {"reason": error, "request_id": name, "code": 503, "remote": self._remote_address(push)}
+            self._log.error("unavailable", "push not stored: %(reason)s (request %(request_id)s)", values)
             return UNAVAILABLE
         self._metrics.observe_commit(time.monotonic() - start)
         return Result(200, outcome.value)
@@ -124,10 +129,19 @@ class PushHandler:
             return body, INCOMPLETE
         return body, None
 
-    def _log_rejected(self, push: Request, name: str, reason: str, size: int) -> None:
+    def _log_rejected(self, push: Request, name: str, result: Result, size: int) -> None:
         """Log why a push was rejected, its source and its size; never its content."""
-        message = "push rejected: %s (from %s, %d bytes, request %s)%s"
-        self._log.warning(reason, message, reason, push.remote_addr, size, name, self._hints.get(reason, ""))
+        code, reason = result
+        message = "push rejected: %(reason)s (from %(remote)s, %(bytes)d bytes, request %(request_id)s)%(hint)s"
+        values = {
+            "reason": reason,
+            "code": code,
+            "remote": self._remote_address(push),
+            "bytes": size,
+            "request_id": name,
+            "hint": self._hints.get(reason, ""),
+        }
+        self._log.warning(reason, message, values)
 
 
 def arrival(body: bytes, secret: str) -> Arrival:

@@ -205,8 +205,9 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle_error(self, req: Any, client: Connection, addr: Any, exc: Exception) -> None:
         """Respond to a request that gunicorn cannot parse; its own response and log line repeat parts of it."""
         kind = type(exc).__name__
-        self._log.warning(kind, "request rejected: %s (from %s)", kind, addr[0] if addr else "unknown")
         status, reason = ERRORS.get(kind, (400, "Bad Request"))
+        values = {"reason": kind, "remote": addr[0] if addr else "unknown", "code": status}
+        self._log.warning(kind, "request rejected: %(reason)s (from %(remote)s)", values)
         client.respond(status, reason, "malformed request")
 
 

@@ -22,6 +22,7 @@ from receiver.journal.contract import (
     Settlement,
     SinkCounts,
     SinkState,
+    Space,
     StoredEvent,
     TablesVersion,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Settlement",
     "SinkCounts",
     "SinkState",
+    "Space",
     "StoredEvent",
     "TablesVersion",
     "open_database",

@@ -82,7 +82,7 @@ class Result(StrEnum):
     FAILED = "failed"
     """Retry at `due`; counts as a failure of the delivery."""
     POSTPONED = "postponed"
-    """Retry at `due`; does not count as a failure, because the cause is the sink and not the event."""
+    """Retry at `due`; a failure of the sink, but not of the delivery, because the cause is not the event."""
     RELEASED = "released"
     """The sink was not called: the delivery is as it was before the claim."""
     DEAD = "dead"
@@ -118,6 +118,7 @@ class SinkState:
 class SinkCounts:
     """Deliveries of a sink: `pending` and `dead` now; `delivered`, `attempts` and `failures` since the beginning.
 
+    Each attempt whose result was recorded is a success or a failure: `attempts` is `delivered` plus `failures`.
     `oldest_received_at` is when the oldest event with a pending delivery was received.
     """
 
@@ -149,6 +150,19 @@ class Counts:
     sinks: Mapping[str, SinkCounts]
     secrets: Mapping[str, float]
 
+    @property
+    def last_push_at(self) -> float | None:
+        """When a push was last accepted (or was a duplicate, or quarantined), within seconds."""
+        return max(self.secrets.values(), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The bytes that the journal takes, and those that are free for it; None where that is not known."""
+
+    used: int
+    free: int | None
+
 
 @dataclass(frozen=True, slots=True)
 class TablesVersion:
@@ -163,8 +177,7 @@ class DeadLetter:
     """A delivery that was given up."""
 
     sink: str
-    event_id: str
-    received_at: float
+    event: StoredEvent
     attempts: int
     died_at: float
     reason: str
@@ -296,6 +309,9 @@ class Journal(Protocol):
     def counts(self) -> Counts:
         """What is in the journal now."""
 
+    def space(self) -> Space:
+        """How large the journal is, and how much it can grow."""
+
     def check_writable(self) -> None:
         """Raise JournalUnavailable when `accept` would."""
 
@@ -347,6 +363,12 @@ class Records(Protocol):
 
     def history(self, event_id: str) -> EventHistory | None:
         """What happened to an event; None when it is not in the journal."""
+
+    def newest(self, until: float, state: str | None, before: int | None, limit: int) -> list[EventHistory]:
+        """Up to `limit` events received before `until`, those with the highest keys first.
+
+        With a `state`, only those with a delivery in that state; with `before`, only those with a key below it.
+        """
 
     def resume(self, sink: str) -> None:
         """End the pause of a sink now, so that its probe is due."""

@@ -170,7 +170,7 @@ class Operator:
 
     def sink_status(self, sink: str) -> dict[str, Any]:
         """The row of a sink in `status`."""
-        (row,) = [row for row in self.json("status") if row["sink"] == sink]
+        (row,) = [row for row in self.json("status")["sinks"] if row["sink"] == sink]
         return dict(row)
 
     def explain(self, event_id: str) -> dict[str, dict[str, Any]]:

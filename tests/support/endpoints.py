@@ -208,13 +208,21 @@ def webhook_event(event_id: str = "e1", label: str = "x") -> Event:
     return Event.from_body(body.encode(), NOW)
 
 
-def outcome(sink: Sink, event: Event | None = None, *, attempt: int = 1) -> Signal | None:
+def full_outcome(sink: Sink, event: Event | None = None, *, attempt: int = 1) -> Signal | None:
     """What the sink raises when it delivers an event; None if the event is delivered.
 
     Fails if the call does not return, as it must even if the endpoint never ends its response.
     """
     given = webhook_event() if event is None else event
     return call_with_time_limit(lambda: signal_of(lambda: sink.hook.deliver(event=given, attempt=attempt)))
+
+
+def outcome(sink: Sink, event: Event | None = None, *, attempt: int = 1) -> Signal | None:
+    """Like `full_outcome`, without the endpoint and the beginning of its response after the reason."""
+    found = full_outcome(sink, event, attempt=attempt)
+    if found is None or not found.reason.startswith("HTTP"):
+        return found
+    return found._replace(reason=found.reason.partition(" (")[0])
 
 
 def resolve_to(*addresses: str) -> Callable[..., list[tuple[Any, ...]]]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Table
 
-from receiver.journal.contract import Arrival
+from receiver.journal.contract import Arrival, Space
 
 
 def storable(text: str) -> str:
@@ -52,6 +52,9 @@ class Database(Protocol):
 
         Settling and retention are not limited: this keeps the room free that they need to work on a full disk.
         """
+
+    def space(self) -> Space:
+        """How much it takes, and what is free for it; as `check_capacity` counts."""
 
     def lock_dispatcher(self) -> None:
         """Become a dispatcher until the process ends. Raises JournalUnavailable while another one has the lock."""

@@ -20,6 +20,7 @@ from receiver.journal.contract import (
     Result,
     Settlement,
     SinkState,
+    Space,
     StoredEvent,
 )
 from receiver.journal.sql.database import Database
@@ -302,6 +303,9 @@ class SqlJournal(SqlState):
         with self._database.write() as connection:
             return connection.execute(lease.returning(documents.c.name)).first() is not None
 
+    def space(self) -> Space:
+        return self._database.space()
+
     def check_writable(self) -> None:
         self._database.check_capacity()
         with self._database.write() as connection:
@@ -379,10 +383,9 @@ class SqlJournal(SqlState):
         attempts = {"attempts": sinks.c.attempts + ended}
         if result is Result.DELIVERED:
             return {**attempts, "delivered": sinks.c.delivered + ended, "last_success_at": self.now()}
-        failures = 0 if result is Result.POSTPONED else ended
         return {
             **attempts,
-            "failures": sinks.c.failures + failures,
+            "failures": sinks.c.failures + ended,
             "last_failure_at": self.now(),
             "last_failure_reason": self._database.storable(reason),
         }

@@ -20,7 +20,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from receiver.errors import JournalError, JournalUnavailable, ReceiverError
-from receiver.journal.contract import Arrival
+from receiver.journal.contract import Arrival, Space
 from receiver.journal.sql.database import storable
 from receiver.journal.sql.fair_lock import FairLock
 from receiver.journal.sql.postgresql_connection import (
@@ -137,16 +137,18 @@ class PostgresqlDatabase:
             yield connection
 
     def check_capacity(self) -> None:
-        if self._max_size_mb is None:
-            return
+        if self._max_size_mb is not None and (used := self.space().used) > self._max_size_mb * _MB:
+            raise JournalUnavailable(
+                f"the database has {used // _MB} MB, and [journal] max_size_mb is {self._max_size_mb}"
+            )
+
+    def space(self) -> Space:
+        """The size of the whole database; how much is free on the disk of its server is not known."""
         if time.monotonic() - self._size_at > SIZE_SECONDS:
             with self.read() as connection:
                 self._size = connection.scalar(select(func.pg_database_size(func.current_database()))) or 0
             self._size_at = time.monotonic()
-        if self._size > self._max_size_mb * _MB:
-            raise JournalUnavailable(
-                f"the database has {self._size // _MB} MB, and [journal] max_size_mb is {self._max_size_mb}"
-            )
+        return Space(self._size, None)
 
     def storable(self, text: str) -> str:
         """Databases with another encoding than UTF-8 lack most characters; those are escaped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Delete, Update, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, Select, Update, bindparam, delete, func, select, update
 
 from receiver.journal.contract import DeadLetter, DeliveryState, EventHistory, QuarantinedPush, StoredEvent
 from receiver.journal.sql.schema import DEAD, DELIVERED, IS_DEAD, PENDING, deliveries, events, quarantine, sinks
@@ -14,6 +14,12 @@ from receiver.journal.sql.state import STORED_EVENT, SqlState
 BATCH = 1000
 """How many dead letters one transaction changes: pushes wait meanwhile."""
 STATES = {PENDING: "pending", DELIVERED: "delivered", DEAD: "dead"}
+CONDITIONS = {
+    "pending": deliveries.c.due.is_not(None),
+    "delivered": deliveries.c.state == DELIVERED,
+    "dead": IS_DEAD,
+}
+"""By the name of each state, the condition that its index is for; few deliveries are not delivered."""
 QUARANTINED = (quarantine.c.id, quarantine.c.received_at, quarantine.c.reason, quarantine.c.body)
 THIS_DELIVERY = (deliveries.c.event == bindparam("of_event")) & (deliveries.c.sink == bindparam("of_sink"))
 
@@ -22,16 +28,9 @@ class SqlRecords(SqlState):
     """The contract of Records on a database."""
 
     def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
-        columns = (
-            sinks.c.name,
-            events.c.id,
-            events.c.received_at,
-            deliveries.c.attempts,
-            deliveries.c.settled_at,
-            deliveries.c.reason,
-        )
+        columns = (sinks.c.name, deliveries.c.attempts, deliveries.c.settled_at, deliveries.c.reason)
         query = (
-            select(*columns)
+            select(*STORED_EVENT, *columns)
             .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
             .join(events, events.c.key == deliveries.c.event)
             .where(IS_DEAD)
@@ -40,7 +39,8 @@ class SqlRecords(SqlState):
         if sink is not None:
             query = query.where(sinks.c.name == sink)
         with self._database.read() as connection:
-            return [DeadLetter(*row) for row in connection.execute(query.limit(limit))]
+            rows = connection.execute(query.limit(limit)).all()
+        return [DeadLetter(row.name, StoredEvent(*row[:4]), *row[5:]) for row in rows]
 
     def retry_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
         return self._change_dead(
@@ -91,26 +91,19 @@ class SqlRecords(SqlState):
             return len(changed.all())
 
     def history(self, event_id: str) -> EventHistory | None:
-        columns = (
-            sinks.c.name,
-            deliveries.c.state,
-            deliveries.c.attempts,
-            deliveries.c.settled_at,
-            deliveries.c.reason,
-            deliveries.c.due,
-        )
         with self._database.read() as connection:
-            row = connection.execute(select(*STORED_EVENT, events.c.routed).where(events.c.id == event_id)).first()
-            if row is None:
-                return None
-            routed = (
-                select(*columns)
-                .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
-                .where(deliveries.c.event == row.key)
-                .order_by(sinks.c.name)
-            )
-            states = [DeliveryState(name, STATES[state], *rest) for name, state, *rest in connection.execute(routed)]
-        return EventHistory(StoredEvent(*row[:4]), row.routed, tuple(states))
+            found = self._histories(connection, select(*STORED_EVENT, events.c.routed).where(events.c.id == event_id))
+        return found[0] if found else None
+
+    def newest(self, until: float, state: str | None, before: int | None, limit: int) -> list[EventHistory]:
+        query = select(*STORED_EVENT, events.c.routed).where(events.c.received_at < until)
+        if state is not None:
+            in_state = CONDITIONS[state]
+            query = query.where(events.c.key.in_(select(deliveries.c.event).where(in_state)))
+        if before is not None:
+            query = query.where(events.c.key < before)
+        with self._database.read() as connection:
+            return self._histories(connection, query.order_by(events.c.key.desc()).limit(limit))
 
     def resume(self, sink: str) -> None:
         with self._database.write() as connection:
@@ -126,6 +119,30 @@ class SqlRecords(SqlState):
             connection.execute(delete(deliveries).where(of_sink))
             connection.execute(delete(sinks).where(sinks.c.key == key))
         return undelivered or 0
+
+    @staticmethod
+    def _histories(connection: Connection, query: Select[Any]) -> list[EventHistory]:
+        """The events of a query, each with its delivery at each sink that it was routed to."""
+        found = connection.execute(query).all()
+        columns = (
+            deliveries.c.event,
+            sinks.c.name,
+            deliveries.c.state,
+            deliveries.c.attempts,
+            deliveries.c.settled_at,
+            deliveries.c.reason,
+            deliveries.c.due,
+        )
+        routed = (
+            select(*columns)
+            .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
+            .where(deliveries.c.event.in_([row.key for row in found]))
+            .order_by(sinks.c.name)
+        )
+        states: dict[int, list[DeliveryState]] = {row.key: [] for row in found}
+        for event, name, state, *rest in connection.execute(routed):
+            states[event].append(DeliveryState(name, STATES[state], *rest))
+        return [EventHistory(StoredEvent(*row[:4]), row.routed, tuple(states[row.key])) for row in found]
 
     @staticmethod
     def _received(since: float, until: float) -> tuple[ColumnElement[bool], ...]:

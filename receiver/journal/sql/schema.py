@@ -41,7 +41,7 @@ UPGRADES = {
         "ALTER TABLE dispatchers ADD COLUMN warnings TEXT NOT NULL DEFAULT ''",
     ),
     3: ("ALTER TABLE sinks ADD COLUMN missed_from BIGINT",),
-    4: (),
+    4: ("UPDATE sinks SET failures = attempts - delivered",),  # which did not count failed probes
 }
 """The statements that upgrade each version to the next. Missing tables are created before them, indexes afterwards."""
 

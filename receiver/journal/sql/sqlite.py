@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 
 from receiver.errors import JournalError, JournalUnavailable, ReceiverError
 from receiver.folders import make_folder
-from receiver.journal.contract import Arrival
+from receiver.journal.contract import Arrival, Space
 from receiver.journal.sql.database import storable
 from receiver.journal.sql.fair_lock import FairLock
 from receiver.journal.sql.sqlite_wakeup import Wakeup
@@ -128,8 +128,7 @@ class SqliteDatabase:
 
         The write-ahead log counts as well: it grows for as long as another program reads the journal.
         """
-        with _translated_errors(self._path):
-            free = shutil.disk_usage(self._path.parent).free
+        free = self._free_disk()
         if free < self._min_free_mb * _MB and free + self._pages().free < self._min_free_mb * _MB:
             raise JournalUnavailable(
                 f"only {free // _MB} MB of disk are free for {self._path}, "
@@ -141,6 +140,10 @@ class SqliteDatabase:
                 raise JournalUnavailable(
                     f"the journal has {size // _MB} MB, and [journal] max_size_mb is {self._max_size_mb}"
                 )
+
+    def space(self) -> Space:
+        pages = self._pages()
+        return Space(pages.used, self._free_disk() + pages.free)
 
     def lock_dispatcher(self) -> None:
         """SQLite allows one dispatcher."""
@@ -168,6 +171,10 @@ class SqliteDatabase:
         self._wakeup.close()
         self._dispatcher.close()
         self._lock.close()
+
+    def _free_disk(self) -> int:
+        with _translated_errors(self._path):
+            return shutil.disk_usage(self._path.parent).free
 
     def _pages(self) -> Pages:
         with self.read() as connection:
