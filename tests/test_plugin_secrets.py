@@ -32,7 +32,7 @@ FIELDS = "    token: Secret\n    url: str\n    def __repr__(self):\n        retu
         ),
         (
             "    def __post_init__(self):\n        raise ValueError(f'{self} {self.token} {self.url}')\n" + DELIVER,
-            "mine.py:11: ValueError: REPR *** ********** ***",
+            "REPR *** ********** ***",
         ),
     ],
     ids=["unknown hook", "unknown argument", "unmarked hook", "constructor raises"],
@@ -50,7 +50,7 @@ def test_a_secret_of_several_lines_is_hidden_in_the_one_line_of_a_problem(plugin
     plugin_folder.add(IMPORTS + "class Mine:\n" + init + DELIVER + REGISTER)
     key = "-----BEGIN KEY-----\nc2VjcmV0  a2V5\n-----END KEY-----\n"
     problem = plugin_folder.problem("key = { env = 'KEY' }", KEY=key)
-    assert problem == "config.toml [sinks.a]: mine.py:6: ValueError: cannot use ***"
+    assert problem == "config.toml [sinks.a]: cannot use ***"
 
 
 @pytest.mark.parametrize(
