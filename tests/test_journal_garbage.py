@@ -56,6 +56,9 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     "sink_states": lambda journal, text, number, time: journal.sink_states(),
     "remove_expired": lambda journal, text, number, time: journal.remove_expired(time, number),
     "counts": lambda journal, text, number, time: journal.counts(),
+    "document": lambda journal, text, number, time: journal.document(text),
+    "save_document": lambda journal, text, number, time: journal.save_document(text, b"x"),
+    "lease_document": lambda journal, text, number, time: journal.lease_document(text, time),
 }
 RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "liveness": lambda records, text, number, time: records.liveness(),
@@ -71,6 +74,8 @@ RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "history": lambda records, text, number, time: records.history(text),
     "resume": lambda records, text, number, time: records.resume(text),
     "remove_sink": lambda records, text, number, time: records.remove_sink(text),
+    "newest": lambda records, text, number, time: records.newest(time, number),
+    "document": lambda records, text, number, time: records.document(text),
 }
 
 
@@ -105,7 +110,7 @@ def test_garbage_for_every_verb_of_operators(store: Store) -> None:
 
 
 def test_every_verb_of_the_contract_is_in_these_tests() -> None:
-    no_arguments = {"now", "wait_for_events", "enabled_sinks", "start_dispatching", "check_writable", "close"}
+    no_arguments = {"now", "wait_for_events", "enabled_sinks", "start_dispatching", "check_writable", "close", "space"}
     verbs = {name for name in vars(Journal) if name[0] != "_"} - no_arguments
     assert {name.split()[0] for name in JOURNAL} == verbs
     verbs = {name for name in vars(Records) if name[0] != "_"} - {"close", "counts", "sink_states"}

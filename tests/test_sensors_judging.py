@@ -267,5 +267,5 @@ def test_events_of_a_registry_that_was_deleted_can_be_replayed(start_receiver: S
     for path in (receiver.folder / "data").glob("sensors.sqlite*"):
         path.unlink()
     receiver.start()
-    assert "requeued for sink sensors" in receiver.run("replay", "sensors", "--since", "1d")
+    assert "requeued 1 for sink sensors" in receiver.run("replay", "sensors", "--since", "1d", "--yes")
     wait_until(lambda: "Simulated temperature" in receiver.run("sensors"))

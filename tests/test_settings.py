@@ -789,9 +789,9 @@ def test_no_sink_can_have_the_name_of_the_registry(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ("url = 'mysql://h/n'", "url: it must begin with sqlite:/// or postgresql://"),
-        ("silent_after = 1", "silent_after = 1: Input should be greater than or equal to 2"),
-        ("history_days = 1", "history_days = 1: Input should be greater than or equal to 8"),
-        ("settle = 0", "settle = 0: Input should be greater than 0"),
+        ("silent_after = 1", "silent_after = 1: give at least 2"),
+        ("history_days = 1", "history_days = 1: give at least 8"),
+        ("settle = 0", "settle = 0: give more than 0"),
         ("histori_days = 9", "no option 'histori_days' (did you mean 'history_days'?)"),
     ],
 )

@@ -67,7 +67,9 @@ def find_problems(plugins: Plugins, settings: Settings, redactor: Redactor) -> t
     """A line for each problem of plugins and sinks, also of disabled ones; and the local paths of sinks by name."""
     problems = {sink.name: list(sink.problems) for sink in settings.sinks}
     all_built: list[Sink] = []
-    for sink in settings.enabled_sinks:
+    for sink in settings.sinks:
+        if not sink.common.enabled:
+            continue
         built, problems[sink.name] = _build(plugins, settings, sink, redactor)
         all_built += [built] if built else []
     for built in all_built:
