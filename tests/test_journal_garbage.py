@@ -74,7 +74,7 @@ RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "history": lambda records, text, number, time: records.history(text),
     "resume": lambda records, text, number, time: records.resume(text),
     "remove_sink": lambda records, text, number, time: records.remove_sink(text),
-    "newest": lambda records, text, number, time: records.newest(time, number),
+    "newest": lambda records, text, number, time: records.newest(time, "pending", number, number),
     "document": lambda records, text, number, time: records.document(text),
 }
 

@@ -27,6 +27,9 @@ JUDGE_SHARE = 0.1
 TIDY_SECONDS = 0.2
 """How long retention of the registry may take after each judgement."""
 
+STOP_SECONDS = 1.0
+"""How long a stop waits for a judgement under way; another dispatcher judges when its lease has ended."""
+
 AWAY_SECONDS = 5.0
 """How long to wait for a registry that cannot be written."""
 
@@ -66,14 +69,18 @@ class Judge:
         self._holder = holder
         self._now = now
         self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
         self._log = RateLimitedLog(log)
 
     def start(self, alerts: Alerts) -> None:
-        threading.Thread(target=self._run, args=(alerts,), name="judge", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(alerts,), name="judge", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
-        """Begin no further judgement."""
+        """Begin no further judgement, and let another dispatcher judge at once."""
         self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
 
     def step(self, registry: Registry, alerts: Alerts) -> None:
         """One judgement; none while events wait that could change it, or while intake cannot store any."""
@@ -99,6 +106,7 @@ class Judge:
                         self.step(registry, alerts)
                         computed = time.thread_time() - began
                         self._stopped.wait(max(JUDGE_EVERY_SECONDS, computed / JUDGE_SHARE))
+                    registry.stop_judging(self._holder)
             except JournalError as error:
                 self._log.error("registry", "sensors cannot be judged now: %s", error)
             except Exception:

@@ -240,6 +240,11 @@ class Registry:
             self._add_minutes(connection, {(RECEIVER, minute // DAY_MINUTES): 1 << minute % DAY_MINUTES})
         return True
 
+    def stop_judging(self, holder: str) -> None:
+        """End the lease of a judge that stops, so that its successor need not wait for it."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(update(versions).where(versions.c.judge == holder).values(judge=None))
+
     def _cases(self, connection: Connection, now: float) -> list[Case]:
         """The open incidents, and those closed within a day."""
         recent = or_(incidents.c.closed.is_(None), incidents.c.closed > now - DAY_SECONDS)
