@@ -124,6 +124,10 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             gevent.socket.socket(each.FAMILY, socket.SOCK_STREAM, fileno=each.sock.detach()) for each in self.sockets
         ]
 
+    def notify(self) -> None:
+        """Report to the master that this worker is alive; gunicorn's own method would exit at once without a master."""
+        self.tmp.notify()
+
     def run(self) -> None:
         servers = [StreamServer(each, handle=partial(self.handle, each), spawn=self._pool) for each in self.sockets]
         for server in servers:
@@ -131,7 +135,7 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             server.start()
         stopping = Event()
         gevent.signal_handler(signal.SIGTERM, stopping.set)
-        while not stopping.wait(TICK_SECONDS):
+        while not stopping.wait(TICK_SECONDS) and self.ppid == os.getppid():
             self.notify()
         self.alive = False
         for server in servers:
