@@ -331,7 +331,7 @@ class Shell:
         ) as process:
             self._started.append(process.pid)
             try:
-                out, errors = process.communicate(timeout=60)
+                out, errors = process.communicate(timeout=180)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 raise
