@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 from conftest import TEST_SECRET
@@ -290,3 +291,42 @@ def formatted(caplog: pytest.LogCaptureFixture, loop_tester: LoopTester) -> list
     """The lines that the receiver would write to its log."""
     lines = TextLines(Redactor(loop_tester.settings.secret_values))
     return [lines.format(record) for record in caplog.records]
+
+
+@dataclass
+class FakeTime:
+    """Time that passes in `sleep`, and by `work` in each call of `thread_time`."""
+
+    now: float = 1000.0
+    work: float = 0.05
+    slept: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def thread_time(self) -> float:
+        self.now += self.work
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+
+
+@pytest.mark.parametrize(
+    ("others_are_idle", "is_full", "expected"),
+    [(False, True, 0.9), (True, True, 0.0), (True, False, 0.9), (False, False, 0.9)],
+    ids=["others deliver", "others are idle", "few events", "few events while others deliver"],
+)
+def test_a_sink_in_the_background_works_for_a_tenth_of_the_time_while_others_deliver(
+    *, others_are_idle: bool, is_full: bool, expected: float, loop_tester: LoopTester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeTime(work=0.1)
+    monkeypatch.setattr(sink_loop, "time", time)
+    loop = loop_tester.loop(BatchSink(), batch_size=2)
+    other = loop_tester.loop(BatchSink())
+    other.idle = others_are_idle
+    loop.gives_way_to = [other]
+    loop_tester.add_deliveries(*("ab" if is_full else "a"))
+    assert loop.step() == 0.0
+    assert time.slept == pytest.approx(expected, abs=0.02)

@@ -151,9 +151,9 @@ def test_a_tick_survives_an_unavailable_journal(dispatcher: RunningDispatcher, m
     created = dispatcher.create(dispatcher.sink(SingleSink()))
     dispatcher.accept("a")
     dispatcher.store.disk_full = True
-    assert created.tick() is False
+    assert created.tick() == 0
     dispatcher.store.disk_full = False
-    assert created.tick() is True
+    assert created.tick() == 1
     assert dispatcher.counts("s") == (0, 1, 0)
 
 
@@ -162,7 +162,7 @@ def test_an_outage_of_the_journal_is_logged_a_limited_number_of_times(
 ) -> None:
     monkeypatch.setattr(sink_loop, "IDLE_SECONDS", 0.01)
     monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.01)
-    monkeypatch.setattr(dispatcher_module, "ROUTE_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher_module, "LOOK_SECONDS", 0.01)
     failed = Counter[str]()
 
     def fail(*_: object) -> NoReturn:

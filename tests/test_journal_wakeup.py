@@ -1,14 +1,16 @@
-"""An SQLite dispatcher is woken by each commit of intake, and polls where no socket can be made."""
+"""An SQLite dispatcher is woken by each commit of intake and of an operator's command, and polls where no socket can be made."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import pytest
 from support.journals import SqliteStore, accept, event_ids
 
+from receiver.journal import QuarantinedPush, Records, StoredEvent
 from receiver.journal.sql import sqlite_wakeup
 from receiver.journal.sql.sqlite_wakeup import Wakeup
 
@@ -71,3 +73,29 @@ def test_without_a_socket_the_dispatcher_polls(name: str, tmp_path: Path, monkey
     wakeup.wait()
     wakeup.close()
     assert slept == [sqlite_wakeup.POLL_SECONDS]
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda records, stored: records.requeue("s", [stored]),
+        lambda records, stored: records.retry_dead_letters("s", None),
+        lambda records, stored: records.resume("s"),
+        lambda records, stored: records.release(QuarantinedPush("q", 0.0, "", b"{}"), "released"),
+    ],
+    ids=["replay", "retry", "resume", "release"],
+)
+def test_what_an_operator_does_wakes_the_dispatcher(
+    verb: Callable[[Records, StoredEvent], object], sqlite_store: SqliteStore
+) -> None:
+    dispatcher, records = sqlite_store.open(), sqlite_store.records()
+    dispatcher.start_dispatching()
+    accept(dispatcher, "a")
+    [stored] = dispatcher.unrouted(10)
+    dispatcher.route([(stored, ["s"])])
+    dispatcher.wait_for_events()
+    wait = waiting(threading.Thread(target=dispatcher.wait_for_events))
+    verb(records, stored)
+    wait.join(20)
+    assert not wait.is_alive()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import psycopg
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
@@ -161,8 +160,8 @@ class Sql:
     def _error_text(self, error: BaseException | None) -> str:
         """An error of the database in one line, without the parts of the URL that a failed connection quotes."""
         text = str(error)
-        if isinstance(error, psycopg.Error):
-            text = error.diag.message_primary or QUOTED.sub("…", text)
+        if diagnosis := getattr(error, "diag", None):  # that of PostgreSQL's driver
+            text = diagnosis.message_primary or QUOTED.sub("…", text)
         if self._url.password:
             text = text.replace(str(self._url.password), "***")
         return f"{type(error).__name__}: {' '.join(text.split())}"

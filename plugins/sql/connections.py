@@ -1,4 +1,7 @@
-"""Connections of the `sql` sink to PostgreSQL and SQLite: their URL, their time limits, and the meaning of errors."""
+"""Connections of the `sql` sink: their URL, their time limits, and the meaning of errors.
+
+What needs the driver of PostgreSQL, which takes 8 MB, is in `postgresql` and imported only for such a URL.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from sqlalchemy import URL, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import ArgumentError
@@ -32,12 +34,12 @@ def database_url(text: str) -> URL:
         url = make_url(text.strip())
         backend = url.get_backend_name()
         if backend in ("postgres", "postgresql"):
-            given = url.translate_connect_args(username="user", database="dbname")
-            psycopg.conninfo.make_conninfo(**{**given, **url.query})
-    except (ArgumentError, ValueError, psycopg.Error):
+            from .postgresql import check_parameters
+
+            check_parameters(url)
+            return url.set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError):
         raise ValueError("url must be a URL such as postgres://user:password@host:5432/name") from None
-    if backend in ("postgres", "postgresql"):
-        return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise ValueError("url must begin with postgres://, postgresql:// or sqlite:///")
     if url.host or url.query or not url.database or url.database.startswith((":", "file:")):
@@ -47,7 +49,12 @@ def database_url(text: str) -> URL:
 
 def create(url: URL, limits: TimeLimits) -> Engine:
     """An engine whose transactions are durable and limited in time, with as many connections as there are calls."""
-    engine = sqlite_engine(url, limits) if url.get_backend_name() == "sqlite" else postgresql_engine(url, limits)
+    if url.get_backend_name() == "sqlite":
+        engine = sqlite_engine(url, limits)
+    else:
+        from .postgresql import postgresql_engine
+
+        engine = postgresql_engine(url, limits)
     event.listen(engine, "handle_error", treat_as_disconnect)
     return engine
 
@@ -64,57 +71,6 @@ def sqlite_engine(url: URL, limits: TimeLimits) -> Engine:
 def flush_folder_too(connection: Any, record: object) -> None:
     """Otherwise the rollback journal can reappear after a power cut, and undo a transaction that was committed."""
     connection.execute("PRAGMA synchronous = EXTRA")
-
-
-def postgresql_engine(url: URL, limits: TimeLimits) -> Engine:
-    """Each transaction begins with its own settings, because a pooler can share connections with other clients."""
-    milliseconds = round(limits.statement_seconds * 1000)
-    begin = (
-        f"SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = {milliseconds}; "
-        f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
-    )
-    arguments = {
-        "connect_timeout": limits.connect_seconds,
-        "application_name": "receiver",
-        "client_encoding": "utf8",
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 2,
-        "tcp_user_timeout": milliseconds,
-        "prepare_threshold": None,  # prepared statements do not work behind every pooler
-    }
-    engine = create_engine(
-        url,
-        pool_size=0,
-        pool_pre_ping=True,
-        isolation_level="READ COMMITTED",
-        connect_args=arguments,
-        hide_parameters=True,
-    )
-
-    def connect(dialect: object, record: object, arguments: Any, options: Any) -> psycopg.Connection[Any]:
-        connection = TimeoutConnection.connect(*arguments, **options)
-        connection.response_seconds = limits.response_seconds
-        return connection
-
-    event.listen(engine, "do_connect", connect)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
-    return engine
-
-
-class TimeoutConnection(psycopg.Connection[Any]):
-    """A connection that is closed when the server accepts a statement and never responds, as a frozen one does."""
-
-    response_seconds = TimeLimits.response_seconds
-
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        try:
-            return super().wait(gen, interval, self.response_seconds if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:
-            if timeout is not None:
-                raise
-            self.close()
-            raise psycopg.OperationalError("the server does not respond") from None
 
 
 def treat_as_disconnect(context: ExceptionContext) -> None:

@@ -19,26 +19,31 @@ from typing import Any
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.circuit_breaker import CircuitBreaker, Random
 from receiver.delivery.registry import Judge
-from receiver.delivery.sink_loop import CLAIM_SECONDS, IDLE_SECONDS, POLL_SECONDS, Redact, SinkLoop
+from receiver.delivery.sink_loop import CLAIM_SECONDS, IDLE_SECONDS, LOOK_SECONDS, POLL_SECONDS, Redact, SinkLoop
 from receiver.delivery.sinks import Sink
 from receiver.errors import JournalUnavailable, NotAnEvent
 from receiver.journal import Journal, SinkState, StoredEvent
 from receiver.lifeline import Lifeline
 from receiver.logs import RateLimitedLog
 from receiver.redaction import error_text
-from receiver.settings import Filter, SinkSettings
+from receiver.settings import SENSORS, Filter, SinkSettings
 
 log = logging.getLogger(__name__)
 
 EXTEND_SECONDS = 15.0
 """A quarter of a claim: three extensions in a row may fail."""
 
-ROUTE_SECONDS = 1.0
+GATHER_SECONDS = 0.015
+"""How long events are gathered after some were routed: with many pushes, a few larger transactions cost less."""
+
 LIVENESS_SECONDS = 5.0
 SILENT_SECONDS = 15.0
 """Three reports of liveness in a row may be late: then other dispatchers take over the claims."""
 
 RETENTION_SECONDS = 1.0
+RETENTION_IDLE_SECONDS = 10.0
+"""How long retention waits when nothing more has expired."""
+
 RETENTION_BUDGET_SECONDS = 0.1
 """Retention may take a tenth of the time, since routing waits for it."""
 
@@ -95,6 +100,10 @@ class Dispatcher:
         """Sinks that were enabled until this start: they get the events that were received before it."""
         self._new_events = True
         """There may be unrouted events."""
+        self._new_states = True
+        """An operator may have changed the state of a sink."""
+        self._expiring = True
+        """There may be more events that have expired."""
         self._routed_at = float("-inf")
         self._catching_up = True
         """There may be unrouted events that were received before the start."""
@@ -114,8 +123,12 @@ class Dispatcher:
             self._judge.start(self._alerts)
         while not lifeline.stopping():
             lifeline.report_alive()
-            if not self.tick():
+            routed = self.tick()
+            if not routed:
                 self._new_events = self._journal.wait_for_events()
+                self._new_states |= self._new_events
+            elif routed < BATCH:
+                time.sleep(GATHER_SECONDS)
         if self._judge:
             self._judge.stop()
         self._drain(lifeline, threads)
@@ -131,6 +144,9 @@ class Dispatcher:
         self._pause_broken(states)
         for sink, breaker in zip(self._sinks, self._breakers(states, suspects), strict=True):
             self._loops += [self._loop(sink, breaker, number) for number in range(sink.common.concurrency)]
+        for loop in self._loops:
+            if loop.sink.name == SENSORS:
+                loop.gives_way_to = [other for other in self._loops if other is not loop]
         self._not_started = sorted(self._loops, key=lambda loop: not loop.breaker.suspect)
         threads = [
             threading.Thread(target=loop.run, name=f"sink {loop.sink.name}", daemon=True) for loop in self._loops
@@ -139,22 +155,22 @@ class Dispatcher:
             thread.start()
         return threads
 
-    def tick(self) -> bool:
-        """One round of the work that is not a sink's own. Returns whether there was anything to route."""
+    def tick(self) -> int:
+        """One round of the work that is not a sink's own. Returns how many events it routed."""
         self._start_loops()
         try:
             self._every(LIVENESS_SECONDS, self._report_alive)
             routed = self._route_new()
             self._every(LIVENESS_SECONDS, self._find_sinks_behind)
-            routed |= self._catch_up()
+            routed = max(routed, self._catch_up())
             self._every(EXTEND_SECONDS, self._extend_claims)
             self._every(EXTEND_SECONDS, self._warn_about_long_calls)
-            self._every(RETENTION_SECONDS, self._apply_retention)
-            self._every(IDLE_SECONDS, self._adopt_states)
+            self._every(RETENTION_SECONDS if self._expiring else RETENTION_IDLE_SECONDS, self._apply_retention)
+            self._every(IDLE_SECONDS if self._new_states else LOOK_SECONDS, self._adopt_states)
         except JournalUnavailable as error:
             self._log.error("journal", "the dispatcher waits for the journal: %s", error)
             time.sleep(IDLE_SECONDS)
-            return False
+            return 0
         return routed
 
     def _pause_broken(self, states: Mapping[str, SinkState]) -> None:
@@ -200,17 +216,17 @@ class Dispatcher:
         loop, until = self._on_trial
         return not loop.stepped.is_set() and time.monotonic() < until
 
-    def _route_new(self) -> bool:
-        """Route when there may be new events, and once a second anyway: commands that write events wake no one."""
+    def _route_new(self) -> int:
+        """Route when there may be new events, and now and then anyway."""
         now = time.monotonic()
-        if not self._new_events and now - self._routed_at < ROUTE_SECONDS:
-            return False
+        if not self._new_events and now - self._routed_at < LOOK_SECONDS:
+            return 0
         self._routed_at = now
         routed = self._route()
-        self._new_events = self._new_events or routed
+        self._new_events = self._new_events or routed > 0
         return routed
 
-    def _route(self) -> bool:
+    def _route(self) -> int:
         """Route new events.
 
         Events that were received before the start also go to the sinks that were enabled then. A sink whose filter is
@@ -231,19 +247,19 @@ class Dispatcher:
                 )
             self._journal.set_enabled_sinks(enabled)
             self._enabled_before, self._catching_up = (), False
-        return bool(new)
+        return len(new)
 
     def _find_sinks_behind(self) -> None:
         self._behind = self._journal.sinks_behind()
 
-    def _catch_up(self) -> bool:
-        """Route what sinks have missed, a part in each round. Returns whether there is more."""
+    def _catch_up(self) -> int:
+        """Route what sinks have missed, a part in each round. Returns BATCH if there is more."""
         for sink in self._enabled:
             if sink.name in self._behind and sink.filter_is_valid:
                 if not self._journal.catch_up(sink.name, partial(_passes, sink), BATCH):
                     self._behind.remove(sink.name)
                 self._wake_sinks()
-        return any(sink.name in self._behind for sink in self._enabled if sink.filter_is_valid)
+        return BATCH if any(sink.name in self._behind for sink in self._enabled if sink.filter_is_valid) else 0
 
     def _wake_sinks(self) -> None:
         for loop in self._loops:
@@ -270,12 +286,14 @@ class Dispatcher:
             self._journal.take_over(SILENT_SECONDS)
 
     def _adopt_states(self) -> None:
-        """Adopt the pauses that other dispatchers or operators have begun or ended."""
+        """Adopt the pauses that other dispatchers or operators have begun or ended, and look for what they requeued."""
+        self._new_states = False
         before = [(loop.breaker, loop.breaker.saved_state) for loop in self._loops]
         states = self._journal.sink_states()
         for breaker, saved_state in before:
             if breaker.state.name in states:
                 breaker.adopt(states[breaker.state.name], saved_state)
+        self._wake_sinks()
 
     def _extend_claims(self) -> None:
         for loop in self._loops:
@@ -299,8 +317,9 @@ class Dispatcher:
 
     def _apply_retention(self) -> None:
         end = time.monotonic() + RETENTION_BUDGET_SECONDS
-        while self._journal.remove_expired(time.time() - self._retention_seconds, BATCH) and time.monotonic() < end:
-            pass
+        self._expiring = True
+        while self._expiring and time.monotonic() < end:
+            self._expiring = self._journal.remove_expired(time.time() - self._retention_seconds, BATCH)
 
     def _drain(self, lifeline: Lifeline, threads: Sequence[threading.Thread]) -> None:
         """Deliver what is due and what intake still accepts, then stop; calls that do not return are abandoned."""

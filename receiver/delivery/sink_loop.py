@@ -27,8 +27,17 @@ CLAIM_SECONDS = 60.0
 
 POLL_SECONDS = 0.05
 IDLE_SECONDS = 1.0
+LOOK_SECONDS = 5.0
+"""How often to look for changes without being woken by the commit that made them."""
+
 SETTLE_SECONDS = 0.5
 """How long results of single calls wait to be recorded together: so much is repeated after a crash."""
+
+BACKGROUND_SECONDS = 0.5
+"""How long a sink in the background collects new events, since a batch of many costs little more than one of few."""
+
+BACKGROUND_SHARE = 0.1
+"""How much of the time a sink in the background works while other sinks have something to deliver."""
 
 Redact = Callable[[str], str]
 
@@ -37,7 +46,8 @@ class SinkLoop:
     """One thread of a sink. The `first` thread also opens and probes the sink.
 
     `claimed` are the deliveries whose claims the dispatcher extends. `allowed` lets the thread begin, `stepped` says
-    that it has survived a round, `wake` ends its wait for new deliveries.
+    that it has survived a round, `wake` ends its wait for new deliveries. `idle` says that the last claim found
+    nothing, or that the sink is paused. `gives_way_to` are loops of other sinks, for a sink in the background.
     """
 
     def __init__(
@@ -62,8 +72,9 @@ class SinkLoop:
         self._redact = redact
         self._first = first
         self._claim_size = 1
-        self._idle = False
-        """The last claim found nothing, so the next round only looks whether something is due: that costs a tenth."""
+        self.idle = False
+        self.gives_way_to: Sequence[SinkLoop] = ()
+        self._others_busy_at = float("-inf")
         self._unsettled: list[Settlement] = []
         self._called_at: float | None = None
         self._log = RateLimitedLog(log)
@@ -86,7 +97,7 @@ class SinkLoop:
             if wait and self.finishing and not self._unsettled:
                 break
             if wait:
-                self.wake.wait(min(wait, IDLE_SECONDS))
+                self.wake.wait(min(wait, LOOK_SECONDS))
                 self.wake.clear()
 
     def call_seconds(self) -> float:
@@ -98,15 +109,17 @@ class SinkLoop:
         """One round. Returns the seconds until another may find something to do; 0 if there was something."""
         self._settle()
         if paused_for := self.breaker.paused_for():
+            self.idle = True
             return paused_for
         if not self._first and (self.breaker.probing or not self.breaker.sink_is_open):
             return IDLE_SECONDS if self.breaker.probing else POLL_SECONDS
         if not self.breaker.sink_is_open and not self._open():
             return self.breaker.paused_for()
-        if self._idle and (wait := self._seconds_until_due()):
+        if self.idle and (wait := self._seconds_until_due()):  # this costs a tenth of a claim
             return wait
+        began = time.thread_time()
         claimed = self._claim()
-        self._idle = not claimed
+        self.idle = not claimed
         if not claimed:
             self.breaker.suspect = False
             return max(self._seconds_until_due(), POLL_SECONDS)
@@ -117,7 +130,23 @@ class SinkLoop:
         finally:
             self.breaker.in_flight.difference_update(delivery.event.key for delivery in claimed)
         self.claimed = ()
+        if self.gives_way_to:
+            is_full = len(claimed) >= self.sink.common.batch_size
+            self._give_way(time.thread_time() - began, is_full=is_full)
         return 0.0
+
+    def _give_way(self, seconds: float, *, is_full: bool) -> None:
+        """After `seconds` of processor time, leave the time to the other sinks while they have something to deliver.
+
+        A batch that is not full waits for more events in any case.
+        """
+        end = time.monotonic() + max(BACKGROUND_SECONDS, seconds * (1 / BACKGROUND_SHARE - 1))
+        while (now := time.monotonic()) < end and not (self.finishing or self.stopping):
+            if not all(loop.idle for loop in self.gives_way_to):
+                self._others_busy_at = now
+            elif is_full and now - self._others_busy_at > BACKGROUND_SECONDS:
+                break
+            time.sleep(BACKGROUND_SECONDS / 50)
 
     def _claim(self) -> Sequence[Delivery]:
         """Claim what is due, except for what another thread is still delivering although its claim has expired."""
@@ -253,7 +282,7 @@ class SinkLoop:
 
     def _seconds_until_due(self) -> float:
         due = self._journal.next_due(self.sink.name)
-        return IDLE_SECONDS if due is None else max(due - self._journal.now(), 0.0)
+        return LOOK_SECONDS if due is None else max(due - self._journal.now(), 0.0)
 
 
 def wait_asked_for(error: BaseException) -> float | None:

@@ -224,7 +224,7 @@ class Journal(Protocol):
         """The journal's clock; all due times and claims are on it."""
 
     def wait_for_events(self) -> bool:
-        """Wait for new events, for a quarter of a second at most. Returns whether there may be some."""
+        """Wait for new events, for half a second at most. Returns whether there may be some."""
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """Store all arrivals whose id is new in one durable commit; returns the outcome of each, in the same order."""

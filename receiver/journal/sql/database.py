@@ -38,10 +38,11 @@ class Database(Protocol):
     def now(self) -> float:
         """Seconds since 1970 on the clock that all claims are on."""
 
-    def write(self, *, durable: bool = True) -> AbstractContextManager[Connection]:
+    def write(self, *, durable: bool = True, wakes: bool = False) -> AbstractContextManager[Connection]:
         """A write transaction, committed at its end. Without `durable`, a power cut may undo the commit.
 
         A non-durable commit becomes durable with the next durable one, and is never undone without all that follow.
+        With `wakes`, the commit ends every `wait`.
         """
 
     def read(self) -> AbstractContextManager[Connection]:
@@ -63,10 +64,7 @@ class Database(Protocol):
         """Keep other processes from creating or altering the tables until this transaction ends."""
 
     def wait(self) -> bool:
-        """Wait for new events, for a quarter of a second at most. Returns whether there may be some."""
-
-    def wake(self) -> None:
-        """End the wait of dispatchers: new events were committed."""
+        """Wait for a commit that ends it, for half a second at most. Returns whether there may be one."""
 
     def close(self) -> None:
         """Release files and connections."""

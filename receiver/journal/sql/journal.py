@@ -71,13 +71,12 @@ class SqlJournal(SqlState):
         invalid = [arrival for arrival in ordered if arrival.quarantine_reason is not None]
         secrets_used = self._secret_use_to_record(arrivals)
         if invalid or secrets_used:
-            with self._database.write() as connection:
+            with self._database.write(wakes=True) as connection:
                 new = self._database.insert_events(valid, connection) if valid else set()
                 self._quarantine(connection, invalid)
                 self._record_secret_use(connection, secrets_used)
         else:
             new = self._database.insert_events(valid)
-        self._database.wake()
         return [_outcome(arrival, new) for arrival in arrivals]
 
     def unrouted(self, limit: int) -> list[StoredEvent]:

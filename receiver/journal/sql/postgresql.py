@@ -42,7 +42,7 @@ STATEMENT_SECONDS = 2.0
 IDLE_SECONDS = 5.0
 """A client that vanishes in a transaction keeps its rows locked for so long."""
 
-NOTIFY_SECONDS = 0.25
+NOTIFY_SECONDS = 0.5
 POLL_SECONDS = 0.125
 CLOCK_STEP_SECONDS = 0.05
 """A smaller difference of the clocks is that of round trips: following it would let the time run backwards."""
@@ -125,10 +125,12 @@ class PostgresqlDatabase:
         return (self._offset or 0.0) + time.monotonic()
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True, wakes: bool = False) -> Iterator[Connection]:
         """Always durable: less would gain little here."""
         with _translated_errors(self._setting), self._transaction() as connection:
             yield connection
+            if wakes:
+                connection.execute(select(func.pg_notify(CHANNEL, "")))
             connection.commit()
 
     @contextmanager
@@ -164,9 +166,6 @@ class PostgresqlDatabase:
 
     def wait(self) -> bool:
         return self._listener.wait()
-
-    def wake(self) -> None:
-        """Nothing to do: the commit of the events has sent a notification."""
 
     def close(self) -> None:
         self._engine.dispose()

@@ -62,7 +62,7 @@ class SqlRecords(SqlState):
 
     def release(self, quarantined: QuarantinedPush, event_id: str) -> None:
         event = {"id": event_id, "received_at": quarantined.received_at, "routed": False, "body": quarantined.body}
-        with self._database.write() as connection:
+        with self._database.write(wakes=True) as connection:
             connection.execute(self._database.insert(events).values(event).on_conflict_do_nothing())
             connection.execute(delete(quarantine).where(quarantine.c.id == quarantined.id))
 
@@ -76,7 +76,7 @@ class SqlRecords(SqlState):
             return [StoredEvent(*row) for row in connection.execute(query.order_by(events.c.key).limit(limit))]
 
     def requeue(self, sink: str, stored: Sequence[StoredEvent]) -> int:
-        with self._database.write() as connection:
+        with self._database.write(wakes=True) as connection:
             existing = self._existing_keys(connection, stored)
             if not existing:
                 return 0
@@ -106,7 +106,7 @@ class SqlRecords(SqlState):
             return self._histories(connection, query.order_by(events.c.key.desc()).limit(limit))
 
     def resume(self, sink: str) -> None:
-        with self._database.write() as connection:
+        with self._database.write(wakes=True) as connection:
             connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=self.now()))
 
     def remove_sink(self, sink: str) -> int:
@@ -152,7 +152,7 @@ class SqlRecords(SqlState):
         """Change dead letters a batch at a time; returns how many."""
         changed = after = 0
         while True:
-            with self._database.write() as connection:
+            with self._database.write(wakes=True) as connection:
                 dead = self._dead(connection, sink, event_ids, after)
                 if not dead:
                     return changed

@@ -92,7 +92,9 @@ class SqliteDatabase:
             driver: Any = pooled.driver_connection
             with driver:
                 driver.execute("BEGIN IMMEDIATE")
-                return _insert(driver, arrivals)
+                new = _insert(driver, arrivals)
+        self._wakeup.send()
+        return new
 
     def storable(self, text: str) -> str:
         return storable(text)
@@ -102,11 +104,13 @@ class SqliteDatabase:
         return self._wall_at_start + time.monotonic()
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True, wakes: bool = False) -> Iterator[Connection]:
         engine = self._engine if durable else self._not_durable
         with _translated_errors(self._path), self._lock.held(LOCK_SECONDS), engine.begin() as connection:
             self._check_file()
             yield connection
+        if wakes:
+            self._wakeup.send()
 
     def _check_file(self) -> None:
         """Fail if the file was removed or replaced: what is written to the old one is lost when it is closed."""
@@ -160,9 +164,6 @@ class SqliteDatabase:
 
     def wait(self) -> bool:
         return self._wakeup.wait()
-
-    def wake(self) -> None:
-        self._wakeup.send()
 
     def close(self) -> None:
         with self._lock.held(LOCK_SECONDS):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 0.25
+WAIT_SECONDS = 0.5
 
 POLL_SECONDS = 0.05
 """Without a socket."""
@@ -43,7 +43,7 @@ class Wakeup:
             sender.sendto(b".", socket.MSG_DONTWAIT, self._path)
 
     def wait(self) -> bool:
-        """Wait until the other end sends, for a quarter of a second at most. Returns whether it has sent since the last
+        """Wait until the other end sends, for half a second at most. Returns whether it has sent since the last
         call, or may have."""
         if self._receiver is None:
             time.sleep(POLL_SECONDS)

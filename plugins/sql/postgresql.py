@@ -1,0 +1,70 @@
+"""Connections of the `sql` sink to PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, Engine, create_engine, event
+
+from .connections import TimeLimits
+
+
+def check_parameters(url: URL) -> None:
+    """Raises ValueError for a URL with a parameter that PostgreSQL does not have."""
+    given = url.translate_connect_args(username="user", database="dbname")
+    try:
+        psycopg.conninfo.make_conninfo(**{**given, **url.query})
+    except psycopg.Error as error:
+        raise ValueError(str(error)) from None
+
+
+def postgresql_engine(url: URL, limits: TimeLimits) -> Engine:
+    """Each transaction begins with its own settings, because a pooler can share connections with other clients."""
+    milliseconds = round(limits.statement_seconds * 1000)
+    begin = (
+        f"SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = {milliseconds}; "
+        f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
+    )
+    arguments = {
+        "connect_timeout": limits.connect_seconds,
+        "application_name": "receiver",
+        "client_encoding": "utf8",
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+        "tcp_user_timeout": milliseconds,
+        "prepare_threshold": None,  # prepared statements do not work behind every pooler
+    }
+    engine = create_engine(
+        url,
+        pool_size=0,
+        pool_pre_ping=True,
+        isolation_level="READ COMMITTED",
+        connect_args=arguments,
+        hide_parameters=True,
+    )
+
+    def connect(dialect: object, record: object, arguments: Any, options: Any) -> psycopg.Connection[Any]:
+        connection = TimeoutConnection.connect(*arguments, **options)
+        connection.response_seconds = limits.response_seconds
+        return connection
+
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+class TimeoutConnection(psycopg.Connection[Any]):
+    """A connection that is closed when the server accepts a statement and never responds, as a frozen one does."""
+
+    response_seconds = TimeLimits.response_seconds
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.response_seconds if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:
+            if timeout is not None:
+                raise
+            self.close()
+            raise psycopg.OperationalError("the server does not respond") from None
