@@ -1,4 +1,4 @@
-"""An SQLite dispatcher is woken by each commit of intake and of an operator's command, and polls where no socket can be made."""
+"""An SQLite dispatcher is woken by each commit of intake, and by operators; without a socket it polls."""
 
 from __future__ import annotations
 
