@@ -1,8 +1,9 @@
 """DT's own keys: fetched from its identity service, stored in the journal, and handed out to those who verify pushes.
 
-A thread in each process of intake reads the stored keys, so no push waits for the journal or the network. One of them
-at a time fetches new ones, whichever has the lease in the journal: every hour, and when a push names a key that is not
-known. A set that was fetched replaces the one before; if fetching fails, that one is used until it is seven days old.
+A thread in each process of intake reads the stored keys, so that no push waits for the network, and only one with an
+unknown key for the journal. One process at a time fetches new ones, whichever has the lease in the journal: every hour,
+and when a push names a key that is not known. A set that was fetched replaces the one before; if fetching fails, that
+one is used until it is seven days old.
 https://openid.net/specs/openid-connect-discovery-1_0.html#ProviderConfig
 """
 
@@ -123,6 +124,7 @@ class SigningKeys:
         self._stored = StoredKeys()
         self._unknown: str | None = None
         """The key of a push that was not known, until keys were fetched after it."""
+        self._looked_at = float("-inf")
         self._wake = threading.Event()
         self.asymmetric = Asymmetric(settings.issuer, settings.organizations, self.find)
 
@@ -134,6 +136,13 @@ class SigningKeys:
             self._unknown = key_id
             self._wake.set()
         return key
+
+    def look_again(self) -> None:
+        """Read the stored keys, at most every half second, since another process may have fetched some. May block."""
+        if time.monotonic() - self._looked_at > WAKE_SECONDS:
+            self._looked_at = time.monotonic()
+            with suppress(JournalError):
+                self._read()
 
     def start(self) -> None:
         """Read the stored keys, so that the first push finds them; then keep them current in a thread."""

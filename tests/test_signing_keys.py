@@ -528,7 +528,7 @@ def test_pushes_with_known_keys_are_accepted_while_the_issuer_misbehaves(
 
 @pytest.mark.serial
 @pytest.mark.parametrize("workers", [1, 3])
-def test_when_the_issuer_changes_its_keys_each_push_gets_200_and_each_worker_responds_503_at_most_once(
+def test_when_the_issuer_changes_its_keys_each_push_gets_200_and_one_at_most_gets_503_before(
     workers: int, start_receiver: StartReceiver
 ) -> None:
     with Issuer() as own:
@@ -548,7 +548,7 @@ def test_when_the_issuer_changes_its_keys_each_push_gets_200_and_each_worker_res
                     assert response == (503, "signing key unknown")
                     unknown[-1] += 1
                     time.sleep(0.5)  # DT waits longer
-        assert max(unknown) <= workers
+        assert max(unknown) <= 1
         assert receiver.log.count("have changed") == 6
 
 

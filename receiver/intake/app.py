@@ -37,7 +37,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     app = Flask("receiver", static_folder=None)
     pages = app.wsgi_app
     metrics = Metrics(journal, settings)
-    pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics, verify_with(settings, journal))
+    pushes = PushHandler(settings, GroupCommit(journal.accept).submit, metrics, *verify_with(settings, journal))
     readiness = SharedCall(Readiness(settings, journal, Redactor(settings.secret_values)).get)
     metrics_page = SharedCall(metrics.page)
 
@@ -81,13 +81,13 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     return app
 
 
-def verify_with(settings: Settings, journal: Journal) -> Asymmetric | None:
-    """DT's own keys, which are kept current from now on; None if they are not used."""
+def verify_with(settings: Settings, journal: Journal) -> tuple[Asymmetric, SharedCall[None]] | tuple[()]:
+    """DT's own keys, which are kept current from now on, and how to look for an unknown one; nothing if not used."""
     if not settings.organizations:
-        return None
+        return ()
     keys = SigningKeys(settings, journal)
     keys.start()
-    return keys.asymmetric
+    return keys.asymmetric, SharedCall(keys.look_again)
 
 
 def assign_request_id() -> None:

@@ -55,10 +55,17 @@ class PushHandler:
     """The WSGI app for pushes: responds 200 only after the commit, 400 only when a push cannot be verified."""
 
     def __init__(
-        self, settings: Settings, store: Store, metrics: Metrics, asymmetric: Asymmetric | None = None
+        self,
+        settings: Settings,
+        store: Store,
+        metrics: Metrics,
+        asymmetric: Asymmetric | None = None,
+        look_for_keys: Callable[[], None] = lambda: None,
     ) -> None:
+        """`look_for_keys` is called before a push with an unknown key is rejected; the key may be known afterwards."""
         self._settings = settings
         self._asymmetric = asymmetric
+        self._look_for_keys = look_for_keys
         self._store = store
         self._metrics = metrics
         self._log = RateLimitedLog(log)
@@ -86,9 +93,7 @@ class PushHandler:
             self._log_rejected(push, name, rejected, len(body))
             return rejected
         try:
-            secret = verify(
-                push, self._settings.secrets, self._asymmetric, legacy_sha1=self._settings.receiver.legacy_sha1
-            )
+            secret = self._verify(push)
         except SigningKeyUnknown:
             self._log_rejected(push, name, KEY_UNKNOWN, len(body))
             return KEY_UNKNOWN
@@ -106,6 +111,15 @@ class PushHandler:
             return UNAVAILABLE
         self._metrics.observe_commit(time.monotonic() - start)
         return Result(200, outcome.value)
+
+    def _verify(self, push: Request) -> str:
+        """The name of what verified a push. Raises Rejected or SigningKeyUnknown."""
+        secrets, legacy_sha1 = self._settings.secrets, self._settings.receiver.legacy_sha1
+        try:
+            return verify(push, secrets, self._asymmetric, legacy_sha1=legacy_sha1)
+        except SigningKeyUnknown:
+            self._look_for_keys()
+            return verify(push, secrets, self._asymmetric, legacy_sha1=legacy_sha1)
 
     def _read_body(self, push: Request) -> tuple[bytes, Result | None]:
         """The raw body, or a response if it did not arrive completely."""
