@@ -293,6 +293,7 @@ def test_a_removed_sink_is_gone_with_its_deliveries_and_leaves_other_sinks_alone
     assert journal.enabled_sinks() == {"other"}
     assert (records.remove_sink("s"), records.remove_sink("unknown")) == (0, 0)
     assert claim(journal, "s") == []
+    journal.set_enabled_sinks(["s", "other"])
     assert journal.counts().sinks["s"] == SinkCounts()
     assert event_ids(claim(journal, "other")) == ["a"]
 

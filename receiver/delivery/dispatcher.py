@@ -10,10 +10,12 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from receiver.delivery.alerts import Alerts
@@ -236,8 +238,9 @@ class Dispatcher:
         if new:
             valid = [sink for sink in [*self._enabled, *self._enabled_before] if sink.filter_is_valid]
             missed_by = [sink.name for sink in self._enabled if not sink.filter_is_valid]
-            self._journal.route(routes(new, valid), missed_by)
-            self._wake_sinks()
+            routed = routes(new, valid)
+            self._journal.route(routed, missed_by)
+            self._wake_sinks(Counter(chain.from_iterable(names for _, names in routed)))
         if self._catching_up and len(new) < BATCH:
             enabled = [sink.name for sink in self._enabled]
             for name in sorted(self._journal.sinks_behind().difference(enabled)):
@@ -258,10 +261,21 @@ class Dispatcher:
             if sink.name in self._behind and sink.filter_is_valid:
                 if not self._journal.catch_up(sink.name, partial(_passes, sink), BATCH):
                     self._behind.remove(sink.name)
-                self._wake_sinks()
+                self._wake_all()
         return BATCH if any(sink.name in self._behind for sink in self._enabled if sink.filter_is_valid) else 0
 
-    def _wake_sinks(self) -> None:
+    def _wake_sinks(self, new: Mapping[str, int]) -> None:
+        """Wake the threads of sinks with new deliveries; as many as there are deliveries claim them at once."""
+        left = Counter(new)
+        for loop in self._loops:
+            name = loop.sink.name
+            if loop.idle and left[name] > 0:
+                loop.idle = False
+                left[name] -= 1
+            if name in new:
+                loop.wake.set()
+
+    def _wake_all(self) -> None:
         for loop in self._loops:
             loop.wake.set()
 
@@ -293,7 +307,7 @@ class Dispatcher:
         for breaker, saved_state in before:
             if breaker.state.name in states:
                 breaker.adopt(states[breaker.state.name], saved_state)
-        self._wake_sinks()
+        self._wake_all()
 
     def _extend_claims(self) -> None:
         for loop in self._loops:

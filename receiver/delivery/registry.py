@@ -17,6 +17,7 @@ from receiver.logs import RateLimitedLog
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
 from receiver.settings import SENSORS, Settings
+from receiver.validation import counted
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ class Judge:
         for announcement in registry.judge(self._now(), self._holder):
             incident = announcement.incident
             what = announcement.hook.removeprefix("incident_")
-            log.warning("incident %d %s: %s, %d sensors", incident.id, what, incident.cause, len(incident.sensors))
+            log.warning(
+                "incident %d %s: %s, %s", incident.id, what, incident.cause, counted(len(incident.sensors), "sensor")
+            )
             alerts.announce(announcement.hook, incident)
             registry.announced(announcement)
         end = time.monotonic() + TIDY_SECONDS

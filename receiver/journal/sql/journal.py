@@ -137,8 +137,11 @@ class SqlJournal(SqlState):
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         now = self.now()
         with self._database.write() as connection:
-            key = self._sink_key(connection, sink)
-            active = self._active_time(connection, key, now)
+            clock = select(sinks.c.key, sinks.c.paused_since, sinks.c.paused_seconds)
+            found = connection.execute(clock.where(sinks.c.name == sink)).first()
+            if found is None:
+                return []
+            key, active = found.key, _active_time(found.paused_since, found.paused_seconds, now)
             due = (
                 select(deliveries.c.event)
                 .where(deliveries.c.sink == key, deliveries.c.due <= now)
@@ -389,11 +392,10 @@ class SqlJournal(SqlState):
             "last_failure_reason": self._database.storable(reason),
         }
 
-    def _active_time(self, connection: Connection, key: int, now: float) -> float:
-        """`now` on a clock of the sink that stops while the sink is paused."""
-        row = connection.execute(select(sinks.c.paused_since, sinks.c.paused_seconds).where(sinks.c.key == key)).one()
-        stopped_at: float = now if row.paused_since is None else row.paused_since
-        return stopped_at - float(row.paused_seconds)
+
+def _active_time(paused_since: float | None, paused_seconds: float, now: float) -> float:
+    """`now` on a clock of the sink that stops while the sink is paused."""
+    return (now if paused_since is None else paused_since) - paused_seconds
 
 
 def _outcome(arrival: Arrival, new: set[str]) -> Outcome:
