@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +21,13 @@ from pathlib import Path
 from chaos.system import SOME_TYPES, System
 from chaos.traffic import Entry, Item
 from receiver.event import Event
+from receiver.journal import open_database
+from receiver.sensors.registry import Registry
+from receiver.sensors.watch import Rules
 
 RECORD = re.compile(r"^([A-Za-z0-9_-]{1,64}) (\d+) ([0-9a-f]{64})$", re.MULTILINE)
 MAX_NAMED = 5
+FOLDED_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -147,3 +153,26 @@ def recorded(sink: str, path: Path, expects: Callable[[Item], bool]) -> Received
         digests.setdefault(name, set()).add(sha256)
         repeats += int(attempt) > 1
     return Received(sink, ids, digests, expects, repeats=repeats)
+
+
+def compare_registry(system: System, entries: Sequence[Entry]) -> list[Violation]:
+    """The sensors of which the registry knows something else than one into which each event was folded once."""
+    expected, now = Path(system.folder / "expected.sqlite"), datetime.now(UTC)
+    events = (Event.from_body(entry.item.body, now) for entry in entries if entry.item.type is not None)
+    with closing(open_registry(None, expected)) as registry:
+        for batch in iter(lambda: list(itertools.islice(events, FOLDED_AT_ONCE)), []):
+            registry.fold(batch)
+        folded = known_facts(registry)
+    with closing(open_registry(system.database_url, system.folder / "data" / "sensors.sqlite")) as registry:
+        found = known_facts(registry)
+    different = {device for device in folded.keys() | found.keys() if folded.get(device) != found.get(device)}
+    return [Violation("the registry knows something else of a sensor", tuple(sorted(different)))] if different else []
+
+
+def open_registry(url: str | None, path: Path) -> Registry:
+    return Registry(open_database(url, path), Rules())
+
+
+def known_facts(registry: Registry) -> dict[str, object]:
+    """What each sensor said last."""
+    return {row.device_id: json.loads(row.facts) for row in registry.rows()}

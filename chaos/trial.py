@@ -12,7 +12,7 @@ import urllib3
 
 from chaos.cloud import Cloud
 from chaos.faults import OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, InjectedFault, Lane, schedule
-from chaos.oracle import Violation, collect, judge, quarantined_ids
+from chaos.oracle import Violation, collect, compare_registry, judge, quarantined_ids
 from chaos.report import Report, recovery
 from chaos.system import SINKS, System, Watch
 from chaos.traffic import CONNECTIONS, Driver, event, traffic
@@ -32,7 +32,7 @@ GAUGES = [
     *(
         f'{gauge}{{sink="{name}"}}'
         for gauge in ("receiver_pending_deliveries", "receiver_sink_paused", "receiver_dead_letters")
-        for name in SINKS
+        for name in [*SINKS, "sensors"]
     ),
 ]
 """What is 0 when all queues are empty."""
@@ -74,6 +74,7 @@ def run(trial: Trial, folder: Path) -> Report:
         received, entries = collect(system), driver.ledger.entries
         violations += judge(entries, quarantined_ids(system), received, system.disabled)
         explanations = explain(system, violations)
+        violations += compare_registry(system, entries)
         violations += stop(system)
     finally:
         cloud.stop()

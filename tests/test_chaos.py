@@ -6,15 +6,22 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from chaos.faults import FAULTS, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, schedule
-from chaos.oracle import Received, judge
-from chaos.traffic import Entry, Item, traffic
+from chaos.oracle import Received, compare_registry, judge, open_registry
+from chaos.system import System
+from chaos.traffic import FIRST_EVENT_AT, Entry, Item, event, traffic
 from chaos.trial import Trial, run
+from receiver.event import Event
+from receiver.simulator import Simulator
 
 SHORT = Trial(seed=14, journal="", seconds=4.0, rate=100.0, speed=20.0, min_faults=3, expire_claims=True)
 """Some faults in each lane, none of which takes long with this seed; `make chaos` injects more."""
@@ -142,3 +149,17 @@ def test_only_events_pushed_while_a_sink_was_disabled_may_be_missing_there(
     missing = ["got 200, but missing at sink erp: 1 (b)"]
     assert violations(lacks_b, disabled=[("erp", since, until)]) == ([] if excused else missing)
     assert violations(lacks_b, disabled=[("other", since, until)]) == missing
+
+
+def test_a_registry_that_lacks_an_event_is_detected(tmp_path: Path) -> None:
+    system = cast(System, SimpleNamespace(folder=tmp_path, database_url=None))
+    bodies = [Simulator(1).body("temperature", FIRST_EVENT_AT + timedelta(minutes=minute)) for minute in (0, 15)]
+    items = [event(body) for body in bodies]
+    events = [Event.from_body(item.body, datetime.now(UTC)) for item in items]
+    (tmp_path / "data").mkdir()
+    with closing(open_registry(None, tmp_path / "data" / "sensors.sqlite")) as registry:
+        registry.fold(events[:1])
+    entries = [Entry(item, 1.0, 2.0) for item in items]
+
+    assert compare_registry(system, entries[:1]) == []
+    assert [violation.ids for violation in compare_registry(system, entries)] == [(events[0].device_id,)]
