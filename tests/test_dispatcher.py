@@ -473,7 +473,7 @@ def test_a_close_that_blocks_or_raises_keeps_neither_the_dispatcher_from_stoppin
         def close(self) -> None:
             raise SystemExit(f"never with {TEST_SECRET}")
 
-    good = SingleSink()
+    good, before = SingleSink(), set(threading.enumerate())
     dispatcher.start(
         dispatcher.sink(BlockedClose(), "blocked"),
         dispatcher.sink(FailingClose(), "failing"),
@@ -483,6 +483,7 @@ def test_a_close_that_blocks_or_raises_keeps_neither_the_dispatcher_from_stoppin
     names = ("blocked", "failing", "good")
     wait_until(lambda: [dispatcher.counts(name) for name in names] == [(1, 0, 0)] * 3, what="delivery")
     dispatcher.stop()
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before), "the process cannot exit"
     wait_until(lambda: good.opened_and_closed == ["open good", "close"])
     wait_until(lambda: "sink failing failed to close: SystemExit: never with ***" in caplog.messages)
 
