@@ -137,8 +137,27 @@ def test_a_second_process_is_paused_and_names_the_first_until_that_ends(archive:
 
 def test_a_second_sink_of_the_same_process_is_paused(archive: CsvArchive) -> None:
     archive.open()
-    with pytest.raises(Pause) as pause:
-        CsvArchive(archive.folder).open()
+    second, open_files = CsvArchive(archive.folder), len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        with pytest.raises(Pause) as pause:
+            second.open()
+    assert len(os.listdir("/dev/fd")) == open_files
     assert str(pause.value) == (
         f"{archive.path} is in use by another sink of this receiver; give each sink a path of its own"
     )
+
+
+def test_a_file_that_cannot_be_repaired_leaves_nothing_open(archive: CsvArchive) -> None:
+    archive.open().deliver(event("e1"))
+    archive.close()
+    with archive.path.open("ab") as file:
+        file.write(b"e2,torn")
+    torn, open_files = archive.folder / "events.csv.torn", len(os.listdir("/dev/fd"))
+    torn.mkdir()
+    for _ in range(3):
+        with pytest.raises(IsADirectoryError):
+            archive.open()
+    assert len(os.listdir("/dev/fd")) == open_files
+    torn.rmdir()
+    archive.open().deliver(event("e3"))
+    assert archive.ids() == ["e1", "e3"]

@@ -170,6 +170,24 @@ def test_a_file_gets_its_name_when_its_header_is_on_the_disk(
     assert calls == ["file", renamed, archive.folder.name, "events.csv.lock", "file"]
 
 
+def test_an_incomplete_row_is_cut_off_when_its_copy_is_on_the_disk(
+    archive: CsvArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.open().deliver(event("e1"))
+    archive.close()
+    with archive.path.open("ab") as file:
+        file.write(b"e2,torn")
+    size, calls, fsync = archive.path.stat().st_size, list[object](), os.fsync
+
+    def recorded(fd: int) -> None:
+        fsync(fd)
+        calls.append((Path(os.readlink(f"/proc/self/fd/{fd}")).name, archive.path.stat().st_size == size))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    archive.open()
+    assert calls[:3] == [("events.csv.torn", True), (archive.folder.name, True), ("events.csv", False)]
+
+
 def test_a_header_that_cannot_be_written_leaves_no_file(archive: CsvArchive, monkeypatch: pytest.MonkeyPatch) -> None:
     archive.open()
     with monkeypatch.context() as patch:

@@ -210,6 +210,34 @@ def test_results_wait_for_an_unavailable_journal_and_the_sink_is_not_called_agai
     assert (sink.event_ids, loop_tester.counts()) == (["a", "b", "c"], (1, 1, 1))
 
 
+def test_a_delivery_whose_result_could_not_be_recorded_at_once_is_made_again(loop_tester: LoopTester) -> None:
+    def behave(event: Event, attempt: int) -> None:
+        if attempt == 1:
+            loop_tester.store.disk_full = True
+            raise Retry(after=1.0)
+
+    loop = loop_tester.loop(sink := SingleSink(behave))
+    loop_tester.add_deliveries("a")
+    with pytest.raises(JournalUnavailable):
+        loop.step()
+    loop_tester.store.disk_full = False
+    for _ in range(3):
+        loop.step()
+        loop_tester.clock.advance(1)
+    assert (sink.calls, loop_tester.counts()) == ([("a", 1), ("a", 2)], (1, 0, 0))
+
+
+def test_results_are_recorded_during_a_long_run_of_single_calls(
+    loop_tester: LoopTester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[int] = []
+    monkeypatch.setattr(sink_loop, "SETTLE_SECONDS", -1.0)
+    loop = loop_tester.loop(SingleSink(lambda event, attempt: recorded.append(loop_tester.counts()[0])))
+    loop_tester.add_deliveries(*"abcd")
+    loop.step()
+    assert recorded == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("state", ["working", "probing"])
 @pytest.mark.parametrize(
     ("error", "counts"),

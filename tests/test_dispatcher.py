@@ -435,6 +435,19 @@ def test_a_blocked_call_is_abandoned_and_the_dispatcher_stops(dispatcher: Runnin
     assert dispatcher.counts("blocking") == (0, 1, 0)
 
 
+def test_a_stop_during_a_trial_does_not_make_the_sink_the_cause_of_a_crash(
+    dispatcher: RunningDispatcher, short_drain: None
+) -> None:
+    dispatcher.journal.save_sink_state(SinkState("s", 1, 0.1, "HTTP 500"))
+    sink = SingleSink(dispatcher.block)
+    dispatcher.start(dispatcher.sink(sink))
+    dispatcher.accept("a")
+    wait_until(lambda: sink.calls, what="the probe")
+    assert dispatcher.journal.sink_states()["s"].on_trial is True
+    dispatcher.stop()
+    assert dispatcher.journal.sink_states()["s"].on_trial is False
+
+
 def test_a_dispatcher_that_waits_for_a_call_before_it_stops_still_reports_that_it_is_alive(
     dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,7 +486,7 @@ def test_a_close_that_blocks_or_raises_keeps_neither_the_dispatcher_from_stoppin
         def close(self) -> None:
             raise SystemExit(f"never with {TEST_SECRET}")
 
-    good = SingleSink()
+    good, before = SingleSink(), set(threading.enumerate())
     dispatcher.start(
         dispatcher.sink(BlockedClose(), "blocked"),
         dispatcher.sink(FailingClose(), "failing"),
@@ -483,6 +496,7 @@ def test_a_close_that_blocks_or_raises_keeps_neither_the_dispatcher_from_stoppin
     names = ("blocked", "failing", "good")
     wait_until(lambda: [dispatcher.counts(name) for name in names] == [(1, 0, 0)] * 3, what="delivery")
     dispatcher.stop()
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before), "the process cannot exit"
     wait_until(lambda: good.opened_and_closed == ["open good", "close"])
     wait_until(lambda: "sink failing failed to close: SystemExit: never with ***" in caplog.messages)
 

@@ -117,6 +117,20 @@ def test_extending_a_claim_moves_its_end(journal: Journal, clock: Clock) -> None
     assert event_ids(claim(journal, "s")) == ["a"]
 
 
+def test_all_of_several_claims_are_extended(journal: Journal, clock: Clock) -> None:
+    route_events(journal, "s", "a")
+    claim(journal, "s", seconds=10)
+    clock.advance(10)
+    route_events(journal, "s", "b", "c")
+    claimed = claim(journal, "s", seconds=60)
+    assert sorted(attempts(claimed)) == [(1, 0), (1, 0), (2, 0)]
+    journal.extend(claimed, 100)
+    clock.advance(99.5)
+    assert claim(journal, "s") == []
+    clock.advance(0.5)
+    assert event_ids(claim(journal, "s")) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("result", list(Result))
 def test_extending_a_claim_that_was_settled_changes_nothing(result: Result, journal: Journal, clock: Clock) -> None:
     route_events(journal, "s", "a")

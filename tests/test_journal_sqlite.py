@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, wait_until
+from sqlalchemy import Connection
 from support.greenlets import in_greenlets
 from support.journals import SqliteStore, accept, body, claim, delivery_counts, event_ids, route_events, settle
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.intake.group_commit import GroupCommit
-from receiver.journal import Arrival, Journal, Outcome, Result
+from receiver.journal import Arrival, Delivery, Journal, Outcome, Result, SinkState
 from receiver.journal.sql import sqlite as sqlite_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.sqlite import SqliteDatabase
@@ -373,14 +374,25 @@ def test_a_transaction_that_was_left_open_on_a_connection_loses_no_event(store: 
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced"])
-def test_nothing_is_accepted_into_a_file_that_is_not_the_journal_any_more(change: str, store: SqliteStore) -> None:
+@pytest.mark.parametrize(
+    "arrival",
+    [
+        Arrival("after", b"", 1000.0),
+        Arrival("after", b"", 1000.0, secret="DT_SIGNATURE_SECRET"),
+        Arrival("after", b"", 1000.0, quarantine_reason="not an event"),
+    ],
+    ids=["event", "with a secret to note", "in quarantine"],
+)
+def test_nothing_is_accepted_into_a_file_that_is_not_the_journal_any_more(
+    arrival: Arrival, change: str, store: SqliteStore
+) -> None:
     journal = store.open()
     accept(journal, "before")
     store.path.rename(store.path.with_name("elsewhere"))
     if change == "replaced":
         store.path.touch()
     with pytest.raises(JournalUnavailable, match=f"journal.sqlite: the file was {change}; restart the receiver$"):
-        accept(journal, "after")
+        journal.accept([arrival])
 
 
 BLOCKING = """
@@ -442,6 +454,36 @@ def test_only_commits_that_need_not_be_durable_do_not_wait_for_the_disk(store: S
             assert [each.exec_driver_sql("PRAGMA synchronous").scalar_one() for each in (durable, reading)] == [2, 2]
         with database.write(durable=False) as not_durable:
             assert not_durable.exec_driver_sql("PRAGMA synchronous").scalar_one() == 1
+
+
+def test_only_what_is_done_again_after_a_power_cut_does_not_wait_for_the_disk(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim waits: without it, the attempt of a call that was made would not be counted."""
+    journal = store.open()
+    durable: list[bool] = []
+    write = SqliteDatabase.write
+
+    def note(database: SqliteDatabase, **options: bool) -> AbstractContextManager[Connection]:
+        durable.append(options.get("durable", True))
+        return write(database, **options)
+
+    monkeypatch.setattr(SqliteDatabase, "write", note)
+
+    def waits(action: Callable[[], object]) -> bool:
+        durable.clear()
+        action()
+        return all(durable)
+
+    accept(journal, "a", "b")
+    new = journal.unrouted(10)
+    assert not waits(lambda: journal.route([(event, ["s"]) for event in new]))
+    claimed: list[Delivery] = []
+    assert waits(lambda: claimed.extend(claim(journal, "s")))
+    assert waits(lambda: journal.extend(claimed, 60.0))
+    assert waits(lambda: journal.save_sink_state(SinkState("s", pauses=1)))
+    assert not waits(lambda: settle(journal, claimed, Result.DELIVERED))
+    assert waits(lambda: store.records().requeue("s", new))
 
 
 def test_a_lock_that_cannot_be_guarded_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.built_in_sinks import Signal, build, class_of, deliver_batch, open_sink, signal_of
+from support.built_in_sinks import Signal, build, class_of, deliver_batch, module_of, open_sink, signal_of
 from support.events import event, temperature
 from support.fake_mqtt import FakeBroker, fake_broker
 from support.mosquitto import Broker, Published, listening, opened, retained, running
@@ -16,6 +17,7 @@ from support.mosquitto import Broker, Published, listening, opened, retained, ru
 from receiver import GiveUp, Pause, Retry
 from receiver.errors import PluginError
 from receiver.testing import wait_until
+from receiver.testing.harness import SINK_NAME, Harness
 
 TLS = Path(__file__).with_name("tls.pem")
 
@@ -195,11 +197,16 @@ def test_an_acl_that_forbids_one_topic_pauses_with_that_reason_and_nothing_count
     (broker.folder / "acl").write_text("topic readwrite #\ntopic deny dt/oslo/d2/event/touch\n")
     broker.configure("allow_anonymous true\nacl_file {folder}/acl")
     broker.restart()
+    reason = "the broker does not let us publish to dt/oslo/d2/event/touch: Not authorized (0x87); allow it in its ACL"
     with opened(broker) as sink:
         signal = signal_of(lambda: deliver_batch(sink, event("e1"), event("e2", device="d2"), event("e3")))
         deliver_batch(sink, event("e1"), event("e3"))
-    reason = "the broker does not let us publish to dt/oslo/d2/event/touch: Not authorized (0x87); allow it in its ACL"
     assert signal == Signal(Pause, reason)
+    with closing(Harness(tmp_path, "plugins/mqtt/__init__.py", None, {"url": broker.url})) as harness:
+        harness.push([event("e1"), event("e2", device="d2"), event("e3")])
+        counts = harness.deliver(harness.build(retry={"initial_backoff": 600, "max_backoff": 600}))
+        assert (counts.delivered, counts.pending, counts.dead) == (0, 3, 0)
+        assert harness.journal.sink_states()[SINK_NAME].pause_reason == reason
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -334,6 +341,13 @@ def test_two_sinks_of_the_same_name_do_not_kick_each_other_out_and_stay_online(b
         listener.wait_for(lambda messages: payloads(messages)[-1] == b"online", "the correction by the first")
     assert "already connected" not in broker.log
     assert "session taken over" not in broker.log.lower()
+
+
+def test_an_idle_connection_stays(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module_of("mqtt").Session.__init__.__globals__, "KEEPALIVE_SECONDS", 1)
+    with opened(broker):
+        wait_until(lambda: broker.log.count("Received PINGREQ") > 2, what="signs of life")
+    assert "exceeded timeout" not in broker.log
 
 
 def test_no_thread_is_left_of_connections_that_failed(broker: Broker) -> None:

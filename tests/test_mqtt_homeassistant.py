@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_device_is_announced_with_everything_that_it_has_reported(broker: Brok
 def test_every_type_of_event_has_entities_of_the_documented_classes(broker: Broker) -> None:
     simulator = Simulator(1)
     pushed = [
-        Event.from_body(simulator.body(kind), NOW)
+        Event.from_body(simulator.body(kind), datetime.now(UTC))
         for kind in ("touch", "temperature", "humidity", "objectPresent", "waterPresent", "touchCount", "co2")
         + ("pressure", "motion", "deskOccupancy", "contact", "networkStatus", "batteryStatus", "connectionStatus")
     ]

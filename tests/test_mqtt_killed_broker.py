@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from support.mosquitto import Broker, Listener, listening, retained, running
 
+from receiver.delivery.sinks import Sink
 from receiver.event import Event, event_id
 from receiver.testing.harness import Harness
 from receiver.testing.samples import events
 
-EVENTS, LAST, KILLS = 2000, 120, 5
+EVENTS, LAST, KILLS = 10_000, 120, 20
+MAX_SECONDS = 300.0
 TYPES = ("temperature", "humidity", "networkStatus", "touch", "co2", "contact")
 LISTENER = {"user": "listener", "password": "password"}
 CONFIG = "allow_anonymous true\npassword_file {folder}/passwords\nacl_file {folder}/acl"
@@ -30,8 +35,9 @@ def assert_delivers(folder: Path, count: int, kills: int) -> None:
     """Deliver that many events while the broker is killed that often, and then 120 more.
 
     The sink may publish only while the listener is subscribed, so an event that it counts as delivered by mistake is
-    missing. To it, the broker sends at once (QoS 0): what it still had in a queue would be lost with it. What it had
-    retained is lost, so values are compared with those of the last 120 events, which are of the same devices.
+    missing. What the broker still had in a queue for the listener would be lost with it. So it sends at once (QoS 0),
+    and after each call the sink waits for the listener. What it had retained is lost, so values are compared with those
+    of the last 120 events, which are of the same devices.
     """
     pushed = events(count + LAST, types=TYPES, seed=7)
     with (
@@ -42,21 +48,43 @@ def assert_delivers(folder: Path, count: int, kills: int) -> None:
         broker.configure(CONFIG)
         harness = Harness(folder, "plugins/mqtt/__init__.py", None, {"url": broker.url, "homeassistant": True})
         with closing(harness):
-            sink = harness.build(batch_size=100)
+            paced = Paced(harness.build(batch_size=100), listener)
+            sink = replace(paced.sink, hook=paced)
             harness.push(pushed[:count])
-            with killing(broker, listener, count, kills):
-                counts = harness.deliver(sink, may_fail=True)
+            with killing(broker, listener, paced.waiting, count, kills):
+                counts = harness.deliver(sink, max_seconds=MAX_SECONDS, may_fail=True)
             assert (counts.delivered, counts.pending, counts.dead) == (count, 0, 0), counts.last_failure_reason
             harness.push(pushed[count:])
-            assert harness.deliver(sink, may_fail=True).delivered == count + LAST
+            assert harness.deliver(sink, max_seconds=MAX_SECONDS, may_fail=True).delivered == count + LAST
         assert {event_id(each.payload) for each in listener.catch_up()} == {event.id for event in pushed}
         values = retained(broker, "dt/+/+/+", **LISTENER)
         assert {topic: json.loads(values[topic]) for topic in newest(pushed)} == newest(pushed)
 
 
+class Paced:
+    """The hooks of a sink; after each call of it, `waiting` is held until the listener has got its events."""
+
+    def __init__(self, sink: Sink, listener: Listener) -> None:
+        self.sink = sink
+        self.waiting = threading.Lock()
+        self._listener = listener
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sink.hook, name)
+
+    def deliver_batch(self, events: Sequence[Event], attempts: Sequence[int]) -> None:
+        before = len(self._listener.messages)
+        self.sink.hook.deliver_batch(events=events, attempts=attempts)
+        with self.waiting:
+            bodies = {event.body for event in events}
+            while self._listener.is_subscribed and bodies - {each.payload for each in self._listener.messages[before:]}:
+                time.sleep(0.001)
+
+
 @contextmanager
-def killing(broker: Broker, listener: Listener, count: int, kills: int) -> Iterator[None]:
-    """A context in which the broker is killed and started again each time that another part of the events arrived."""
+def killing(broker: Broker, listener: Listener, waiting: threading.Lock, count: int, kills: int) -> Iterator[None]:
+    """A context in which the broker is killed and started again each time that another part of the events arrived,
+    but not while the sink waits for the listener."""
     done = threading.Event()
 
     def kill() -> None:
@@ -64,7 +92,9 @@ def killing(broker: Broker, listener: Listener, count: int, kills: int) -> Itera
             while len(listener.messages) < number * count // (kills + 1) and not done.is_set():
                 done.wait(0.001)
             (broker.folder / "acl").write_text(FORBIDDEN)
-            broker.restart()
+            with waiting:
+                broker.kill()
+            broker.start()
             listener.wait_until_subscribed()
             (broker.folder / "acl").write_text(ALLOWED)
             broker.reload()

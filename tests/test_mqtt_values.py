@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from support.built_in_sinks import deliver_batch
 from support.events import event, humidity, temperature
 from support.mosquitto import Broker, Listener, Published, listening, opened, retained, running
 
-from receiver.event import Event
+from receiver.event import Event, rfc3339
 from receiver.testing import event as sample
 from receiver.testing import wait_until
 
@@ -121,6 +122,19 @@ def test_of_two_values_with_the_same_time_the_last_event_id_counts(broker: Broke
             assert celsius(broker) == max(2.0, degrees)
 
 
+def test_a_value_of_more_than_a_day_ahead_of_its_receipt_is_not_retained(broker: Broker) -> None:
+    """It would never be replaced."""
+    received = temperature("x", 1.0).received_at
+    samples = [{"value": hours, "sampleTime": rfc3339(received + timedelta(hours=hours))} for hours in (0, 25)]
+    sooner, ahead = event("e1", "temperature", {"samples": samples}), json.loads(event("e2").body)
+    ahead["event"]["timestamp"] = rfc3339(received + timedelta(hours=25))
+    with opened(broker, homeassistant=True) as sink:
+        deliver_batch(sink, sooner, Event.from_body(json.dumps(ahead).encode(), received))
+        assert celsius(broker) == 0
+        assert json.loads(retained(broker)["dt/oslo/d1/last_seen"])["event_id"] == "e1"
+        assert "dt/oslo/d1/touch" not in retained(broker)
+
+
 def test_a_newer_value_survives_a_restart_of_the_receiver_and_a_replay(broker: Broker) -> None:
     with opened(broker) as sink:
         deliver_batch(sink, temperature("e2", 22.0, minute=30))
@@ -194,15 +208,6 @@ def test_ids_cannot_leave_their_level_of_a_topic(broker: Broker, listener: Liste
         "dt/unknown/unknown/event/temperature",
         f"dt/unknown/unknown/event/{'x' * 255}",
     }
-
-
-def test_availability_is_left_as_it_is_retained(broker: Broker) -> None:
-    topic = "dt/oslo/d1/availability"
-    with listening(broker) as other:
-        other.publish(topic, b"offline", retain=True)
-    with opened(broker) as sink:
-        deliver_batch(sink, temperature("e1", 11.0))
-    assert retained(broker, topic) == {topic: b"offline"}
 
 
 def test_without_retain_nothing_is_retained_and_what_was_is_removed(broker: Broker, listener: Listener) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Arrival, Outcome, Result, Settlement, SinkState
+from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 from receiver.journal.sql.records import SqlRecords
@@ -190,3 +191,30 @@ def test_each_reason_why_a_database_cannot_be_used_has_its_words(url: str, case:
     change, words = WORDS[case]
     with pytest.raises(JournalUnavailable, match=f"the database of DATABASE_URL cannot be used now: {words}$"):
         SqlJournal(PostgresqlDatabase(change(url), None))
+
+
+@pytest.mark.parametrize("failing", ["SELECT 1 / 0", "SELECT pg_sleep(10)"], ids=["error", "time limit"])
+def test_after_an_error_the_next_transaction_is_in_another_session(
+    failing: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the error may lead to the wrong server by now."""
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 1.0)
+    with closing(PostgresqlDatabase(url, None)) as database:
+        before = session_of(database)
+        assert session_of(database) == before
+        with pytest.raises(JournalUnavailable), database.write() as connection:
+            connection.exec_driver_sql(failing)
+        assert session_of(database) != before
+
+
+def test_after_events_that_could_not_be_inserted_the_next_transaction_is_in_another_session(url: str) -> None:
+    with closing(PostgresqlDatabase(url, None)) as database, closing(SqlJournal(PostgresqlDatabase(url, None))):
+        before = session_of(database)
+        with pytest.raises(JournalUnavailable):
+            database.insert_events([Arrival("not \0 storable", b"", 1000.0)])
+        assert session_of(database) != before
+
+
+def session_of(database: PostgresqlDatabase) -> object:
+    with database.read() as connection:
+        return connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()

@@ -72,6 +72,18 @@ def test_a_success_after_max_age_is_delivered(loop_tester: LoopTester) -> None:
     assert loop_tester.counts() == (1, 0, 0)
 
 
+def test_a_probe_that_fails_after_max_age_or_max_attempts_makes_no_dead_letter(loop_tester: LoopTester) -> None:
+    policy = {"max_age": "2m", "max_attempts": 2}
+    loop = loop_tester.loop(sink := SingleSink(always(Retry("no", after=10.0))), retry=policy)
+    loop_tester.add_deliveries("a")
+    loop.step()
+    loop_tester.clock.advance(200)
+    loop.breaker.pause("HTTP 500", after=10.0)
+    loop_tester.clock.advance(10)
+    loop.step()
+    assert (sink.calls, loop_tester.counts()) == ([("a", 1), ("a", 2)], (0, 1, 0))
+
+
 def test_the_attribute_after_of_another_exception_is_ignored(loop_tester: LoopTester) -> None:
     class RateLimited(Exception):
         after = "Thu, 01 Jan 2099 00:00:00 GMT"

@@ -127,3 +127,12 @@ def test_the_next_address_is_tried_if_the_first_does_not_respond(
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.2", "127.0.0.1"))
     assert outcome(sink) is None
     assert endpoint.requests[0]["host"] == f"hook.example:{endpoint.port}"
+
+
+def test_the_next_address_is_checked_too(
+    start_endpoint: StartEndpoint, open_webhook: OpenWebhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = start_endpoint()
+    sink = open_webhook(f"http://hook.example:{endpoint.port}/")
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.2", "169.254.169.254"))
+    assert outcome(sink) == Signal(Pause, f"hook.example has an address that is {METADATA}")

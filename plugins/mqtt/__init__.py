@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
+from receiver import Event, GiveUp, Incident, Pause, Retry, Secret, hookimpl
 
 from .homeassistant import AVAILABILITY, BIRTH_TOPIC, LAST_SEEN, announces, config, config_topic, is_plain
-from .messages import LastMessages, level, text_of, value, values
-from .session import ONLINE, Message, Session, TimeLimits, parse_url
+from .messages import LastMessages, is_plausible, level, text_of, value, values
+from .session import OFFLINE, ONLINE, Message, Session, TimeLimits, parse_url
 
 MAX_PREFIX_CHARACTERS = 200
 MAX_RECONNECT_SECONDS = 60.0
@@ -75,6 +75,10 @@ class Mqtt:
         self._status = f"{self.prefix}/status"
         self._session: Session | None = None
         self._lock = threading.Lock()
+        self._silent: set[tuple[str, bool]] = set()
+        """Devices of open incidents, and whether that is one of a project: a device can be in one of each kind."""
+        self._changed: set[str] = set()
+        """Devices whose availability is to be published."""
 
     @hookimpl
     def open(self, name: str) -> None:
@@ -99,6 +103,14 @@ class Mqtt:
             announced: dict[str, bytes] = {}
             messages = [message for event in ordered for message in self._messages(event, announced)]
             session.publish([*(Message(*each, self.retain) for each in announced.items()), *messages])
+
+    @hookimpl
+    def incident_opened(self, incident: Incident) -> None:
+        self._note(incident)
+
+    @hookimpl
+    def incident_closed(self, incident: Incident) -> None:
+        self._note(incident)
 
     @hookimpl
     def close(self) -> None:
@@ -154,10 +166,37 @@ class Mqtt:
             try:
                 if not self._closed:
                     with self._connected() as session:
+                        self._publish_availability(session)
                         session.publish([Message(*again, self.retain) for again in self._last.take_again()])
                 wait = self.limits.reconnect_seconds
             except (Pause, Retry, GiveUp):
                 wait = min(2 * wait, MAX_RECONNECT_SECONDS)
+
+    def _note(self, incident: Incident) -> None:
+        """Let the thread that keeps the connection publish what changes, until the broker has accepted it."""
+        devices = {level(device_id) for device_id in incident.sensors}
+        members = {(device, incident.cause == "project") for device in devices}
+        with self._lock:
+            self._silent = self._silent | members if incident.closed is None else self._silent - members
+            self._changed |= devices
+        self._wake.set()
+
+    def _publish_availability(self, session: Session) -> None:
+        """On the topics that have an availability of these devices, whatever the project in which they were seen."""
+        if self._changed and self.retain:
+            session.subscribe([f"{self.prefix}/+/{device}/{AVAILABILITY}" for device in sorted(self._changed)])
+        messages = []
+        for topic in self._last.topics():
+            *_, device, name = topic.rsplit("/", 2)
+            if name == AVAILABILITY and device in self._changed:
+                payload = self._availability(device)
+                if self._last.replace(topic, payload):
+                    messages.append(Message(topic, payload, self.retain))
+        session.publish(messages)
+        self._changed.clear()
+
+    def _availability(self, device: str) -> bytes:
+        return OFFLINE if {(device, True), (device, False)} & self._silent else ONLINE
 
     def _receive(self, topic: str, payload: bytes, was_retained: bool) -> None:
         """What the broker sends, in the thread of the connection."""
@@ -201,7 +240,7 @@ class Mqtt:
         if not event.device_id:
             return
         newest = dict(values(event))
-        if self.homeassistant:
+        if self.homeassistant and is_plausible(event, event.occurred_at):
             newest[LAST_SEEN] = value(text_of(event.occurred_at), "", event.occurred_at, event.id)
         newer = [quantity for quantity in newest if self._last.replace_older(f"{topic}/{quantity}", newest[quantity])]
         if self.homeassistant and is_plain(event.device_id):
@@ -209,9 +248,10 @@ class Mqtt:
             shown = config(self._last.get(place), event, newest, topic, self._status, is_newest=LAST_SEEN in newer)
             if self._last.replace(place, shown):
                 announced[place] = shown
-        if self._last.get(f"{topic}/{AVAILABILITY}") is None:
-            self._last.replace(f"{topic}/{AVAILABILITY}", ONLINE)
-            yield Message(f"{topic}/{AVAILABILITY}", ONLINE, self.retain)
+        own, availability = f"{topic}/{AVAILABILITY}", self._availability(level(event.device_id))
+        is_back = bool(newer) and not event.backfilled and availability == ONLINE
+        if (is_back or self._last.get(own) is None) and self._last.replace(own, availability):
+            yield Message(own, availability, self.retain)
         for quantity in newer:
             yield Message(f"{topic}/{quantity}", newest[quantity], self.retain)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from urllib.parse import quote
 
 from receiver import Event
 
 MAX_LEVEL_CHARACTERS = 255
 """Ids of DT have at most 23; the type of an event can have any length, and a topic 65,535 bytes."""
+
+MAX_AHEAD = timedelta(days=1)
+"""A value whose time is further ahead of the receipt of its event is not retained: no later one would replace it."""
 
 UNKNOWN = "unknown"
 """The level of a topic for an id that the event does not have."""
@@ -23,10 +26,15 @@ def level(text: str | None) -> str:
 
 
 def values(event: Event) -> Iterator[tuple[str, bytes]]:
-    """The newest value of each quantity of an event, as the JSON that is published."""
-    newest = {reading.quantity: reading for reading in sorted(event.readings(), key=lambda reading: reading.time)}
+    """The newest value of each quantity of an event, as the JSON that is published; none from the future."""
+    usable = [reading for reading in event.readings() if is_plausible(event, reading.time)]
+    newest = {reading.quantity: reading for reading in sorted(usable, key=lambda reading: reading.time)}
     for quantity, reading in newest.items():
         yield quantity, value(reading.value, reading.unit, reading.time, event.id)
+
+
+def is_plausible(event: Event, time: datetime) -> bool:
+    return time - event.received_at <= MAX_AHEAD
 
 
 def value(content: float | str, unit: str, time: datetime, event_id: str) -> bytes:

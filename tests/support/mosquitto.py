@@ -138,6 +138,10 @@ class Listener:
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
         self._client.publish(topic, payload, 1, retain).wait_for_publish(10)
 
+    @property
+    def is_subscribed(self) -> bool:
+        return self._subscribed.is_set()
+
     def wait_until_subscribed(self) -> None:
         wait_until(self._subscribed.is_set, what="the subscription of the listener")
 
