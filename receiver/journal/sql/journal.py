@@ -63,7 +63,9 @@ class SqlJournal(SqlState):
     def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """One transaction for all. Events alone take a shorter way.
 
-        Rows are inserted in the order of their ids, so that two processes never deadlock.
+        Rows are inserted in the order of their ids, so that two processes never deadlock. What was stored before may be
+        visible and not be durable yet, if a process or the database died in that commit; a transaction that finds it
+        and writes nothing would not wait for the disk, nor for a standby.
         """
         self._database.check_capacity()
         ordered = sorted(arrivals, key=lambda arrival: arrival.id)
@@ -77,6 +79,8 @@ class SqlJournal(SqlState):
                 self._record_secret_use(connection, secrets_used)
         else:
             new = self._database.insert_events(valid)
+        if not new:
+            self._commit_durably()
         self._database.wake()
         return [_outcome(arrival, new) for arrival in arrivals]
 
@@ -308,6 +312,10 @@ class SqlJournal(SqlState):
 
     def check_writable(self) -> None:
         self._database.check_capacity()
+        self._commit_durably()
+
+    def _commit_durably(self) -> None:
+        """Make everything durable that was committed before, by a commit that changes nothing."""
         with self._database.write() as connection:
             connection.execute(update(versions).values(version=versions.c.version))
 
