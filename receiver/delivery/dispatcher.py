@@ -38,6 +38,9 @@ LIVENESS_SECONDS = 5.0
 SILENT_SECONDS = 15.0
 """Three reports of liveness in a row may be late: then other dispatchers take over the claims."""
 
+HOLD_SECONDS = 10.0
+"""So long after its last report a dispatcher begins no more calls: they have the rest of SILENT_SECONDS to end."""
+
 RETENTION_SECONDS = 1.0
 RETENTION_BUDGET_SECONDS = 0.1
 """Retention may take a tenth of the time, since routing waits for it."""
@@ -141,9 +144,10 @@ class Dispatcher:
 
     def tick(self) -> bool:
         """One round of the work that is not a sink's own. Returns whether there was anything to route."""
-        self._start_loops()
         try:
             self._every(LIVENESS_SECONDS, self._report_alive)
+            self._start_loops()
+            self._every(IDLE_SECONDS, self._take_over)
             routed = self._route_new()
             self._every(LIVENESS_SECONDS, self._find_sinks_behind)
             routed |= self._catch_up()
@@ -184,7 +188,14 @@ class Dispatcher:
     def _loop(self, sink: Sink, breaker: CircuitBreaker, number: int) -> SinkLoop:
         first = number == 0
         return SinkLoop(
-            sink, breaker, self._journal, self._alerts, random=self._random, redact=self._redact, first=first
+            sink,
+            breaker,
+            self._journal,
+            self._alerts,
+            random=self._random,
+            redact=self._redact,
+            may_call=self._holds_claims,
+            first=first,
         )
 
     def _start_loops(self) -> None:
@@ -256,17 +267,24 @@ class Dispatcher:
             self._last_run[action] = now
 
     def _report_alive(self) -> None:
-        """Report to the others, and take over from those that do not.
+        now = time.monotonic()
+        self._journal.report_alive([*self._warnings, *self._long_calls()])
+        if now - self._reported_at > 2 * LIVENESS_SECONDS:
+            self._reporting_since = now
+        self._reported_at = now
+
+    def _holds_claims(self) -> bool:
+        """Whether its claims are its own: other dispatchers take over those of one that cannot report, although it may
+        still be able to call its sinks."""
+        return time.monotonic() - self._reported_at < HOLD_SECONDS
+
+    def _take_over(self) -> None:
+        """Take over the claims of dispatchers that do not report.
 
         When the journal was unavailable, all of them were silent. So a dispatcher judges only by a time in which it has
         always been able to report.
         """
-        self._journal.report_alive([*self._warnings, *self._long_calls()])
-        now = time.monotonic()
-        if now - self._reported_at > 2 * LIVENESS_SECONDS:
-            self._reporting_since = now
-        self._reported_at = now
-        if now - self._reporting_since > SILENT_SECONDS:
+        if time.monotonic() - self._reporting_since > SILENT_SECONDS:
             self._journal.take_over(SILENT_SECONDS)
 
     def _adopt_states(self) -> None:
