@@ -9,6 +9,7 @@ compared: nothing missing, nothing foreign, nothing altered, nothing twice in a 
 |---|---|
 | `traffic.py` | what is pushed, and when; the ledger; the driver that pushes |
 | `cloud.py` | pushes that are retried until they get 200, as DT does it |
+| `pair.py` | two PostgreSQL servers, a primary and its synchronous standby |
 | `system.py` | the receiver under test with its surroundings |
 | `recorder.py` | a target of the webhook sink that records what it receives |
 | `sink.py` | the plugin that runs inside the receiver: it records events, and misbehaves when instructed |

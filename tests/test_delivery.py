@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from conftest import TEST_SECRET
@@ -15,7 +16,7 @@ from receiver.delivery import sink_loop
 from receiver.errors import GiveUp, JournalUnavailable, Pause, Retry
 from receiver.event import Event
 from receiver.hookspecs import hookimpl
-from receiver.journal import Arrival, SinkState
+from receiver.journal import Arrival, Delivery, SinkState
 from receiver.logs import TextLines
 from receiver.redaction import Redactor
 
@@ -190,6 +191,37 @@ def test_a_sink_that_is_stopped_releases_the_deliveries_it_was_not_called_for(lo
     loop.step()
     assert (sink.event_ids, loop_tester.counts()) == (["a", "b"], (2, 2, 0))
     assert loop_tester.due_now() == [("c", 1, 0), ("d", 1, 0)]
+
+
+def test_a_dispatcher_whose_claims_others_may_have_taken_over_calls_no_sink(loop_tester: LoopTester) -> None:
+    def behave(event: Event, attempt: int) -> None:
+        loop_tester.may_call = event.id != "b"
+
+    loop = loop_tester.loop(sink := SingleSink(behave))
+    loop_tester.add_deliveries(*"abcd")
+    loop.step()
+    assert loop.step() > 0
+    assert (sink.event_ids, loop_tester.counts()) == (["a", "b"], (2, 2, 0))
+    loop_tester.may_call = True
+    loop.step()
+    assert sink.calls == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+
+
+def test_a_batch_that_others_may_have_taken_over_is_not_delivered(
+    loop_tester: LoopTester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = loop_tester.loop(sink := BatchSink())
+    loop_tester.add_deliveries(*"ab")
+    claim = loop_tester.journal.claim
+
+    def claim_slowly(*arguments: Any) -> list[Delivery]:
+        loop_tester.may_call = False
+        return claim(*arguments)
+
+    monkeypatch.setattr(loop_tester.journal, "claim", claim_slowly)
+    loop.step()
+    assert (sink.calls, loop_tester.counts()) == ([], (0, 2, 0))
+    assert loop_tester.due_now() == [("a", 1, 0), ("b", 1, 0)]
 
 
 def test_results_wait_for_an_unavailable_journal_and_the_sink_is_not_called_again(loop_tester: LoopTester) -> None:

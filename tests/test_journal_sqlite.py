@@ -486,6 +486,15 @@ def test_only_what_is_done_again_after_a_power_cut_does_not_wait_for_the_disk(
     assert waits(lambda: store.records().requeue("s", new))
 
 
+def test_a_push_that_was_stored_before_waits_for_the_disk_as_well(store: SqliteStore) -> None:
+    """The processes that stored it may all have been killed between the write of that commit and its flush."""
+    journal = store.open()
+    accept(journal, "a")
+    written = write_ahead_log(store)
+    assert accept(journal, "a") == [Outcome.DUPLICATE]
+    assert write_ahead_log(store) > written
+
+
 def test_a_lock_that_cannot_be_guarded_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("no file descriptor")

@@ -341,7 +341,6 @@ WRITES: dict[str, Callable[[Journal, Delivery], Any]] = {
     "route": lambda journal, _: journal.route([(event, ["new sink"]) for event in journal.unrouted(1)]),
     "route what a sink misses": lambda journal, _: journal.route([(event, []) for event in journal.unrouted(1)], ["s"]),
     "catch_up": lambda journal, _: journal.catch_up("behind", lambda event: True, 1),
-    "take_over": lambda journal, _: journal.take_over(15.0),
     "set_enabled_sinks": lambda journal, _: journal.set_enabled_sinks(["new sink"]),
     "claim": lambda journal, _: event_ids(claim(journal, "s")),
     "claim for a new sink": lambda journal, _: claim(journal, "new sink"),

@@ -26,6 +26,7 @@ from receiver.journal.sql.postgresql import PostgresqlDatabase
 from receiver.journal.sql.schema import events
 from receiver.testing.postgresql import Server
 
+INSERTED = "SELECT 1 FROM pg_locks WHERE relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted"
 EVENT_ROW = {"id": "a", "received_at": 1.0, "routed": False, "body": b"x"}
 
 
@@ -280,6 +281,25 @@ def test_a_client_that_vanished_in_a_transaction_does_not_keep_its_rows_locked(
         wait_until(works, what="the end of the transaction")
     assert [event.body for event in journal.unrouted(10)] == [body("a")]
     SqlJournal(PostgresqlDatabase(deployment.url, None)).close()
+
+
+def test_a_client_that_vanished_between_the_statements_of_a_round_trip_does_not_keep_its_rows_locked(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine that loses its network when it has sent the first packet of many events, and not the last one."""
+    monkeypatch.setattr(postgresql_module, "TRANSACTION_SECONDS", 1.0, raising=False)
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 10.0)
+    journal = deployment.open()
+    with contextlib.closing(psycopg.connect(deployment.url)) as vanished:
+        vanished.pgconn.enter_pipeline_mode()
+        insert = "INSERT INTO events (id, received_at, routed, body) VALUES ('a', 1, false, '')"
+        for statement in ("BEGIN", postgresql_module._start(), insert):
+            vanished.pgconn.send_query_params(statement.encode(), None)
+        vanished.pgconn.send_flush_request()
+        vanished.pgconn.flush()
+        wait_until(lambda: deployment.sql(INSERTED), what="the insert")
+        assert accept(journal, "a") == [Outcome.ACCEPTED]
+    assert [event.body for event in journal.unrouted(10)] == [body("a")]
 
 
 def test_a_database_over_its_size_rejects_events_and_still_settles(deployment: Deployment) -> None:

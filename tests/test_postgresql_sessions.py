@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import psycopg
 import pytest
+from conftest import wait_until
 from sqlalchemy import make_url
 
 from receiver.errors import JournalError, JournalUnavailable
-from receiver.journal import Arrival, Outcome, Result, Settlement, SinkState
+from receiver.journal import Arrival, Outcome, Result, Settlement, SinkCounts, SinkState
 from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
@@ -20,6 +23,7 @@ from receiver.journal.sql.records import SqlRecords
 from receiver.testing.postgresql import new_database, postgresql
 
 SETTINGS = ("statement_timeout", "idle_in_transaction_session_timeout", "synchronous_commit")
+NONE = SinkCounts()
 ARRIVAL = Arrival("a", b"{}", 1000.0)
 DELIVERED_WITH = """
 CREATE TABLE seen (setting text, value text);
@@ -172,6 +176,70 @@ def test_a_listening_session_that_the_server_ends_again_and_again_causes_one_lin
         journal.wait_for_events()
         assert journal.accept([ARRIVAL])[0] in (Outcome.ACCEPTED, Outcome.DUPLICATE)
     assert len([record for record in caplog.records if "LISTEN" in record.getMessage()]) == 1
+
+
+DEFAULTS = {
+    "isolation": "default_transaction_isolation = 'serializable'",
+    "deferred": "default_transaction_deferrable = on",
+    "lock timeout": "lock_timeout = '1ms'",
+    "statement timeout": "statement_timeout = '100ms'",
+    "transaction timeout": "transaction_timeout = '100ms'",
+    "idle sessions": "idle_session_timeout = '300ms'",
+    "another schema": "search_path = elsewhere",
+    "asynchronous": "synchronous_commit = off",
+}
+
+
+@pytest.fixture
+def role(url: str) -> Iterator[str]:
+    """The name of a role that has a schema of its own, and that no database has anything of afterwards."""
+    name = f"role_{uuid.uuid4().hex}"
+    execute(url, f"CREATE ROLE {name} LOGIN; GRANT CREATE ON SCHEMA public TO {name}")
+    execute(url, f"CREATE SCHEMA elsewhere AUTHORIZATION {name}")
+    yield name
+    execute(url, f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("case", DEFAULTS)
+def test_whatever_the_defaults_of_its_role_are_no_call_fails(case: str, url: str, role: str) -> None:
+    """Two dispatchers and two processes of intake at once, and a lock that is held for longer than a default allows."""
+    execute(url, f"ALTER ROLE {role} SET {DEFAULTS[case]}")
+    as_role = make_url(url).set(username=role).render_as_string(False)
+    ids = [f"{number:03}" for number in range(200)]
+    journals = [SqlJournal(PostgresqlDatabase(as_role, None)) for _ in range(4)]
+    journals[0].accept([Arrival("locked", b"{}", 1000.0)])
+
+    def push(number: int) -> None:
+        for event_id in ids[number::2]:
+            assert journals[number].accept([Arrival(event_id, b"{}", 1000.0)]) == [Outcome.ACCEPTED]
+
+    def deliver(number: int) -> None:
+        while journals[number].counts().sinks.get("s", NONE).delivered <= len(ids):
+            journals[number].route([(event, ["s"]) for event in journals[number].unrouted(10)])
+            claimed = journals[number].claim("s", 10, 60.0)
+            journals[number].settle([Settlement(delivery, Result.DELIVERED) for delivery in claimed])
+            journals[number].report_alive()
+            journals[number].remove_expired(0.0, 100)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(push, 0), pool.submit(push, 1), pool.submit(deliver, 2), pool.submit(deliver, 3)]:
+            done.result()
+    schema = "elsewhere" if case == "another schema" else "public"
+    with psycopg.connect(url) as blocking, ThreadPoolExecutor(1) as pool:
+        blocking.execute(f"LOCK TABLE {schema}.events")
+        waiting = pool.submit(journals[0].accept, [Arrival("after", b"{}", 1000.0)])
+        wait_until(lambda: waits_for_a_lock(url), what="a call that waits for the lock")
+        time.sleep(0.2)  # longer than the defaults above
+        blocking.rollback()
+        assert waiting.result() == [Outcome.ACCEPTED]
+    for journal in journals:
+        journal.close()
+
+
+def waits_for_a_lock(url: str) -> bool:
+    with psycopg.connect(url) as connection:
+        query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return bool(connection.execute(query).fetchall())
 
 
 WORDS: dict[str, tuple[Callable[[str], str], str]] = {

@@ -42,6 +42,9 @@ LIVENESS_SECONDS = 5.0
 SILENT_SECONDS = 15.0
 """Three reports of liveness in a row may be late: then other dispatchers take over the claims."""
 
+HOLD_SECONDS = 10.0
+"""So long after its last report a dispatcher begins no more calls: they have the rest of SILENT_SECONDS to end."""
+
 RETENTION_SECONDS = 1.0
 RETENTION_IDLE_SECONDS = 10.0
 """How long retention waits when nothing more has expired."""
@@ -159,9 +162,10 @@ class Dispatcher:
 
     def tick(self) -> int:
         """One round of the work that is not a sink's own. Returns how many events it routed."""
-        self._start_loops()
         try:
             self._every(LIVENESS_SECONDS, self._report_alive)
+            self._start_loops()
+            self._every(IDLE_SECONDS, self._take_over)
             routed = self._route_new()
             self._every(LIVENESS_SECONDS, self._find_sinks_behind)
             routed = max(routed, self._catch_up())
@@ -202,7 +206,14 @@ class Dispatcher:
     def _loop(self, sink: Sink, breaker: CircuitBreaker, number: int) -> SinkLoop:
         first = number == 0
         return SinkLoop(
-            sink, breaker, self._journal, self._alerts, random=self._random, redact=self._redact, first=first
+            sink,
+            breaker,
+            self._journal,
+            self._alerts,
+            random=self._random,
+            redact=self._redact,
+            may_call=self._holds_claims,
+            first=first,
         )
 
     def _start_loops(self) -> None:
@@ -286,18 +297,25 @@ class Dispatcher:
             self._last_run[action] = now
 
     def _report_alive(self) -> None:
-        """Report to the others, and take over from those that do not.
+        now = time.monotonic()
+        self._journal.report_alive([*self._warnings, *self._long_calls()])
+        if now - self._reported_at > 2 * LIVENESS_SECONDS:
+            self._reporting_since = now
+        self._reported_at = now
+
+    def _holds_claims(self) -> bool:
+        """Whether its claims are its own: other dispatchers take over those of one that cannot report, although it may
+        still be able to call its sinks."""
+        return time.monotonic() - self._reported_at < HOLD_SECONDS
+
+    def _take_over(self) -> None:
+        """Take over the claims of dispatchers that do not report.
 
         When the journal was unavailable, all of them were silent. So a dispatcher judges only by a time in which it has
         always been able to report.
         """
-        self._journal.report_alive([*self._warnings, *self._long_calls()])
-        now = time.monotonic()
-        if now - self._reported_at > 2 * LIVENESS_SECONDS:
-            self._reporting_since = now
-        self._reported_at = now
-        if now - self._reporting_since > SILENT_SECONDS:
-            self._journal.take_over(SILENT_SECONDS)
+        if time.monotonic() - self._reporting_since > SILENT_SECONDS and self._journal.take_over(SILENT_SECONDS):
+            self._wake_all()
 
     def _adopt_states(self) -> None:
         """Adopt the pauses that other dispatchers or operators have begun or ended, and look for what they requeued."""

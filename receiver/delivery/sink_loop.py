@@ -48,6 +48,7 @@ class SinkLoop:
     `claimed` are the deliveries whose claims the dispatcher extends. `allowed` lets the thread begin, `stepped` says
     that it has survived a round, `wake` ends its wait for new deliveries. `idle` says that the last claim found
     nothing, or that the sink is paused. `gives_way_to` are loops of other sinks, for a sink in the background.
+    `may_call` says that no other dispatcher can have taken over its claims.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SinkLoop:
         *,
         random: Random,
         redact: Redact,
+        may_call: Callable[[], bool],
         first: bool,
     ) -> None:
         self.sink = sink
@@ -70,6 +72,7 @@ class SinkLoop:
         self._alerts = alerts
         self._random = random
         self._redact = redact
+        self._may_call = may_call
         self._first = first
         self._claim_size = 1
         self.idle = False
@@ -115,6 +118,8 @@ class SinkLoop:
             return IDLE_SECONDS if self.breaker.probing else POLL_SECONDS
         if not self.breaker.sink_is_open and not self._open():
             return self.breaker.paused_for()
+        if not self._may_call():
+            return POLL_SECONDS
         if self.idle and (wait := self._seconds_until_due()):  # this costs a tenth of a claim
             return wait
         began = time.thread_time()
@@ -180,7 +185,7 @@ class SinkLoop:
     def _deliver(self, claimed: Sequence[Delivery]) -> None:
         """Deliver what was claimed: in one batch if the sink has batches, and one by one if not or if that failed."""
         not_called, reason = Result.RELEASED, ""
-        if self.sink.in_batches and len(claimed) > 1:
+        if self.sink.in_batches and len(claimed) > 1 and self._may_call():
             error = self._call(claimed)
             if error is None:
                 self._unsettled += [Settlement(delivery, Result.DELIVERED) for delivery in claimed]
@@ -196,7 +201,7 @@ class SinkLoop:
                 )
         began = settled_at = time.monotonic()
         for number, delivery in enumerate(claimed):
-            if self.stopping or self.breaker.paused_for():
+            if self.stopping or self.breaker.paused_for() or not self._may_call():
                 now = self._journal.now()
                 self._unsettled += [Settlement(left, not_called, now, reason) for left in claimed[number:]]
                 break

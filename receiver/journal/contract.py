@@ -272,8 +272,11 @@ class Journal(Protocol):
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
         """Record that this dispatcher is alive, and its warnings for operators, in one line each."""
 
-    def take_over(self, silent_seconds: float) -> None:
-        """Void the claims of other dispatchers that have reported nothing for so long, so that they are due now."""
+    def take_over(self, silent_seconds: float) -> bool:
+        """Void the claims of other dispatchers that have reported nothing for so long, so that they are due now.
+
+        Returns whether there were any.
+        """
 
     def liveness(self) -> Liveness | None:
         """The latest report of any dispatcher; None if there never was one.

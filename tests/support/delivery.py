@@ -151,6 +151,7 @@ class LoopTester:
         self.journal = store.open()
         self.settings = settings
         self.redact = Redactor(settings.secret_values).redact
+        self.may_call = True
 
     def loop(self, instance: object, state: SinkState | None = None, **common: Any) -> SinkLoop:
         sink = sink_of(instance, self.settings, **common)
@@ -179,7 +180,16 @@ class LoopTester:
 
     def _loop(self, sink: Sink, breaker: CircuitBreaker, *, first: bool) -> SinkLoop:
         alerts = Alerts([], [], self.redact)
-        return SinkLoop(sink, breaker, self.journal, alerts, random=lambda: 0.5, redact=self.redact, first=first)
+        return SinkLoop(
+            sink,
+            breaker,
+            self.journal,
+            alerts,
+            random=lambda: 0.5,
+            redact=self.redact,
+            may_call=lambda: self.may_call,
+            first=first,
+        )
 
 
 class RunningDispatcher:

@@ -219,7 +219,7 @@ STORES: list[Any] = [pytest.param(SqliteStore, id="sqlite"), pytest.param(Postgr
 @pytest.fixture
 def long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a call of the journal take so long that it does not fail on a busy machine."""
-    for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS"):
+    for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
         monkeypatch.setattr(postgresql_module, name, 60.0)
     monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 60.0)
     for name in ("LOCK_SECONDS", "BUSY_SECONDS"):

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from chaos.pair import own, user
 from receiver.testing.running import wait_until
-from support.failover import own, user
 
 CONFIG = """
 [databases]

@@ -63,7 +63,9 @@ class SqlJournal(SqlState):
     def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """One transaction for all. Events alone take a shorter way.
 
-        Rows are inserted in the order of their ids, so that two processes never deadlock.
+        Rows are inserted in the order of their ids, so that two processes never deadlock. What was stored before may be
+        visible and not be durable yet, if a process or the database died in that commit; a transaction that finds it
+        and writes nothing would not wait for the disk, nor for a standby.
         """
         self._database.check_capacity()
         ordered = sorted(arrivals, key=lambda arrival: arrival.id)
@@ -77,6 +79,8 @@ class SqlJournal(SqlState):
                 self._record_secret_use(connection, secrets_used)
         else:
             new = self._database.insert_events(valid)
+        if not new:
+            self._commit_durably()
         return [_outcome(arrival, new) for arrival in arrivals]
 
     def unrouted(self, limit: int) -> list[StoredEvent]:
@@ -231,20 +235,24 @@ class SqlJournal(SqlState):
             report = self._database.insert(dispatchers).values(holder=self._holder, **values)
             connection.execute(report.on_conflict_do_update(index_elements=["holder"], set_=values))
 
-    def take_over(self, silent_seconds: float) -> None:
+    def take_over(self, silent_seconds: float) -> bool:
         """Skips what is being settled at this moment: its dispatcher is not silent."""
         now = self.now()
         is_silent = (dispatchers.c.clock < now - silent_seconds) & (dispatchers.c.holder != self._holder)
+        of_silent = deliveries.c.holder.in_(select(dispatchers.c.holder).where(is_silent))
+        with self._database.read() as connection:
+            if connection.execute(select(deliveries.c.event).where(of_silent).limit(1)).first() is None:
+                return False
         with self._database.write() as connection:
             claimed = (
                 select(deliveries.c.event, deliveries.c.sink)
-                .where(deliveries.c.holder.in_(select(dispatchers.c.holder).where(is_silent)))
+                .where(of_silent)
                 .order_by(deliveries.c.event)
                 .with_for_update(skip_locked=True)
                 .cte("claimed")
             )
             these = (deliveries.c.event == claimed.c.event) & (deliveries.c.sink == claimed.c.sink)
-            connection.execute(update(deliveries).where(these).values(holder=None, due=now))
+            return connection.execute(update(deliveries).where(these).values(holder=None, due=now)).rowcount > 0
 
     def save_sink_state(self, state: SinkState) -> None:
         now = self.now()
@@ -310,6 +318,10 @@ class SqlJournal(SqlState):
 
     def check_writable(self) -> None:
         self._database.check_capacity()
+        self._commit_durably()
+
+    def _commit_durably(self) -> None:
+        """Make everything durable that was committed before, by a commit that changes nothing."""
         with self._database.write() as connection:
             connection.execute(update(versions).values(version=versions.c.version))
 

@@ -42,6 +42,10 @@ STATEMENT_SECONDS = 2.0
 IDLE_SECONDS = 5.0
 """A client that vanishes in a transaction keeps its rows locked for so long."""
 
+TRANSACTION_SECONDS = 15.0
+"""And one that vanishes between two statements of one round trip, which are not followed by an idle time. Many times
+what any of our transactions takes."""
+
 NOTIFY_SECONDS = 0.5
 POLL_SECONDS = 0.125
 CLOCK_STEP_SECONDS = 0.05
@@ -173,6 +177,7 @@ class PostgresqlDatabase:
 
     def _connect(self) -> TimeoutConnection:
         connection = TimeoutConnection.connect(**{**self._parameters(), **SESSION})
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         self._encoding = connection.info.parameter_status("server_encoding") or "UTF8"
         return connection
 
@@ -282,12 +287,17 @@ class Listener:
 
 def _start() -> str:
     """The first statement of each transaction: reads the clock, limits statements so that no push waits for long, and
-    makes the commit durable; a stricter setting of the server is not changed."""
+    makes the commit durable; a stricter setting of the server is not changed. PostgreSQL 17 is the first that can limit
+    whole transactions; a limit that is running already has to end before another can begin."""
     return f"""
         SELECT
             extract(epoch FROM clock_timestamp())::float8,
             set_config('statement_timeout', '{int(STATEMENT_SECONDS * 1000)}', true),
+            set_config('lock_timeout', '0', true),
             set_config('idle_in_transaction_session_timeout', '{int(IDLE_SECONDS * 1000)}', true),
+            CASE WHEN current_setting('server_version_num')::int >= 170000
+            THEN set_config('transaction_timeout', '0', true)
+                || set_config('transaction_timeout', '{int(TRANSACTION_SECONDS * 1000)}', true) END,
             CASE WHEN current_setting('synchronous_commit') IN ('on', 'remote_apply') THEN NULL
             ELSE set_config('synchronous_commit', 'on', true) END
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from receiver.errors import JournalError
 CONNECT_SECONDS = 2
 RESPONSE_SECONDS = 2.5
 """A little longer than the server's own limit for a statement, which comes with a reason."""
+
+CANCEL_SECONDS = 0.5
 
 SESSION: dict[str, Any] = {
     "connect_timeout": CONNECT_SECONDS,
@@ -41,7 +44,11 @@ class ServerTimeout(psycopg.OperationalError):
 
 
 class TimeoutConnection(psycopg.Connection[Any]):
-    """A connection that is closed when the server accepts a statement and does not respond."""
+    """A connection that is closed when the server accepts a statement and does not respond.
+
+    The server is asked to cancel it: a commit that waits for a standby does not notice that its client is gone, and
+    each would hold a connection of the server until that standby is back.
+    """
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         try:
@@ -49,6 +56,8 @@ class TimeoutConnection(psycopg.Connection[Any]):
         except psycopg.errors._WaitTimeout:
             if timeout is not None:
                 raise
+            with contextlib.suppress(psycopg.Error):
+                self.cancel_safe(timeout=CANCEL_SECONDS)
             self.close()
             raise ServerTimeout("the server does not respond") from None
 
