@@ -288,6 +288,7 @@ def load_with_problems(
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
     urls = {url for url in (database_url, sensors.url and sensors.url.get_secret_value()) if url}
+    account = {value for value in (api.key_id, api.secret) if value}
     return Settings(
         path,
         receiver,
@@ -297,7 +298,7 @@ def load_with_problems(
         workers,
         secrets,
         secret_values=frozenset(
-            [*secrets.values(), *organizations, *reader.environment_values, token, *urls, api.key_id, api.secret]
+            [*secrets.values(), *organizations, *reader.environment_values, token, *urls, *account]
         ),
         organizations=organizations,
         issuer=issuer,
