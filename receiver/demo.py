@@ -148,8 +148,8 @@ def server(folder: Path, secret: str) -> Iterator[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without secrets, organizations and database of another receiver."""
-    foreign = (SECRET, ORGANIZATION_ID, ISSUER_URL, "DATABASE_URL")
+    """The environment without secrets, organizations, service account and database of another receiver."""
+    foreign = (SECRET, ORGANIZATION_ID, ISSUER_URL, "DATABASE_URL", "DT_SERVICE_ACCOUNT", "DT_API_URL", "DT_TOKEN_URL")
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
 
 

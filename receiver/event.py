@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +45,15 @@ TYPES = (
 """Every event type that DT documents. An event can have any other type, too."""
 
 
+class Origin(StrEnum):
+    """How an event came here."""
+
+    PUSH = "push"
+    """A Data Connector pushed it."""
+    HISTORY = "history"
+    """`backfill` fetched it from DT's history, since its push was missed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One value at one time inside an event.
@@ -62,10 +72,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Event:
-    """One signed push from a Data Connector.
+    """One signed push from a Data Connector, or the same from DT's history.
 
-    `body` is the raw body as DT sent it, byte for byte; everything else is decoded from it. Times are aware UTC, and
-    all text can be encoded as UTF-8. Two events are equal if their id and body are.
+    `body` is the raw body as DT sent it, byte for byte; everything else is decoded from it. Of an event from the
+    history, `body` is what a push would have had, with the labels that the device had when it was fetched. Times are
+    aware UTC, and all text can be encoded as UTF-8. Two events are equal if their id and body are.
     """
 
     id: str
@@ -80,9 +91,10 @@ class Event:
     received_at: datetime = field(compare=False)
     data: Mapping[str, Any] = field(compare=False, repr=False)
     backfilled: bool = field(compare=False)
+    origin: Origin = field(default=Origin.PUSH, compare=False)
 
     @classmethod
-    def from_body(cls, body: bytes, received_at: datetime) -> Event:
+    def from_body(cls, body: bytes, received_at: datetime, origin: Origin = Origin.PUSH) -> Event:
         """Decode a raw body that was received at `received_at` (aware UTC).
 
         Raises NotAnEvent if it has no valid event id or no event type.
@@ -95,7 +107,7 @@ class Event:
         data = _mapping(event.get("data"))
         if event_type != "labelsChanged":
             data = _mapping(data.get(event_type))
-        time = _time(event.get("timestamp")) or _time(data.get("updateTime"))
+        time = parse_time(event.get("timestamp")) or parse_time(data.get("updateTime"))
         return cls(
             id=event_id,
             body=body,
@@ -109,6 +121,7 @@ class Event:
             received_at=received_at,
             data=data,
             backfilled=data.get("isBackfilled") is True,
+            origin=origin,
         )
 
     @cached_property
@@ -203,7 +216,7 @@ def _target(name: object) -> dict[str, str]:
     return {kind: value for kind, value in zip(parts[::2], parts[1::2], strict=False) if value}
 
 
-def _time(value: object) -> datetime | None:
+def parse_time(value: object) -> datetime | None:
     """An RFC 3339 time with 0 to 9 fractional digits, truncated to microseconds; None for anything else."""
     if not isinstance(value, str):
         return None
@@ -255,12 +268,12 @@ _STATES: dict[str, tuple[str, str, dict[str, int]]] = {
 
 
 def _values(event: Event) -> Iterator[Value]:
-    updated = _time(event.data.get("updateTime")) or event.occurred_at
+    updated = parse_time(event.data.get("updateTime")) or event.occurred_at
     if event.type == "touch":
         yield updated, "touch", 1, "", ""
     elif event.type in _NUMBERS:
         for sample in _samples(event.data, [name for name, _, _ in _NUMBERS[event.type]]):
-            time = _time(sample.get("sampleTime")) or updated
+            time = parse_time(sample.get("sampleTime")) or updated
             for name, quantity, unit in _NUMBERS[event.type]:
                 if (value := _number(sample.get(name))) is not None:
                     yield time, quantity, value, unit, ""

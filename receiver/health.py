@@ -136,7 +136,13 @@ def configuration_warnings(settings: Settings) -> list[str]:
         *no_sinks(settings),
         *journal_on_dyno(settings),
         *replaced_journal(settings),
+        *backfill_without_account(settings),
     ]
+
+
+def backfill_without_account(settings: Settings) -> list[str]:
+    missing = settings.api.missing if settings.sensors.enabled and settings.sensors.backfill else []
+    return [f"[sensors] backfill needs {', '.join(missing)}; set them, or remove it"] if missing else []
 
 
 def weak_secrets(settings: Settings) -> list[str]:

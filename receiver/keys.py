@@ -11,22 +11,15 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from typing import Protocol
 
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
-from urllib3.exceptions import TimeoutError as HTTPTimeoutError
-from urllib3.util import Url, parse_url
-
 from receiver.errors import JournalError, ReceiverError
+from receiver.http_client import HttpClient, NoResponse, origin
 from receiver.journal import Journal
 from receiver.settings import Settings, is_secure_url
 from receiver.signature import Asymmetric, PublicKey, read_keys
@@ -52,6 +45,7 @@ MAX_AGE_SECONDS = 7 * 86400.0
 
 RESPONSE_SECONDS = 5.0
 MAX_RESPONSE_BYTES = 64 * 1024
+HEADERS = {"Accept": "application/json", "Connection": "close"}
 
 DISCOVERY = "/.well-known/openid-configuration"
 KEYS = "dt-signing-keys"
@@ -224,7 +218,7 @@ def fetch_keys(issuer: str) -> Mapping[str, PublicKey]:
     address = configuration.get("jwks_uri") if isinstance(configuration, dict) else None
     if not isinstance(address, str) or not is_secure_url(address):
         raise FetchError("its configuration has no valid jwks_uri")
-    if _origin(parse_url(address)) != _origin(parse_url(issuer)):
+    if origin(address) != origin(issuer):
         raise FetchError("its jwks_uri is on another host")
     keys = read_keys(_get(address))
     if not keys:
@@ -232,86 +226,20 @@ def fetch_keys(issuer: str) -> Mapping[str, PublicKey]:
     return keys
 
 
-def _origin(url: Url) -> tuple[str | None, str | None, int]:
-    return url.scheme, url.host, url.port or {"https": 443}.get(url.scheme or "", 80)
-
-
 def _get(address: str) -> object:
     """The JSON at an address. Raises FetchError."""
-    url = parse_url(address)
-    scheme, host, port = _origin(url)
-    assert host is not None
-    if scheme == "https":
-        connection: Connection = SecureConnection(
-            host.strip("[]"), port, timeout=RESPONSE_SECONDS, ssl_context=ssl.create_default_context()
-        )
-    else:
-        connection = Connection(host.strip("[]"), port, timeout=RESPONSE_SECONDS)
-    timer = threading.Timer(RESPONSE_SECONDS, connection.cut_off)
-    timer.daemon = True
-    timer.start()
+    client = HttpClient(address, RESPONSE_SECONDS)
     try:
-        status, body = connection.get(url.request_uri)
-        if connection.is_cut_off:
-            raise TimeoutError
-        if status != 200:
-            raise FetchError(f"HTTP {status}")
-        if len(body) > MAX_RESPONSE_BYTES:
-            raise FetchError(f"its response has more than {MAX_RESPONSE_BYTES} bytes")
-        return json.loads(body)
-    except (HTTPError, HTTPException, OSError) as error:
-        raise FetchError(_reason(error, connection.is_cut_off)) from None
+        response = client.request("GET", address, HEADERS, max_bytes=MAX_RESPONSE_BYTES)
+    except NoResponse as error:
+        raise FetchError(str(error)) from None
+    finally:
+        client.close()
+    if response.status != 200:
+        raise FetchError(f"HTTP {response.status}")
+    if len(response.body) > MAX_RESPONSE_BYTES:
+        raise FetchError(f"its response has more than {MAX_RESPONSE_BYTES} bytes")
+    try:
+        return json.loads(response.body)
     except (ValueError, RecursionError):
         raise FetchError("its response is not JSON") from None
-    finally:
-        timer.cancel()
-        connection.close_all()
-
-
-def _reason(error: Exception, is_cut_off: bool) -> str:
-    """Why there is no response; without its text, which a server may have chosen."""
-    if isinstance(error, NameResolutionError):
-        return "its host name cannot be resolved"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    refused = isinstance(error, NewConnectionError)  # which urllib3 makes a kind of timeout
-    if is_cut_off or (isinstance(error, TimeoutError | HTTPTimeoutError) and not refused):
-        return f"no complete response within {RESPONSE_SECONDS:.0f} s"
-    cause = error if isinstance(error, OSError) else error.__cause__
-    return getattr(cause, "strerror", None) or type(error).__name__
-
-
-class Connection(HTTPConnection):
-    """A connection for one response that can be cut off: a server that sends a byte now and then causes no timeout."""
-
-    is_cut_off = False
-    _socket: socket.socket | None = None
-
-    def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of the response, but not much more of it than is allowed."""
-        headers = {"Accept": "application/json", "Connection": "close"}
-        self.request("GET", path, headers=headers, preload_content=False, decode_content=False)
-        response = self.getresponse()
-        return response.status, response.read(MAX_RESPONSE_BYTES + 1)
-
-    def cut_off(self) -> None:
-        self.is_cut_off = True
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close_all(self) -> None:
-        self.close()
-        if self._socket is not None:
-            self._socket.close()
-
-    def _new_conn(self) -> socket.socket:
-        connected = super()._new_conn()
-        self._socket = connected.dup()  # TLS detaches the socket itself
-        if self.is_cut_off:
-            raise TimeoutError
-        return connected
-
-
-class SecureConnection(Connection, HTTPSConnection):
-    """The same over TLS."""

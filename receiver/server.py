@@ -161,6 +161,7 @@ def dispatcher(settings: Settings, redactor: Redactor, listener: socket.socket |
 
 def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder: str, crash_guard: CrashGuard) -> None:
     """The process of the dispatcher: deliver until the lifeline asks to stop."""
+    from receiver.delivery.automatic_backfill import AutomaticBackfill
     from receiver.delivery.dispatcher import Dispatcher
     from receiver.delivery.plugins import load_plugins
     from receiver.delivery.registry import Judge
@@ -174,6 +175,9 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
     for warning in warnings + odd_secrets(secrets_by_option(plugins, settings)):
         log.warning("%s", warning)
     journal = open_journal(settings, holder)
+    backfill = AutomaticBackfill(settings, journal) if settings.sensors.enabled and settings.sensors.backfill else None
+    if backfill:
+        backfill.start()
     Dispatcher(
         journal,
         settings.enabled_sinks,
@@ -186,6 +190,8 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
         retention_seconds=settings.journal.retention_days * 86400,
         redact=redactor.redact,
     ).run(lifeline)
+    if backfill:
+        backfill.stop()
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)  # threads whose call does not return would keep the process alive

@@ -33,6 +33,9 @@ ISSUER_URL = "DT_ISSUER_URL"
 ISSUER = "https://identity.disruptive-technologies.com/data-connector"
 """Who signs pushes with DT's own keys."""
 
+API_URL = "https://api.disruptive-technologies.com/v2"
+TOKEN_URL = "https://identity.disruptive-technologies.com/oauth2/token"
+
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TABLES = ("receiver", "journal", "sensors", "sinks")
 SENSORS = "sensors"
@@ -99,6 +102,7 @@ class SensorsTable(Table):
     history_days: Number = Field(default=31, ge=8, le=400)
     silent_after: Number = Field(default=4, ge=2, le=100)
     settle: Seconds = 120.0
+    backfill: bool = False
 
 
 class Filter(Table):
@@ -109,6 +113,7 @@ class Filter(Table):
     projects: Annotated[tuple[str, ...], list_of_text("c8v2lh6000000000000")] | None = None
     labels: Mapping[str, str] = Field(default_factory=dict)
     backfilled: bool | None = None
+    origin: Literal["push", "history"] | None = None
 
     def misses(self, event: Event) -> list[str]:
         """The conditions that `event` does not meet; empty if the sink gets it."""
@@ -118,6 +123,7 @@ class Filter(Table):
             "projects": self.projects is None or event.project_id in self.projects,
             "labels": all(event.labels.get(key) == value for key, value in self.labels.items()),
             "backfilled": self.backfilled is None or event.backfilled is self.backfilled,
+            "origin": self.origin is None or event.origin == self.origin,
         }
         return [condition for condition, holds in met.items() if not holds]
 
@@ -163,6 +169,29 @@ class SinkSettings:
 
 
 @dataclass(frozen=True)
+class ApiAccess:
+    """DT's REST API, and the service account that may use it; `missing` are the variables that are not set.
+
+    https://developer.disruptive-technologies.com/docs/authentication/oauth2
+    """
+
+    key_id: str = field(default="", repr=False)
+    secret: str = field(default="", repr=False)
+    email: str = field(default="", repr=False)
+    url: str = API_URL
+    token_url: str = TOKEN_URL
+
+    @property
+    def missing(self) -> list[str]:
+        given = {
+            "DT_SERVICE_ACCOUNT_KEY_ID": self.key_id,
+            "DT_SERVICE_ACCOUNT_SECRET": self.secret,
+            "DT_SERVICE_ACCOUNT_EMAIL": self.email,
+        }
+        return [name for name, value in given.items() if not value]
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything from config.toml and the environment. `secret_values` must not appear in any log line or page.
 
@@ -184,6 +213,7 @@ class Settings:
     on_dyno: bool = False
     unused_variables: tuple[str, ...] = ()
     sensors: SensorsTable = field(default_factory=SensorsTable)
+    api: ApiAccess = field(default_factory=ApiAccess)
 
     @property
     def folder(self) -> Path:
@@ -240,7 +270,14 @@ def load_with_problems(
     sensors = reader.table(SensorsTable, "sensors", document.get("sensors", {}))
     sinks = tuple(reader.sinks(document.get("sinks", {})))
     has_organizations, organizations = _organizations(environ, problems)
-    issuer = _issuer(environ, problems)
+    issuer = _secure_url(environ, ISSUER_URL, ISSUER, problems)
+    api = ApiAccess(
+        _account(environ, "DT_SERVICE_ACCOUNT_KEY_ID", problems),
+        _account(environ, "DT_SERVICE_ACCOUNT_SECRET", problems),
+        _account(environ, "DT_SERVICE_ACCOUNT_EMAIL", problems),
+        _secure_url(environ, "DT_API_URL", API_URL, problems),
+        _secure_url(environ, "DT_TOKEN_URL", TOKEN_URL, problems),
+    )
     secrets = _secrets(environ, problems if secret_required else [], required=not has_organizations)
     try:
         database_url = read_variable(environ, "DATABASE_URL") or None
@@ -251,6 +288,7 @@ def load_with_problems(
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
     urls = {url for url in (database_url, sensors.url and sensors.url.get_secret_value()) if url}
+    account = {value for value in (api.key_id, api.secret) if value}
     return Settings(
         path,
         receiver,
@@ -259,13 +297,16 @@ def load_with_problems(
         port,
         workers,
         secrets,
-        secret_values=frozenset([*secrets.values(), *organizations, *reader.environment_values, token, *urls]),
+        secret_values=frozenset(
+            [*secrets.values(), *organizations, *reader.environment_values, token, *urls, *account]
+        ),
         organizations=organizations,
         issuer=issuer,
         database_url=database_url,
         on_dyno=bool(environ.get("DYNO")),
         unused_variables=_unused_variables(environ),
         sensors=sensors,
+        api=api,
     ), problems
 
 
@@ -310,13 +351,22 @@ def _organizations(environ: Mapping[str, str], problems: list[str]) -> tuple[boo
     return bool(ids), frozenset(ids)
 
 
-def _issuer(environ: Mapping[str, str], problems: list[str]) -> str:
-    """Plain HTTP would let anyone on the way replace the keys, so it is allowed on this machine alone."""
-    issuer = environ.get(ISSUER_URL) or ISSUER
-    if is_secure_url(issuer):
-        return issuer
-    problems.append(f"environment: {ISSUER_URL} must begin with https://, or with http:// and be on this machine")
-    return ISSUER
+def _account(environ: Mapping[str, str], name: str, problems: list[str]) -> str:
+    """A part of the service account; empty if it is not set."""
+    try:
+        return (read_variable(environ, name) or "").strip()
+    except ConfigError as error:
+        problems.append(f"environment: {error}")
+        return ""
+
+
+def _secure_url(environ: Mapping[str, str], name: str, default: str, problems: list[str]) -> str:
+    """Plain HTTP would let anyone on the way replace what DT says, so it is allowed on this machine alone."""
+    url = environ.get(name) or default
+    if is_secure_url(url):
+        return url
+    problems.append(f"environment: {name} must begin with https://, or with http:// and be on this machine")
+    return default
 
 
 def is_secure_url(url: str) -> bool:

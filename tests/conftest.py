@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.asymmetric import issuer, keys_receiver
+from support.cloud import cloud
 from support.commands import operator, shell
 from support.csv_archive import archive
 from support.delivery import dispatcher, loop_tester, sqlite_store
@@ -43,6 +44,7 @@ __all__ = [
     "StartReceiver",
     "archive",
     "clock",
+    "cloud",
     "deployment",
     "dispatcher",
     "issuer",

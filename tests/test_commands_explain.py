@@ -31,6 +31,7 @@ def test_an_event_is_explained_with_its_facts_and_its_delivery_at_each_sink(oper
         "device_name": None,
         "occurred_at": "2026-01-31T12:00:00.000Z",
         "received_at": "2026-01-31T12:00:00.000Z",
+        "origin": "push",
     }
     sinks = operator.explain("a")
     assert all(is_recent(sinks[name].pop("last_attempt_at")) for name in ("archive", "erp", "removed"))
@@ -60,6 +61,7 @@ def test_an_explanation_for_people_has_the_same_facts(operator: Operator) -> Non
         "device name  -",
         "occurred at  2026-01-31T12:00:00.000Z",
         "received at  2026-01-31T12:00:00.000Z",
+        "origin       push",
     ]
     assert heading.split("  ")[0] == "sink"
     assert archive.split()[:3] == ["archive", "pending", "0"]

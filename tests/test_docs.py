@@ -21,10 +21,10 @@ import click
 import psycopg
 import pytest
 from pydantic import BaseModel
-from support.commands import TWO_SINKS, Operator
+from support.commands import STRONG_SECRET, TWO_SINKS, Operator
 from support.layers import LAYERS
 from support.pages import Page, all_pages, in_backticks, tables
-from support.sensors import fold_a_silent_freezer
+from support.sensors import PROJECT, fold_a_silent_freezer
 
 from receiver import Event, GiveUp, Incident, Pause, Reading, Retry
 from receiver.admin import MAX_LISTED
@@ -65,6 +65,7 @@ from receiver.settings import (
 from receiver.simulator import Simulator
 from receiver.supervisor import STOP_SECONDS
 from receiver.testing import SinkSuite, wait_until
+from receiver.testing.cloud import Cloud
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.postgresql import new_database
 from receiver.validation import RENAMED
@@ -209,6 +210,8 @@ def test_every_environment_variable_is_documented_with_its_default(tmp_path: Pat
         "WEB_CONCURRENCY": str(settings.workers),
         "RECEIVER_CONFIG": settings.path.name,
         "DT_ISSUER_URL": settings.issuer,
+        "DT_API_URL": settings.api.url,
+        "DT_TOKEN_URL": settings.api.token_url,
     }
 
 
@@ -384,7 +387,12 @@ def test_every_command_has_help_with_an_example(name: str, command: click.Comman
     assert f"python -m receiver {name}" in (command.help or "")
 
 
-def test_the_json_of_every_command_has_the_documented_fields(operator: Operator) -> None:
+def test_the_json_of_every_command_has_the_documented_fields(
+    operator: Operator, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    cloud.add_connector(PROJECT, "http://127.0.0.1:1/", secret=STRONG_SECRET, labels=(), successes=1)
     operator.configure(TWO_SINKS.replace("[sensors]\nenabled = false\n", ""))
     with closing(open_registry(operator.settings)) as registry:
         fold_a_silent_freezer(registry, datetime.now(UTC))
@@ -488,7 +496,7 @@ def test_every_metric_on_a_page_exists(page: Page) -> None:
 RUNBOOKS = (
     *("A paused sink", "A growing backlog", "Dead letters", "Rejected pushes", "Quarantined pushes"),
     *("Disk full", "A rotated secret", "From the secret to DT's own keys", "DT's keys cannot be fetched"),
-    "DT disabled the connector",
+    *("DT disabled the connector", "After an outage"),
 )
 
 

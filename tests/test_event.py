@@ -169,6 +169,7 @@ def test_every_field_of_an_event_is_decoded(event_type: str) -> None:
         "received_at": RECEIVED,
         "data": data if event_type == "labelsChanged" else data[event_type],
         "backfilled": False,
+        "origin": "push",
     }
 
 
@@ -685,6 +686,7 @@ def test_an_id_and_a_type_are_sufficient(name: str) -> None:
         "received_at": RECEIVED,
         "data": {},
         "backfilled": False,
+        "origin": "push",
     }
     assert (event.readings(), event.typed) == ([], None)
 

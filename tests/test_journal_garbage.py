@@ -75,6 +75,7 @@ RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "resume": lambda records, text, number, time: records.resume(text),
     "remove_sink": lambda records, text, number, time: records.remove_sink(text),
     "newest": lambda records, text, number, time: records.newest(time, "pending", number, number),
+    "known": lambda records, text, number, time: records.known([text]),
     "document": lambda records, text, number, time: records.document(text),
 }
 

@@ -620,6 +620,7 @@ def test_secret_values_are_all_secrets_and_all_values_from_the_environment(tmp_p
         headers = { x = [{ env = "TOKEN" }], y = "in the file" }
         """
     environ = {f"{SECRET}__OLD": "old-secret", "URL": "https://hook", "TOKEN": "a-token", "OTHER": "not read"}
+    environ |= {"DT_SERVICE_ACCOUNT_KEY_ID": "key-id", "DT_SERVICE_ACCOUNT_SECRET": "secret of a key"}
     settings = load_config(tmp_path, config, DATABASE_URL="postgres://u:p@h/d", **environ)
     assert settings.secret_values == {
         "a-secret",
@@ -628,7 +629,41 @@ def test_secret_values_are_all_secrets_and_all_values_from_the_environment(tmp_p
         "a-token",
         "token-of-the-metrics",
         "postgres://u:p@h/d",
+        "key-id",
+        "secret of a key",
     }
+
+
+def test_the_service_account_is_read_from_variables_or_files_and_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret of a key\n")
+    environ = {
+        "DT_SERVICE_ACCOUNT_KEY_ID": "key-id",
+        "DT_SERVICE_ACCOUNT_SECRET_FILE": str(tmp_path / "secret"),
+        "DT_SERVICE_ACCOUNT_EMAIL": "account@example.com",
+    }
+    api = load_config(tmp_path, "", **environ).api
+    assert (api.key_id, api.secret, api.email, api.missing) == ("key-id", "secret of a key", "account@example.com", [])
+    assert api.url == "https://api.disruptive-technologies.com/v2"
+    assert not [value for value in ("key-id", "secret of a key") if value in repr(api)]
+    assert load_config(tmp_path, "").api.missing == [
+        "DT_SERVICE_ACCOUNT_KEY_ID",
+        "DT_SERVICE_ACCOUNT_SECRET",
+        "DT_SERVICE_ACCOUNT_EMAIL",
+    ]
+    both = {**environ, "DT_SERVICE_ACCOUNT_SECRET": "another"}
+    assert load_problems(tmp_path, "", **both) == [
+        "environment: DT_SERVICE_ACCOUNT_SECRET and DT_SERVICE_ACCOUNT_SECRET_FILE are both set; unset one of them"
+    ]
+
+
+@pytest.mark.parametrize("name", ["DT_API_URL", "DT_TOKEN_URL", "DT_ISSUER_URL"])
+def test_an_address_of_dt_must_be_https_or_on_this_machine(tmp_path: Path, name: str) -> None:
+    for url in ("http://api.example/", "ftp://api.example/", "https://user@api.example/", "https://api.example/?a=b"):
+        assert load_problems(tmp_path, "", **{name: url}) == [
+            f"environment: {name} must begin with https://, or with http:// and be on this machine"
+        ]
+    assert load_config(tmp_path, "", **{name: "http://127.0.0.1:1/v2"})
+    assert load_config(tmp_path, "", **{name: "https://api.example/v2"})
 
 
 def test_the_metrics_token_is_not_shown(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def explain(event_id: str, body: bool, as_json: bool) -> None:
         "device_name": event.labels.get("name"),
         "occurred_at": plain(event.occurred_at),
         "received_at": plain(event.received_at),
+        "origin": event.origin.value,
     }
     if as_json:
         print_json({**facts, "sinks": found.deliveries, **({"body": event.body} if body else {})})

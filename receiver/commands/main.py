@@ -23,6 +23,7 @@ from receiver.commands.context import (
     redactor,
 )
 from receiver.commands.deliveries import dead_letters, quarantine, replay, sinks_remove, sinks_resume, status
+from receiver.commands.dt import backfill, doctor
 from receiver.commands.events import events, explain
 from receiver.commands.output import cell, print_json, show_type
 from receiver.commands.sensors import sensors
@@ -303,7 +304,7 @@ def _socket(descriptor: int | None) -> socket.socket | None:
     return None if descriptor is None else socket.socket(fileno=descriptor)
 
 
-for command in (dead_letters, events, explain, quarantine, replay, sensors, status):
+for command in (backfill, dead_letters, doctor, events, explain, quarantine, replay, sensors, status):
     main.add_command(command)
 for command in (sinks_remove, sinks_resume):
     sinks.add_command(command)

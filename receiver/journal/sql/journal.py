@@ -338,6 +338,7 @@ class SqlJournal(SqlState):
                 "received_at": arrival.received_at,
                 "reason": self._database.storable(arrival.quarantine_reason or ""),
                 "body": arrival.body,
+                "origin": arrival.origin,
             }
             for arrival in arrivals
         ]

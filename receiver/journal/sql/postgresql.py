@@ -59,9 +59,9 @@ STABLE_SECONDS = 60.0
 _MB = 1_000_000
 INSERT_EVENTS = f"""
 WITH given AS (
-    SELECT * FROM unnest(%b::text[], %b::float8[], %b::bytea[]) AS columns (id, received_at, body)
+    SELECT * FROM unnest(%b::text[], %b::float8[], %b::bytea[], %b::text[]) AS columns (id, received_at, body, origin)
 ), added AS (
-    INSERT INTO events (id, received_at, routed, body) SELECT id, received_at, false, body FROM given
+    INSERT INTO events (id, received_at, routed, body, origin) SELECT id, received_at, false, body, origin FROM given
     ON CONFLICT DO NOTHING RETURNING id
 )
 SELECT id, pg_notify('{CHANNEL}', '') FROM added
@@ -109,7 +109,8 @@ class PostgresqlDatabase:
         A session that turns out to be useless is then replaced, because this statement can be repeated: rows that the
         first try did insert are reported as duplicates.
         """
-        columns = zip(*((arrival.id, arrival.received_at, arrival.body) for arrival in arrivals), strict=True)
+        rows = ((each.id, each.received_at, each.body, each.origin.value) for each in arrivals)
+        columns = zip(*rows, strict=True)
         values = tuple(map(list, columns))
         if connection is not None:
             return set(connection.exec_driver_sql(INSERT_EVENTS, values).scalars())

@@ -20,12 +20,16 @@ CONDITIONS = {
     "dead": IS_DEAD,
 }
 """By the name of each state, the condition that its index is for; few deliveries are not delivered."""
-QUARANTINED = (quarantine.c.id, quarantine.c.received_at, quarantine.c.reason, quarantine.c.body)
+QUARANTINED = (quarantine.c.id, quarantine.c.received_at, quarantine.c.reason, quarantine.c.body, quarantine.c.origin)
 THIS_DELIVERY = (deliveries.c.event == bindparam("of_event")) & (deliveries.c.sink == bindparam("of_sink"))
 
 
 class SqlRecords(SqlState):
     """The contract of Records on a database."""
+
+    def known(self, event_ids: Sequence[str]) -> set[str]:
+        with self._database.read() as connection:
+            return set(connection.scalars(select(events.c.id).where(events.c.id.in_(event_ids))))
 
     def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
         columns = (sinks.c.name, deliveries.c.attempts, deliveries.c.settled_at, deliveries.c.reason)
@@ -40,7 +44,7 @@ class SqlRecords(SqlState):
             query = query.where(sinks.c.name == sink)
         with self._database.read() as connection:
             rows = connection.execute(query.limit(limit)).all()
-        return [DeadLetter(row.name, StoredEvent(*row[:4]), *row[5:]) for row in rows]
+        return [DeadLetter(row.name, StoredEvent(*row[:5]), *row[6:]) for row in rows]
 
     def retry_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
         return self._change_dead(
@@ -61,7 +65,13 @@ class SqlRecords(SqlState):
             return [QuarantinedPush(*row) for row in connection.execute(query)]
 
     def release(self, quarantined: QuarantinedPush, event_id: str) -> None:
-        event = {"id": event_id, "received_at": quarantined.received_at, "routed": False, "body": quarantined.body}
+        event = {
+            "id": event_id,
+            "received_at": quarantined.received_at,
+            "routed": False,
+            "body": quarantined.body,
+            "origin": quarantined.origin,
+        }
         with self._database.write(wakes=True) as connection:
             connection.execute(self._database.insert(events).values(event).on_conflict_do_nothing())
             connection.execute(delete(quarantine).where(quarantine.c.id == quarantined.id))
@@ -142,7 +152,7 @@ class SqlRecords(SqlState):
         states: dict[int, list[DeliveryState]] = {row.key: [] for row in found}
         for event, name, state, *rest in connection.execute(routed):
             states[event].append(DeliveryState(name, STATES[state], *rest))
-        return [EventHistory(StoredEvent(*row[:4]), row.routed, tuple(states[row.key])) for row in found]
+        return [EventHistory(StoredEvent(*row[:5]), row.routed, tuple(states[row.key])) for row in found]
 
     @staticmethod
     def _received(since: float, until: float) -> tuple[ColumnElement[bool], ...]:

@@ -25,7 +25,9 @@ from sqlalchemy import (
     literal_column,
 )
 
-SCHEMA_VERSION = 5
+from receiver.event import Origin
+
+SCHEMA_VERSION = 6
 UPGRADES = {
     1: (
         "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false",
@@ -42,6 +44,10 @@ UPGRADES = {
     ),
     3: ("ALTER TABLE sinks ADD COLUMN missed_from BIGINT",),
     4: ("UPDATE sinks SET failures = attempts - delivered",),  # which did not count failed probes
+    5: (
+        "ALTER TABLE events ADD COLUMN origin VARCHAR(16) NOT NULL DEFAULT 'push'",
+        "ALTER TABLE quarantine ADD COLUMN origin VARCHAR(16) NOT NULL DEFAULT 'push'",
+    ),
 }
 """The statements that upgrade each version to the next. Missing tables are created before them, indexes afterwards."""
 
@@ -57,6 +63,10 @@ def _partial_index(condition: ColumnElement[bool], name: str, *columns: Column[A
     Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
+def _origin_column() -> Column[str]:
+    return Column("origin", String(16), nullable=False, server_default=Origin.PUSH.value)
+
+
 versions = Table("receiver_schema", metadata, Column("version", Integer, primary_key=True))
 events = Table(
     "events",
@@ -66,6 +76,7 @@ events = Table(
     Column("received_at", Double, nullable=False),
     Column("routed", Boolean, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    _origin_column(),
 )
 _partial_index(events.c.routed.is_(False), "events_unrouted", events.c.key)
 sinks = Table(
@@ -117,6 +128,7 @@ quarantine = Table(
     Column("received_at", Double, nullable=False),
     Column("reason", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    _origin_column(),
 )
 dispatchers = Table(
     "dispatchers",

@@ -48,7 +48,9 @@ STDERR = 2
 """The file descriptor: `sys.stderr` may have none."""
 
 _MB = 1_000_000
-INSERT_EVENT = "INSERT INTO events (id, received_at, routed, body) VALUES (?, ?, 0, ?) ON CONFLICT DO NOTHING"
+INSERT_EVENT = (
+    "INSERT INTO events (id, received_at, routed, body, origin) VALUES (?, ?, 0, ?, ?) ON CONFLICT DO NOTHING"
+)
 LAST_EVENTS = "SELECT id FROM events ORDER BY key DESC LIMIT ?"
 
 
@@ -310,7 +312,7 @@ def _insert(connection: Any, arrivals: Sequence[Arrival]) -> set[str]:
     Row by row: the driver caches statements with their last values, so one for each number of rows would hold on to
     megabytes.
     """
-    rows = [(arrival.id, arrival.received_at, arrival.body) for arrival in arrivals]
+    rows = [(arrival.id, arrival.received_at, arrival.body, arrival.origin.value) for arrival in arrivals]
     added = connection.executemany(INSERT_EVENT, rows).rowcount
     if added == len(arrivals):
         return {arrival.id for arrival in arrivals}

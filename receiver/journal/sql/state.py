@@ -28,7 +28,7 @@ from receiver.journal.sql.schema import (
 TOGETHER_SECONDS = 15.0
 """Dispatchers whose last reports are further apart do not run at the same time: each reports every 5 s."""
 
-STORED_EVENT = (events.c.key, events.c.id, events.c.body, events.c.received_at)
+STORED_EVENT = (events.c.key, events.c.id, events.c.body, events.c.received_at, events.c.origin)
 """The columns of a StoredEvent, in its order."""
 
 

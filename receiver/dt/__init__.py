@@ -1,0 +1,1 @@
+"""DT's REST API and what is built on it: `backfill` and `doctor`. Nothing else calls that API."""
