@@ -109,9 +109,10 @@ class Connection(HTTPConnection):
     ) -> Response:
         self.request(method, url.request_uri, body, headers, preload_content=False, decode_content=False)
         response = self.getresponse()
-        content = response.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            response.close()  # or the rest of it would keep the socket open
+        try:
+            content = response.read(max_bytes + 1)
+        finally:
+            response.close()  # or what was not read would keep the socket open
         if self.is_cut_off:
             raise TimeoutError
         if len(content) <= max_bytes and response.length_remaining:
