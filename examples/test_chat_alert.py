@@ -259,7 +259,7 @@ def test_a_running_receiver_posts_about_water_and_a_paused_sink(chat: Chat, star
 
 def incident(number: int, *names: str, closed: bool = False) -> Incident:
     sensors = {f"device{n}": name for n, name in enumerate(names)}
-    reason = f"{names[0]} was not heard since 2026-03-14 11:00 UTC"
+    reason = f"{names[0]} has not been heard since 2026-03-14 11:00 UTC"
     return Incident(number, Cause.DEVICE, "p", sensors, NOON, NOON, NOON if closed else None, reason)
 
 
@@ -270,7 +270,7 @@ def test_incidents_that_come_together_are_one_message(chat: Chat, monkeypatch: p
         sink.incident_opened(incident(number, f"<freezer> {number}"))
     wait_until(lambda: chat.messages)
     (message,) = chat.messages
-    assert message.startswith("🔇 &lt;freezer&gt; 0 was not heard since 2026-03-14 11:00 UTC (incident 0)")
+    assert message.startswith("🔇 &lt;freezer&gt; 0 has not been heard since 2026-03-14 11:00 UTC (incident 0)")
     assert message.endswith("… and 20 more; `python -m receiver sensors incidents` shows all")
     sink.incident_closed(incident(3, *"abcdefg", closed=True))
     wait_until(lambda: len(chat.messages) == 2)

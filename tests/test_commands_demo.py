@@ -23,7 +23,7 @@ def test_the_demo_runs_in_any_folder_and_leaves_what_its_sinks_wrote(shell: Shel
     assert f"archive: {number} delivered, 0 pending" in counts
     assert f"console: {number} delivered, 0 pending" in counts
 
-    assert out[-2].startswith("An incident was opened: Freezer 1 was not heard since ")
+    assert out[-2].startswith("An incident was opened: Freezer 1 has not been heard since ")
     assert out[-1] == "It is closed: Freezer 1 is heard again."
 
     shown = next(line for line in out if line.endswith("events.csv:"))

@@ -114,7 +114,7 @@ def test_gaps_are_listed_with_the_newest_first(operator: Operator, known: Regist
 
 def test_incidents_are_listed(operator: Operator, known: Registry) -> None:
     (incident,) = operator.json("sensors", "incidents")
-    assert incident.pop("reason").startswith("freezer was not heard since ")
+    assert incident.pop("reason").startswith("freezer has not been heard since ")
     assert seconds_since_1970(incident.pop("opened")) == NOW.timestamp()
     assert incident == {"id": 1, "cause": "device", "project_id": PROJECT, "sensors": [FREEZER], "closed": None}
     assert operator.lines("sensors", "incidents")[0].split() == ["id", "cause", "project", "id", "opened", "reason"]

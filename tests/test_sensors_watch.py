@@ -345,7 +345,7 @@ def test_the_third_change_within_a_day_is_unstable_and_stays_open_until_a_day_wa
     verdict = Site(500, [watched(last_heard=seconds(400))], [before]).judge()
     (case,) = verdict.opened
     assert (case.unstable, verdict.states[FREEZER]) == (True, State.UNSTABLE)
-    assert case.reason.startswith("unstable, 3 changes within a day: freezer was not heard since ")
+    assert case.reason.startswith("unstable, 3 changes within a day: freezer has not been heard since ")
     case = replace(case, id=8)
     for quiet, closes in ((20 * HOUR, False), (25 * HOUR, True)):
         heard = minutes_at(400, *every(15, 600, 600 + quiet))

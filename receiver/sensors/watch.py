@@ -281,7 +281,7 @@ class _Judge:
                 self.add_gateway(sensor.connector, sensor.project_id)
             else:
                 reason = (
-                    f"{sensor.label} was not heard since {_time(sensor.last_heard or 0.0)}; "
+                    f"{sensor.label} has not been heard since {_time(sensor.last_heard or 0.0)}; "
                     f"it is usually heard every {sensor.interval:.0f} minutes"
                 )
                 self.add_sensor(Cause.DEVICE, sensor, sensor.last_heard or 0.0, reason)
@@ -299,7 +299,7 @@ class _Judge:
         members = [sensor.device_id for sensor in self.dependents[connector]]
         since = max(self.sensors[device].last_heard or 0.0 for device in members)
         reason = (
-            f"{_count(members)} that are heard only through cloud connector {connector} were not heard since "
+            f"{_count(members)} that are heard only through cloud connector {connector} have not been heard since "
             f"{_time(since)}"
         )
         for case in {self.in_case[device].id: self.in_case[device] for device in members if device in self.in_case}:
