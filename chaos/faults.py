@@ -93,7 +93,7 @@ class Lane(threading.Thread):
 
     def finish(self, min_faults: int = 0) -> None:
         """Begin no further fault when so many were injected, and end the current one."""
-        wait_until(lambda: len(self.injected) >= min_faults, FAULT_SECONDS * min_faults, f"{min_faults} faults")
+        wait_until(lambda: len(self.injected) >= min_faults, FAULT_SECONDS * max(1, min_faults), f"{min_faults} faults")
         self._finishing.set()
         self.join()
 
