@@ -22,7 +22,7 @@ import psutil
 
 from bench.intake import MAX_RATE, signed
 from bench.latency import Traffic
-from bench.load import Load, Pushes, push
+from bench.load import Pushes, push
 from bench.servers import CSV, INTAKE_ONLY, WITH_REGISTRY, Kind, Server, folder, started
 from bench.tables import rate, show
 from chaos.pair import Node, own
@@ -68,7 +68,7 @@ class Cost:
 
 def measure(size: float) -> None:
     """Print the tables."""
-    seconds = max(3.0, SECONDS * size)
+    seconds = round(max(3.0, SECONDS * size))
     idle, steady, fast = [], [], []
     for kind in KINDS:
         for count in RECEIVERS:
@@ -79,9 +79,8 @@ def measure(size: float) -> None:
                 idle.append((name, *per_second(database.cost(lambda: rest(seconds)))))
                 cost = database.cost(lambda: push_steadily(database, servers, seconds))
                 steady.append((name, *per_push(cost), f"{counted.round_trips / counted.transactions:.1f}"))
-                loads: list[Load] = []
-                most = database.cost(lambda: push_fast(database, servers, pushes, seconds, loads))
-                fast.append((name, rate(sum(load.rate for load in loads)), *per_push(most)))
+                most = database.cost(lambda: push_fast(database, servers, pushes, seconds))
+                fast.append((name, rate(most.pushes / seconds), *per_push(most)))
     each = ["CPU µs/push", "WAL bytes/push", "transactions/push"]
     show("PostgreSQL while nothing happens", ["", "CPU ms/s", "transactions/s"], idle)
     show(f"PostgreSQL at {RATE:.0f} pushes/s in all", ["", *each, "round trips/transaction"], steady)
@@ -162,18 +161,19 @@ def pushes_for(seconds: float) -> Iterator[Pushes]:
         yield pushes
 
 
-def push_fast(database: Database, servers: Sequence[Server], pushes: Pushes, seconds: float, loads: list[Load]) -> int:
-    """Push to all servers at once, to each another part of the pushes; `loads` gets what each was pushed."""
+def push_fast(database: Database, servers: Sequence[Server], pushes: Pushes, seconds: float) -> int:
+    """Push to all servers at once, to each another part of the pushes."""
     share = round(MAX_RATE * seconds / len(servers))
 
-    def push_to(number: int) -> Load:
-        return push(servers[number].url, pushes, share * number, seconds, CONNECTIONS // len(servers))
+    def push_to(number: int) -> int:
+        connections = CONNECTIONS // len(servers)
+        return push(servers[number].url, pushes, share * number, seconds, connections).pushes
 
     with ThreadPoolExecutor(len(servers)) as threads:
-        loads += threads.map(push_to, range(len(servers)))
+        count = sum(threads.map(push_to, range(len(servers))))
     if servers[0].kind.config != INTAKE_ONLY:
         database.wait_until_delivered()
-    return sum(load.pushes for load in loads)
+    return count
 
 
 @contextmanager
