@@ -73,10 +73,12 @@ GUIDE_EQUAL = Kind("minimal receiver, as many workers", (*GUNICORN, *THREADED))
 class Server:
     """A server in a folder, which may have the journal of an earlier server."""
 
-    def __init__(self, kind: Kind, folder: Path) -> None:
+    def __init__(self, kind: Kind, folder: Path, database: str = "") -> None:
+        """Without the URL of a `database`, it has one of its own."""
         self.kind = kind
         self.folder = folder
-        self.database = new_database() if kind.postgres else f"sqlite:///{folder}/data/journal.sqlite"
+        sqlite = f"sqlite:///{folder}/data/journal.sqlite"
+        self.database = database or (new_database() if kind.postgres else sqlite)
         self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         (folder / "config.toml").write_text(kind.config, encoding="utf-8")

@@ -20,19 +20,33 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="determines the pushes and the order of the faults (random)")
     parser.add_argument("--journal", choices=OF_JOURNAL, default="sqlite", help="the database of the journal (sqlite)")
     parser.add_argument("--rate", type=float, default=50.0, help="pushes per second (50)")
+    parser.add_argument("--failovers", type=int, help="only fail over, so many times, between two servers")
     options = parser.parse_args()
     seed = random.randrange(10_000) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="receiver-chaos-"))
-    print(f"Chaos for {options.minutes:g} minutes with seed {seed}, in {folder}.", flush=True)
-    report = run(Trial(seed, options.journal, options.minutes * 60, options.rate), folder)
+    print(f"{command(options, seed)}, in {folder}", flush=True)
+    report = run(trial(options, seed), folder)
     print(report)
     if report.violations:
         print(f"\nAll files are in {folder}: faults.txt is the log of the faults, log.txt that of the receiver.")
         print("To repeat the same pushes and faults in the same order, though not at the same milliseconds:")
-        print(f"make chaos MINUTES={options.minutes:g} SEED={seed} JOURNAL={options.journal} RATE={options.rate:g}")
+        print(command(options, seed))
         return 1
     shutil.rmtree(folder)
     return 0
+
+
+def trial(options: argparse.Namespace, seed: int) -> Trial:
+    if options.failovers is None:
+        return Trial(seed, options.journal, options.minutes * 60, options.rate)
+    only = tuple(OF_JOURNAL["replicated"])
+    return Trial(seed, "replicated", 0.0, options.rate, min_faults=options.failovers, only=only)
+
+
+def command(options: argparse.Namespace, seed: int) -> str:
+    if options.failovers is None:
+        return f"make chaos MINUTES={options.minutes:g} SEED={seed} JOURNAL={options.journal} RATE={options.rate:g}"
+    return f"make failover TIMES={options.failovers} SEED={seed} RATE={options.rate:g}"
 
 
 if __name__ == "__main__":

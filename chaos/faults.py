@@ -28,8 +28,8 @@ MIN_LIMIT_BYTES = 100_000
 NOTICED_SECONDS = 30.0
 """How long to wait until the receiver has called a target that misbehaves."""
 
-FAULTS_SECONDS = 180.0
-"""How long to wait until enough faults were injected, on a busy machine."""
+FAULT_SECONDS = 60.0
+"""How long to wait for each fault until enough were injected, on a busy machine."""
 
 MEMORY_BYTES = 1_000_000_000
 
@@ -93,7 +93,7 @@ class Lane(threading.Thread):
 
     def finish(self, min_faults: int = 0) -> None:
         """Begin no further fault when so many were injected, and end the current one."""
-        wait_until(lambda: len(self.injected) >= min_faults, FAULTS_SECONDS, f"{min_faults} faults")
+        wait_until(lambda: len(self.injected) >= min_faults, FAULT_SECONDS * max(1, min_faults), f"{min_faults} faults")
         self._finishing.set()
         self.join()
 
@@ -297,6 +297,18 @@ def cut_connections(system: System, planned: PlannedFault) -> Iterator[str]:
     yield f"{sum(terminated or False for (terminated,) in connections)} of {len(connections)}"
 
 
+def fail_over(*, frozen: bool) -> Inject:
+    """The primary of two servers is killed or frozen, and a while later its standby is promoted."""
+
+    @contextmanager
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
+        assert system.pair is not None
+        with system.pair.fail_over(frozen=frozen):
+            yield f"for {planned.seconds:.1f} s"
+
+    return inject
+
+
 Option = TypeVar("Option")
 
 
@@ -329,10 +341,13 @@ FAULTS = {
     "database killed": Fault(kill_database, 2),
     "database frozen": Fault(freeze_database, 8),
     "connections cut": Fault(cut_connections, 0),
+    "primary killed": Fault(fail_over(frozen=False), 3),
+    "primary frozen": Fault(fail_over(frozen=True), 3),
 }
 OF_PROCESSES = list(FAULTS)[:11]
 OF_SURROUNDINGS = list(FAULTS)[11:20]
 OF_JOURNAL = {
     "sqlite": ["disk full under journal"],
     "postgresql": ["database killed", "database frozen", "connections cut"],
+    "replicated": ["primary killed", "primary frozen"],
 }

@@ -114,8 +114,8 @@ class Pair:
         """Create a database; a URL of it with both hosts."""
         name = f"chaos_{uuid.uuid4().hex}"
         self.primary.sql(f"CREATE DATABASE {name}")
-        hosts = f"host={self.primary.folder}&host={self.standby.folder}"
-        return f"postgresql://postgres@/{name}?{hosts}&target_session_attrs=read-write"
+        hosts = f"{self.primary.folder},{self.standby.folder}"
+        return f"postgresql://postgres@/{name}?host={hosts}&target_session_attrs=read-write"
 
     def rebuild(self) -> None:
         """Make the other server a new standby, and let each commit wait for it from now on."""

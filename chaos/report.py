@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from chaos.faults import InjectedFault
 from chaos.oracle import Received, Violation
 
+MAX_SHOWN = 20
+"""How many faults are shown one by one."""
+
 
 @dataclass(frozen=True)
 class Recovery:
     """A fault, and the seconds from its end to the next 200, and until every destination has received something.
 
-    Faults overlap, so each time includes what other faults added. None where nothing followed.
+    `without_200` is how long there was no 200 before and after its end. Faults overlap, so each time includes what
+    other faults added. None where nothing followed.
     """
 
     fault: InjectedFault
     to_next_200: float | None
+    without_200: float | None
     to_deliveries: float | None
 
 
@@ -54,9 +59,11 @@ class Report:
     def _table(self) -> list[str]:
         kinds = sorted({recovery.fault.kind for recovery in self.recoveries})
         return [
-            f"{'fault':30}{'count':>6}{'longest to the next 200':>25}{'to deliveries at all sinks':>28}",
+            f"{'fault':30}{'count':>6}{'longest to the next 200':>25}{'without a 200':>15}"
+            f"{'to deliveries at all sinks':>28}",
             *(row(kind, [each for each in self.recoveries if each.fault.kind == kind]) for kind in kinds),
             row("all", self.recoveries),
+            *(row(f"{each.fault.kind} {each.fault.detail}", [each]) for each in self.recoveries[:MAX_SHOWN]),
         ]
 
     def _verdict(self) -> list[str]:
@@ -67,8 +74,9 @@ class Report:
 
 def row(name: str, recoveries: Sequence[Recovery]) -> str:
     next_200 = longest(each.to_next_200 for each in recoveries)
+    without_200 = longest(each.without_200 for each in recoveries)
     deliveries = longest(each.to_deliveries for each in recoveries)
-    return f"{name:30}{len(recoveries):>6}{next_200:>25}{deliveries:>28}"
+    return f"{name:30}{len(recoveries):>6}{next_200:>25}{without_200:>15}{deliveries:>28}"
 
 
 def longest(times: Iterable[float | None]) -> str:
@@ -81,7 +89,10 @@ def recovery(fault: InjectedFault, got_200: Sequence[float], grew: Mapping[str, 
     delivered = [seconds_to_next(fault.ended_at, times) for times in grew.values()]
     known = [seconds for seconds in delivered if seconds is not None]
     to_deliveries = max(known) if len(known) == len(delivered) else None
-    return Recovery(fault, seconds_to_next(fault.ended_at, got_200), to_deliveries)
+    next_200 = seconds_to_next(fault.ended_at, got_200)
+    place = bisect.bisect_right(got_200, fault.ended_at)
+    before = fault.ended_at - got_200[place - 1] if place else 0.0
+    return Recovery(fault, next_200, None if next_200 is None else before + next_200, to_deliveries)
 
 
 def seconds_to_next(moment: float, times: Sequence[float]) -> float | None:

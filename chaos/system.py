@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from chaos.pair import Pair
 from chaos.recorder import Recorder
 from receiver.testing.postgresql import own_server
 from receiver.testing.running import ROOT, RunningReceiver, parent_of, wait_until
@@ -60,7 +61,9 @@ class System:
         self._retry = RETRY.format(initial=INITIAL_BACKOFF_SECONDS / speed, maximum=MAX_BACKOFF_SECONDS / speed)
         self.target = Target()
         self.server = own_server() if journal == "postgresql" else None
-        self.database_url = self.server.new_database() if self.server else None
+        self.pair = Pair() if journal == "replicated" else None
+        database = self.server or self.pair
+        self.database_url = database.new_database() if database else None
         environment = {"DATABASE_URL": self.database_url} if self.database_url else {}
         self.receiver = RunningReceiver(folder, self.config(), time.time(), environment)
         self.exits: list[int] = []
@@ -150,7 +153,7 @@ class System:
         """Run a statement on a connection of our own to the database. [] if there is no database."""
         if self.database_url is None:
             return []
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
+        with psycopg.connect(self.database_url, autocommit=True, connect_timeout=2) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
@@ -171,6 +174,8 @@ class System:
             self.receiver.kill_all()
         self.target.recover()
         self.target.close()
+        if self.pair is not None:
+            self.pair.close()
 
     def _restart_on_exit(self) -> None:
         while not self._closing.wait(RESTART_SECONDS):

@@ -42,8 +42,8 @@ GAUGES = [
 class Trial:
     """What to run: for how long, at how many pushes per second, and how much faster than usual the faults come.
 
-    It runs for longer if a lane has injected less than `min_faults` by then. With `expire_claims` the claims of killed
-    dispatchers are ended instead of waited for.
+    It runs for longer if a lane has injected less than `min_faults` by then. With `only`, these kinds of faults are
+    injected, in one lane. With `expire_claims` the claims of killed dispatchers are ended instead of waited for.
     """
 
     seed: int
@@ -52,6 +52,7 @@ class Trial:
     rate: float = 50.0
     speed: float = 1.0
     min_faults: int = 0
+    only: tuple[str, ...] = ()
     expire_claims: bool = False
 
 
@@ -72,7 +73,8 @@ def run(trial: Trial, folder: Path) -> Report:
         violations += wait_until_idle(system, driver, expire_claims=trial.expire_claims)
         watch.finish()
         received, entries = collect(system), driver.ledger.entries
-        violations += judge(entries, quarantined_ids(system), received, system.disabled)
+        quarantined = quarantined_ids(system)
+        violations += judge(entries, quarantined, received, system.disabled, repeats=not trial.only)
         explanations = explain(system, violations)
         violations += compare_registry(system, entries)
         violations += stop(system)
@@ -94,7 +96,12 @@ def run(trial: Trial, folder: Path) -> Report:
 
 def inject_faults(system: System, trial: Trial) -> tuple[list[InjectedFault], list[Violation]]:
     """Inject faults in two lanes that overlap; all of them, and the promises found broken meanwhile."""
-    kinds = {"processes": OF_PROCESSES, "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal]}
+    kinds: dict[str, Sequence[str]] = {
+        "processes": OF_PROCESSES,
+        "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal],
+    }
+    if trial.only:
+        kinds = {"only": trial.only}
     lanes = [Lane(system, schedule(trial.seed, name, kinds[name], trial.speed)) for name in kinds]
     for lane in lanes:
         lane.start()

@@ -27,7 +27,7 @@ SHORT = Trial(seed=14, journal="", seconds=4.0, rate=100.0, speed=20.0, min_faul
 """Some faults in each lane, none of which takes long with this seed; `make chaos` injects more."""
 
 
-@pytest.mark.parametrize("journal", OF_JOURNAL)
+@pytest.mark.parametrize("journal", ["sqlite", "postgresql"])
 def test_while_everything_fails_no_event_that_got_200_is_lost_altered_or_written_twice(
     journal: str, tmp_path: Path
 ) -> None:
@@ -37,6 +37,18 @@ def test_while_everything_fails_no_event_that_got_200_is_lost_altered_or_written
     assert report.responses[200, "accepted"] > 300
     assert report.responses[200, "quarantined"] > 0
     assert len({recovery.fault.kind for recovery in report.recoveries}) > 3
+
+
+def test_after_two_failovers_of_the_database_every_event_that_got_200_is_in_the_survivor_and_at_every_sink(
+    tmp_path: Path,
+) -> None:
+    failovers = replace(SHORT, seconds=0.0, min_faults=2, only=tuple(OF_JOURNAL["replicated"]), journal="replicated")
+    report = run(failovers, tmp_path)
+
+    assert report.violations == [], report
+    assert {recovery.fault.kind for recovery in report.recoveries} == set(failovers.only)
+    assert None not in [recovery.to_next_200 for recovery in report.recoveries]
+    assert {each.sink for each in report.received} >= {"journal", "hook", "events", "console"}
 
 
 @pytest.mark.parametrize("journal", OF_JOURNAL)

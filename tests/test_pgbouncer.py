@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 
 import psycopg
 import pytest
+from conftest import StartReceiver, wait_until
 from support.pgbouncer import pooled
 
+from chaos.cloud import Cloud
 from receiver.journal import Arrival, Outcome, Result, Settlement
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
+from receiver.simulator import Simulator
 from receiver.testing.postgresql import new_database
+
+WITH_REGISTRY = '[sinks.archive]\ntype = "csv"\npath = "events.csv"\nrows = "events"\n'
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +63,18 @@ def test_pushes_are_stored_and_delivered_and_other_programs_keep_their_settings(
     assert [record.getMessage() for record in caplog.records] == [
         "LISTEN does not work (a connection pooler is in between); the dispatcher polls the journal instead"
     ]
+
+
+def test_the_whole_receiver_works_behind_a_pooler_and_says_once_that_it_polls(
+    url: str, start_receiver: StartReceiver
+) -> None:
+    receiver = start_receiver(WITH_REGISTRY, DATABASE_URL=url)
+    with Cloud([receiver]).pushing(list(islice(Simulator(seed=4).bodies(), 200))):
+        pass
+    wait_until(lambda: len(receiver.rows()) == 200, seconds=60, what="all deliveries")
+    wait_until(lambda: receiver.metric('receiver_pending_deliveries{sink="sensors"}') == 0, what="the registry")
+    assert json.loads(receiver.run("sensors", "--json"))
+    assert "archive" in receiver.run("status")
+    assert receiver.stop() == 0
+    assert receiver.log.count("LISTEN does not work (a connection pooler is in between)") == 1
+    assert [word for word in ("ERROR", "Traceback") if word in receiver.log] == []

@@ -27,6 +27,7 @@ from receiver.journal.sql.schema import events
 from receiver.testing.postgresql import Server
 
 INSERTED = "SELECT 1 FROM pg_locks WHERE relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted"
+END_OF_SESSION = "SELECT 0.0, pg_terminate_backend(pg_backend_pid())"
 EVENT_ROW = {"id": "a", "received_at": 1.0, "routed": False, "body": b"x"}
 
 
@@ -92,6 +93,19 @@ def test_events_that_the_database_does_not_store_in_time_are_not_sent_to_it_agai
     assert str(result).endswith(": statement timeout")
     assert seconds < 2 * postgresql_module.STATEMENT_SECONDS
     assert accept(journal, "b") == [Outcome.ACCEPTED]
+
+
+def test_sessions_that_are_lost_one_after_another_leave_no_traceback_in_the_log(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = deployment.open()
+    monkeypatch.setattr(postgresql_module, "_start", lambda: END_OF_SESSION)
+    for _ in range(2):
+        with pytest.raises(JournalUnavailable):
+            journal.counts()
+    monkeypatch.undo()
+    assert journal.counts().unrouted == 0
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
 def test_a_connection_that_is_cut_in_a_transaction_undoes_all_of_it_and_raises(deployment: Deployment) -> None:

@@ -197,12 +197,11 @@ class PostgresqlDatabase:
         """A transaction on a session that works: one that turns out to be lost when it begins is replaced."""
         with self._turn(), self._engine.connect() as connection:
             try:
-                connection.begin()
+                _begin(connection)
             except psycopg.Error as error:
-                connection.invalidate()
                 if not session_is_useless(error):
                     raise
-                connection.begin()
+                _begin(connection)
             yield connection
 
     def _start(self, connection: Connection) -> None:
@@ -284,6 +283,15 @@ class Listener:
         if self._failed and time.monotonic() - self._tried_at > STABLE_SECONDS:
             self._failed = False
             log.info("LISTEN works again")
+
+
+def _begin(connection: Connection) -> None:
+    """Begin a transaction; a session in which that fails does not go back to the pool, which would log why."""
+    try:
+        connection.begin()
+    except psycopg.Error:
+        connection.invalidate()
+        raise
 
 
 def _start() -> str:
