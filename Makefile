@@ -16,7 +16,7 @@ SIZE = 1
 JOURNAL = sqlite
 RATE = 50
 
-.PHONY: venv demo test coverage lint format lock fuzz bench chaos fleet
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos fleet outages
 
 # The environment of demo, run and test.
 venv: $(VENV)/runtime
@@ -60,6 +60,9 @@ chaos: $(VENV)/development
 
 fleet: $(VENV)/development
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.fleet $(FLEET)
+
+outages: $(VENV)/development
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.outages $(OUTAGES)
 
 $(VENV)/runtime: requirements.txt
 	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' || \
