@@ -17,7 +17,7 @@ JOURNAL = sqlite
 RATE = 50
 TIMES = 10
 
-.PHONY: venv demo test coverage lint format lock fuzz bench chaos failover fleet
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos failover fleet outages
 
 # The environment of demo, run and test.
 venv: $(VENV)/runtime
@@ -64,6 +64,9 @@ failover: $(VENV)/development
 
 fleet: $(VENV)/development
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.fleet $(FLEET)
+
+outages: $(VENV)/development
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.outages $(OUTAGES)
 
 $(VENV)/runtime: requirements.txt
 	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' || \

@@ -432,45 +432,74 @@ def test_a_device_with_a_wrong_history_does_not_keep_the_others(cloud: Cloud, st
     assert "device3" in summary.failures[0]
 
 
-def test_killed_and_started_again_ten_times_it_stores_everything_once(
-    operator: Operator, cloud: Cloud, device: CloudDevice
-) -> None:
-    now = time.time()
-    device.history = [Happening(now - 80_000 + 20 * n, f"e{n:05d}", "touch", {}) for n in range(3990)]
-    cloud.page_size = 10
-    pages: list[str] = []
-    slow = threading.Event()
+class Slow:
+    """A device with 399 pages of 10 events, of which each takes some time, fetched by a process one after another."""
 
-    def answer(request: BaseHTTPRequestHandler) -> bool:
+    def __init__(self, operator: Operator, cloud: Cloud, device: CloudDevice) -> None:
+        now = time.time()
+        device.history = [Happening(now - 80_000 + 20 * n, f"e{n:05d}", "touch", {}) for n in range(3990)]
+        cloud.page_size = 10
+        cloud.answer = self.answer
+        self.pages = 0
+        self.fast = threading.Event()
+        self._environment = {
+            **{name: text for name, text in os.environ.items() if not name.startswith("DT_")},
+            **cloud.environment,
+            "RECEIVER_CONFIG": str(operator.folder / "config.toml"),
+        }
+
+    def answer(self, request: BaseHTTPRequestHandler) -> bool:
         if "/events?" in request.path:
-            pages.append(request.path)
-            slow.wait(0.02)
+            self.pages += 1
+            self.fast.wait(0.02)
         return False
 
-    cloud.answer = answer
-    environment = {
-        **{name: text for name, text in os.environ.items() if not name.startswith("DT_")},
-        **cloud.environment,
-        "RECEIVER_CONFIG": str(operator.folder / "config.toml"),
-    }
-    command = [sys.executable, "-m", "receiver", "backfill", "--since", "1d", "--yes", "--concurrency", "1"]
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "receiver", "backfill", "--since", "1d", "--yes", "--concurrency", "1"]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def start_and_signal(self, number: signal.Signals, pages: int) -> tuple[int, str]:
+        """Start it, and send it a signal after so many pages; its exit code, and its errors."""
+        before = self.pages
+        process = self.start()
+        wait_until(lambda: self.pages > before + pages or process.poll() is not None, 60)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+        return process.returncode, errors
 
+    def finish(self) -> str:
+        """Start it and wait for its end; what it printed."""
+        self.fast.set()
+        process = self.start()
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        return out + errors
+
+
+@pytest.fixture
+def slow(operator: Operator, cloud: Cloud, device: CloudDevice) -> Slow:
+    return Slow(operator, cloud, device)
+
+
+def test_killed_and_started_again_ten_times_it_stores_everything_once(
+    operator: Operator, cloud: Cloud, slow: Slow
+) -> None:
     for _ in range(10):
-        seen = len(pages)
-        process = start()
-        wait_until(lambda seen=seen, process=process: len(pages) > seen + 40 or process.poll() is not None, 60)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    slow.set()
-    process = start()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    status = operator.run("backfill", "--since", "1d", "--dry-run", "--json", **cloud.environment)
-    assert json.loads("\n".join(status.out))["known"] == 3990
-    assert len(pages) - 399 < 700  # the last 399 are of the dry run
+        assert slow.start_and_signal(signal.SIGKILL, pages=40)[0] == -signal.SIGKILL
+    slow.finish()
+    assert slow.pages < 700
+    assert fetched(operator, cloud, "--dry-run")["known"] == 3990
+
+
+def test_control_c_ends_it_and_the_same_command_goes_on(operator: Operator, cloud: Cloud, slow: Slow) -> None:
+    code, errors = slow.start_and_signal(signal.SIGINT, pages=40)
+    assert (code, errors.split()[-1]) == (1, "Aborted!")
+    printed = slow.finish()
+    assert "Going on where the same backfill was interrupted." in printed
+    assert slow.pages <= 402
+    assert fetched(operator, cloud, "--dry-run")["known"] == 3990
 
 
 def test_an_error_of_any_kind_shows_no_secret(operator: Operator, fleet: Fleet) -> None:

@@ -152,6 +152,12 @@ def test_a_wrong_clock_of_this_machine_does_not_matter(cloud: Cloud, skew: float
     assert cloud.requests.count("/oauth2/token") == 2
 
 
+@pytest.mark.parametrize("secret", ["-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----", "\udcff"], ids=ascii)
+def test_a_secret_of_another_kind_is_an_error_that_does_not_show_it(cloud: Cloud, secret: str) -> None:
+    with pytest.raises(Refused, match=r"\ADT_SERVICE_ACCOUNT_SECRET is not the secret of a key of a service account\Z"):
+        list(Client(cloud, secret=secret).api.projects())
+
+
 def test_a_token_server_that_returns_no_token_is_an_error(cloud: Cloud) -> None:
     cloud.issue_token = lambda form: (200, {"access_token": ["no", "text"]})  # type: ignore[method-assign]
     with pytest.raises(ApiError, match="no access token; check DT_TOKEN_URL"):
@@ -216,6 +222,29 @@ def test_a_repeated_page_token_ends_the_list(cloud: Cloud) -> None:
     with pytest.raises(ApiError, match="DT repeats a page"):
         ids(Client(cloud))
     assert len([path for path in cloud.requests if "/events?" in path]) == 2
+
+
+def test_names_and_page_tokens_that_are_no_text_are_tolerated(cloud: Cloud) -> None:
+    cloud.projects.append(PROJECT)
+    pages = iter(
+        [
+            b'{"devices": [{"name": "projects/p/devices/\\ud83e"}, {"name": 5}, 7, null], "nextPageToken": "\\udcff"}',
+            b'{"devices": []}',
+        ]
+    )
+
+    def answer(request: BaseHTTPRequestHandler) -> bool:
+        if "devices/" in request.path:
+            return False
+        respond(request, 200, next(pages))
+        return True
+
+    cloud.answer = answer
+    client = Client(cloud)
+    found = list(client.api.devices(PROJECT))
+    assert [device.id for device in found] == ["\ud83e", "", "", ""]
+    with pytest.raises(Missing):
+        client.api.device(found[0].id)
 
 
 def test_page_tokens_that_never_end_end_the_list(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,6 +377,22 @@ def test_a_rate_limit_of_an_hour_is_waited_for(cloud: Cloud, as_date: bool) -> N
     assert len(cloud.requests) < 15
     assert {reason for _, reason in client.waits} == {"DT limits the rate of requests"}
     assert NOW + 3600 <= cloud.clock() < NOW + 3700
+
+
+def test_an_overload_after_an_hour_of_a_rate_limit_is_retried_as_any(cloud: Cloud) -> None:
+    cloud.add_device(FREEZER, PROJECT, history=beats(3))
+    client = Client(cloud)
+    list(client.api.devices(PROJECT))
+    answers = iter([(429, {"Retry-After": "3600"}), (503, {}), (503, {})])
+
+    def answer(request: BaseHTTPRequestHandler) -> bool:
+        status, headers = next(answers, (0, {}))
+        if status:
+            respond(request, status, {}, headers)
+        return bool(status)
+
+    cloud.answer = answer
+    assert len(ids(client)) == 3
 
 
 def test_a_rate_limit_for_longer_is_an_error_without_waiting_for_it(cloud: Cloud) -> None:

@@ -162,42 +162,48 @@ class Session:
         self, client: HttpClient, method: str, address: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Response:
         """A response that is neither 429 nor 5xx. Raises Unavailable, Stopped, and ApiError if only this one fails."""
-        began = self.now()
+        began = working_at = self.now()
         failures = 0
         while True:
-            self._wait_for_turn()
+            if self._wait_for_turn():
+                working_at = self.now()
             failures += 1
             backoff = random.uniform(0.5, 1) * min(INITIAL_BACKOFF_SECONDS * 2**failures, MAX_BACKOFF_SECONDS)
-            patience, limited = PATIENCE_SECONDS, False
+            end = working_at + PATIENCE_SECONDS
             try:
                 response = client.request(method, address, headers, body=body, max_bytes=MAX_RESPONSE_BYTES)
             except NoResponse as error:
-                reason = str(error)
+                status, reason = 0, str(error)
             else:
                 self._read_clock(response)
-                if response.status != 429 and response.status < 500:
+                status, reason = response.status, f"HTTP {response.status}"
+                if status != 429 and status < 500:
                     self._succeeded_at = self.now()
                     return response
-                reason = f"HTTP {response.status}"
-                if response.status == 429:
-                    patience, limited, reason = RATE_LIMIT_SECONDS, True, "DT limits the rate of requests"
                 backoff = max(backoff, self._retry_after(response))
-            if self.now() + backoff > began + patience:
+            if status == 429:
+                end, reason = began + RATE_LIMIT_SECONDS, "DT limits the rate of requests"
+            if self.now() + backoff > end:
                 failed_alone = self._succeeded_at > began
                 raise (ApiError if failed_alone else Unavailable)(f"DT's REST API does not work now: {reason}")
-            if limited:
+            if backoff > INITIAL_BACKOFF_SECONDS:
+                self._on_wait(backoff, reason)
+            if status == 429:
                 self._limited_until = max(self._limited_until, self.now() + backoff)
-            self._sleep(backoff, reason)
+            else:
+                self._sleep(backoff)
 
-    def _wait_for_turn(self) -> None:
+    def _wait_for_turn(self) -> bool:
+        """Wait while DT limits the rate; whether it did."""
+        waited = False
         while (left := self._limited_until - self.now()) > 0:
-            self._sleep(left, "")
+            waited = True
+            self._sleep(left)
         if self._stopped.is_set():
             raise Stopped("stopped")
+        return waited
 
-    def _sleep(self, seconds: float, reason: str) -> None:
-        if reason and seconds > INITIAL_BACKOFF_SECONDS:
-            self._on_wait(seconds, reason)
+    def _sleep(self, seconds: float) -> None:
         self._wait(seconds)
         if self._stopped.is_set():
             raise Stopped("stopped")
@@ -229,7 +235,7 @@ class Session:
             )
         content = _decode(response.body)
         token, lifetime = (content or {}).get("access_token"), (content or {}).get("expires_in", 3600)
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
             raise ApiError("DT's token server returned no access token; check DT_TOKEN_URL")
         return token, float(lifetime) if isinstance(lifetime, int | float) else 3600.0
 
@@ -237,7 +243,10 @@ class Session:
         access = self.access
         now = int(self.now() + self._assertion_skew)
         claims = {"iss": access.email, "aud": access.token_url, "iat": now, "exp": now + ASSERTION_SECONDS}
-        assertion = jwt.encode(claims, access.secret, algorithm="HS256", headers={"kid": access.key_id})
+        try:
+            assertion = jwt.encode(claims, access.secret, algorithm="HS256", headers={"kid": access.key_id})
+        except Exception:  # a secret that is a key of another kind, or no text
+            raise Refused("DT_SERVICE_ACCOUNT_SECRET is not the secret of a key of a service account") from None
         form = urlencode({"grant_type": GRANT_TYPE, "assertion": assertion}).encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
         client = HttpClient(access.token_url, RESPONSE_SECONDS)
@@ -288,7 +297,7 @@ class Api:
 
     def metrics(self, connector: DataConnector) -> Metrics:
         """What a Data Connector did in the last 3 hours."""
-        content = self._get(f"/{quote(connector.path)}:metrics", f"metrics of {connector.path}")
+        content = self._get(f"/{quote(connector.path, errors='replace')}:metrics", f"metrics of {connector.path}")
         found = content.get("metrics")
         values = found if isinstance(found, dict) else {}
         latency = _text(values, "latency99p").removesuffix("s")
@@ -313,7 +322,7 @@ class Api:
         raise ApiError(f"DT's list of {key} for {what} has no end; try again with a shorter time")
 
     def _get(self, path: str, what: str, project: str = "", **parameters: str) -> dict[str, Any]:
-        query = f"?{urlencode(parameters)}" if parameters else ""
+        query = f"?{urlencode(parameters, errors='replace')}" if parameters else ""
         address = f"{self._session.access.url.rstrip('/')}{path}{query}"
         rejected = ""
         for _ in range(MAX_FAULTS):
@@ -424,7 +433,7 @@ def _date(text: str) -> float | None:
 
 
 def _id(text: str) -> str:
-    return quote(text, safe="")
+    return quote(text, safe="", errors="replace")
 
 
 def _rfc3339(seconds: float) -> str:

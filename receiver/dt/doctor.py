@@ -89,23 +89,22 @@ class _Examination:
         self.settings, self.session, self.api = settings, session, api
         self.heard, self.records, self.push = heard, records, push
         self.sinks = settings.enabled_sinks
+        self.seen: dict[str, str] = {}
 
     def findings(self) -> Iterator[Finding]:
         projects = {project.id: project for project in self.api.projects()}
         yield from _clock(self.session)
         yield from self.of_projects(projects)
-        connectors: list[tuple[Project, DataConnector]] = []
+        connectors: dict[str, list[DataConnector]] = {}
         for project in projects.values():
             try:
-                connectors += [
-                    (project, each) for each in self.api.data_connectors(project.id) if each.type == HTTP_PUSH
-                ]
+                found = self.api.data_connectors(project.id)
+                connectors[project.id] = [each for each in found if each.type == HTTP_PUSH]
             except (Refused, Missing) as error:
-                yield Finding(
-                    Severity.ERROR, f"project {project.name}", str(error), "grant the role Project Developer there"
-                )
-        ours = self.ours(connectors)
-        yield from self.of_missing(projects, ours)
+                role = "grant the service account the role Project Developer there"
+                yield Finding(Severity.ERROR, f"project {project.name}", str(error), role)
+        ours = [(projects[name], each) for name, chosen in self.ours(connectors).items() for each in chosen]
+        yield from self.of_missing([projects[name] for name in connectors], ours)
         for project, connector in ours:
             yield from self.of_connector(project, connector)
         urls = Counter((project.id, each.url) for project, each in ours if each.status == ACTIVE)
@@ -131,17 +130,20 @@ class _Examination:
             problem = f"filter.projects names {project}, which the service account does not see"
             yield Finding(Severity.WARNING, f"sink {sink}", problem, f"correct it in {self.settings.path.name}")
 
-    def ours(self, connectors: Sequence[tuple[Project, DataConnector]]) -> list[tuple[Project, DataConnector]]:
-        """The connectors that are meant for this receiver: those with our secret, and in projects that have none of
-        them but were heard, all; if no connector has our secret, all of them."""
-        matching = [(project, each) for project, each in connectors if self.has_our_secret(each)]
-        covered = {project.id for project, _ in matching}
-        others = [
-            (project, each)
-            for project, each in connectors
-            if project.id not in covered and (project.id in self.heard or not matching)
-        ]
-        return matching + others
+    def ours(self, connectors: Mapping[str, Sequence[DataConnector]]) -> dict[str, Sequence[DataConnector]]:
+        """By project the connectors that are meant for this receiver, since projects have those of other programs, too.
+
+        Those with our secret. Of a project without such ones: those at whose URL a receiver responds, or else all, if
+        the project was heard, or if no project has one with our secret.
+        """
+        chosen: dict[str, Sequence[DataConnector]] = {
+            project: [each for each in found if self.has_our_secret(each)] for project, found in connectors.items()
+        }
+        has_matching = any(chosen.values())
+        for project, found in connectors.items():
+            if not chosen[project] and (project in self.heard or not has_matching):
+                chosen[project] = [each for each in found if not self.unreachable(each)] or found
+        return chosen
 
     def has_our_secret(self, connector: DataConnector) -> bool:
         given = (connector.secret or "").encode("utf-8", "replace")
@@ -150,23 +152,25 @@ class _Examination:
         )
 
     def of_missing(
-        self, projects: Mapping[str, Project], ours: Sequence[tuple[Project, DataConnector]]
+        self, projects: Sequence[Project], ours: Sequence[tuple[Project, DataConnector]]
     ) -> Iterator[Finding]:
+        """`projects` are those whose connectors could be read."""
         create = "create a Data Connector of the type HTTP Push in it, with this receiver's URL"
         if projects and not ours:
             yield Finding(Severity.ERROR, "all projects", "none has a Data Connector that pushes over HTTP", create)
             return
         covered = {project.id for project, _ in ours}
-        for project in sorted(({*self.heard} & projects.keys()) - covered):
-            problem = "its sensors were heard once, but it has no Data Connector any more"
-            yield Finding(Severity.ERROR, f"project {projects[project].name}", problem, create)
+        for project in projects:
+            if project.id in self.heard and project.id not in covered:
+                problem = "its sensors were heard once, but it has no Data Connector any more"
+                yield Finding(Severity.ERROR, f"project {project.name}", problem, create)
 
     def of_connector(self, project: Project, connector: DataConnector) -> Iterator[Finding]:
         name = f"Data Connector {connector.name or connector.path} of project {project.name}"
         metrics = self.api.metrics(connector)
         for severity, problem, remedy in (
             *_status(connector),
-            *_address(connector, metrics),
+            *self.address(connector, metrics),
             *self.signature(project, connector),
             *self.event_types(connector),
             *self.labels(connector),
@@ -174,6 +178,23 @@ class _Examination:
             *(self.test_push(connector) if self.push else ()),
         ):
             yield Finding(severity, name, problem, remedy)
+
+    def address(self, connector: DataConnector, metrics: Metrics) -> Iterator[Problem]:
+        path = urlsplit(connector.url).path
+        if not is_secure_url(connector.url):
+            yield Severity.ERROR, "its URL is not https", "give it an https URL without user, query and fragment"
+            return
+        if path not in ("", "/"):
+            yield Severity.ERROR, f"its URL has the path {path[:100]}, where no push is accepted", "end its URL with /"
+        if problem := self.unreachable(connector):
+            remedy = "start the receiver, or correct the URL, DNS, firewall, proxy and certificate"
+            yield Severity.WARNING if metrics.successes else Severity.ERROR, problem, remedy
+
+    def unreachable(self, connector: DataConnector) -> str:
+        """Why no receiver responds at the URL of a connector, as seen from here; empty if one does."""
+        if connector.url not in self.seen:
+            self.seen[connector.url] = _unreachable(connector.url)
+        return self.seen[connector.url]
 
     def signature(self, project: Project, connector: DataConnector) -> Iterator[Problem]:
         organizations = self.settings.organizations
@@ -256,27 +277,20 @@ def _status(connector: DataConnector) -> Iterator[Problem]:
         yield Severity.ERROR, "a person has disabled it", "enable it in DT Studio, then run backfill"
 
 
-def _address(connector: DataConnector, metrics: Metrics) -> Iterator[Problem]:
-    url = urlsplit(connector.url)
-    if not is_secure_url(connector.url):
-        yield Severity.ERROR, "its URL is not https", "give it an https URL without user, query and fragment"
-        return
-    if url.path not in ("", "/"):
-        yield Severity.ERROR, f"its URL has the path {url.path[:100]}, where no push is accepted", "end its URL with /"
+def _unreachable(address: str) -> str:
+    if not is_secure_url(address):
+        return "its URL is not https"
+    url = urlsplit(address)
     health = f"{url.scheme}://{url.netloc}/healthz"
     client = HttpClient(health, REACH_SECONDS)
-    severity = Severity.WARNING if metrics.successes else Severity.ERROR
     try:
         response = client.request("GET", health, {"Connection": "close"}, max_bytes=1000)
     except NoResponse as error:
-        remedy = "start the receiver, and look at DNS, firewall, proxy and certificate"
-        yield severity, f"its URL cannot be reached from here: {error}", remedy
-        return
+        return f"its URL cannot be reached from here: {error}"
     finally:
         client.close()
-    if response.status != 200 or response.body.strip() != b"ok":
-        remedy = "correct its URL, or the proxy before the receiver"
-        yield severity, f"no receiver responds at its URL (/healthz: HTTP {response.status})", remedy
+    is_receiver = response.status == 200 and response.body.strip() == b"ok"
+    return "" if is_receiver else f"no receiver responds at its URL (/healthz: HTTP {response.status})"
 
 
 def _traffic(connector: DataConnector, metrics: Metrics) -> Iterator[Problem]:
