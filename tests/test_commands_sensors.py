@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -64,6 +64,13 @@ def test_every_sensor_is_listed_with_its_state_and_latest_values(operator: Opera
     heading, *lines = operator.lines("sensors")
     assert heading.split()[:3] == ["device", "id", "name"]
     assert {line.split()[0] for line in lines} == {FREEZER, DOOR}
+
+
+def test_a_sensor_is_shown_with_its_last_seven_days(operator: Operator, registry: Registry) -> None:
+    registry.fold([temperature(MINUTES - ago, 4.0) for ago in range(0, 9 * 1440, 15)])
+    registry.judge(NOW.timestamp(), "judge")
+    days = [day["day"] for day in operator.json("sensors", "show", FREEZER)["days"]]
+    assert days == [str(NOW.date() - timedelta(days=ago)) for ago in range(6, -1, -1)]
 
 
 @pytest.mark.parametrize("by", [FREEZER, "freezer"])

@@ -149,6 +149,23 @@ def test_a_file_with_rows_behind_a_damaged_header_is_not_changed(archive: CsvArc
     assert archive.ids("events-2.csv") == ["e2"]
 
 
+def test_the_lock_file_gets_its_name_before_anything_is_written(
+    archive: CsvArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says which part of the last file was flushed."""
+    flushed: list[list[str]] = []
+    fsync = os.fsync
+
+    def recorded(fd: int) -> None:
+        fsync(fd)
+        if (path := Path(os.readlink(f"/proc/self/fd/{fd}"))).is_dir():
+            flushed.append(os.listdir(path))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    archive.open()
+    assert flushed == [["events.csv.lock"]]
+
+
 def test_a_file_gets_its_name_when_its_header_is_on_the_disk(
     archive: CsvArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,6 +259,27 @@ def test_a_delivery_whose_result_could_not_be_recorded_at_once_is_made_again(loo
     assert (sink.calls, loop_tester.counts()) == ([("a", 1), ("a", 2)], (1, 0, 0))
 
 
+def test_one_of_several_threads_claims_more_while_its_calls_are_fast(
+    loop_tester: LoopTester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    claim = loop_tester.journal.claim
+
+    def note(sink: str, limit: int, seconds: float) -> list[Delivery]:
+        limits.append(limit)
+        return claim(sink, limit, seconds)
+
+    monkeypatch.setattr(loop_tester.journal, "claim", note)
+    loop = loop_tester.loop(SingleSink(), concurrency=2)
+    loop_tester.add_deliveries(*(f"n{number}" for number in range(40)))
+    for _ in range(3):
+        loop.step()
+    monkeypatch.setattr(sink_loop, "SETTLE_SECONDS", -1.0)
+    for _ in range(2):
+        loop.step()
+    assert limits == [1, 2, 4, 8, 4]
+
+
 def test_results_are_recorded_during_a_long_run_of_single_calls(
     loop_tester: LoopTester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

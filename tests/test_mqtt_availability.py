@@ -81,6 +81,17 @@ def test_a_device_is_offline_while_an_incident_of_it_is_open(broker: Broker) -> 
         wait_for(broker, d1=ONLINE, d2=ONLINE)
 
 
+def test_a_change_does_not_wait_for_the_next_look_at_the_connection(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = class_of("mqtt")
+    monkeypatch.setattr(cls, "limits", dataclasses.replace(cls.limits, reconnect_seconds=3600.0))
+    with opened(broker) as sink:
+        deliver_batch(sink, temperature("e1", 1.0))
+        Incidents(sink).open("d1")
+        wait_for(broker, d1=OFFLINE)
+
+
 def test_a_device_is_offline_in_all_projects_in_which_it_was_seen(broker: Broker) -> None:
     with opened(broker) as sink:
         deliver_batch(sink, temperature("e1", 1.0, project="bergen"), temperature("e2", 2.0, minute=5))
