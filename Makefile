@@ -15,8 +15,9 @@ MINUTES = 10
 SIZE = 1
 JOURNAL = sqlite
 RATE = 50
+STATES = 5000
 
-.PHONY: venv demo test coverage lint format lock fuzz bench chaos fleet
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos power-cut fleet
 
 # The environment of demo, run and test.
 venv: $(VENV)/runtime
@@ -57,6 +58,9 @@ bench: $(VENV)/development
 
 chaos: $(VENV)/development
 	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) $(SEED:%=--seed %)
+
+power-cut: $(VENV)/development
+	$(BIN)/python -m power_cut --states $(STATES) $(SEED:%=--seed %)
 
 fleet: $(VENV)/development
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.fleet $(FLEET)
