@@ -167,7 +167,7 @@ def test_a_file_gets_its_name_when_its_header_is_on_the_disk(
     )
     archive.deliver(event("e1"))
     renamed = ("events.csv.new", "events.csv", True, False)
-    assert calls == ["file", renamed, archive.folder.name, "events.csv.lock", "file"]
+    assert calls[calls.index("file") :] == ["file", renamed, archive.folder.name, "events.csv.lock", "file"]
 
 
 def test_a_header_that_cannot_be_written_leaves_no_file(archive: CsvArchive, monkeypatch: pytest.MonkeyPatch) -> None:

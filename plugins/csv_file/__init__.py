@@ -174,6 +174,7 @@ class Csv:
             if not is_begun(path, self._headers):
                 begin(path, self._headers[self.bom])
             if has_header(path, self._headers):
+                flush_folder(path.resolve().parent)  # who began it, or created the folder, may have been killed before
                 self._repair(path, path.stat().st_size)
                 self._write_lock_file(str(path), path.stat().st_size)
                 return AppendOnlyFile(path)
