@@ -21,9 +21,6 @@ def main() -> int:
     """The exit code: 0 when no promise was broken. Otherwise the folder of the run is not deleted."""
     parser = argparse.ArgumentParser(prog="python -m power_cut", description="Check the promise after power cuts.")
     parser.add_argument("--states", type=int, default=5000, help="how many states of the disk are tried (5000)")
-    parser.add_argument("--restarts", type=int, default=40, help="on how many the program itself is started (40)")
-    parser.add_argument("--recoveries", type=int, default=10, help="how many recoveries are cut again (10)")
-    parser.add_argument("--pushes", type=int, default=60, help="how many pushes there are in each phase (60)")
     parser.add_argument("--seed", type=int, help="determines pushes, cuts and losses (random)")
     options = parser.parse_args()
     seed = random.randrange(10_000) if options.seed is None else options.seed
@@ -31,8 +28,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     sqlite.STUCK_SECONDS = 300.0  # or a dispatcher in this process would end it when the machine is busy
     print(f"Power cuts with seed {seed}, in {folder}.", flush=True)
-    trial = Trial(seed, options.states, options.restarts, options.recoveries, options.pushes)
-    report = run(trial, folder, lambda line: print(line, flush=True))
+    report = run(Trial(seed, options.states), folder, lambda line: print(line, flush=True))
     print(f"\n{report}")
     if report.failures:
         for number, failure in enumerate(report.failures[:10]):

@@ -15,7 +15,7 @@ from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Rules, State, after_kill
 from power_cut.lives import Lives, put_old_journal
 from power_cut.machine import Machine, write_files
 from power_cut.oracle import Oracle
-from power_cut.recording import Files, Recording
+from power_cut.recording import Files, Kind, Recording
 
 SHARES = {"from the first start": 0.5, "upgrade": 0.1, "recovery": 0.4}
 """Which share of the states is of which life."""
@@ -26,14 +26,21 @@ STATES_OF_A_CUT = 4
 
 @dataclass(frozen=True)
 class Trial:
-    """What to run: at least so many states of the disk, `restarts` of the real program on some of them, and so many
-    `recoveries` that are recorded and cut again. `pushes` is how many items are pushed in each phase of a life."""
+    """What to run: about so many states of the disk. `pushes` is how many items are pushed in each phase of a life."""
 
     seed: int
     states: int
-    restarts: int
-    recoveries: int
-    pushes: int
+    pushes: int = 40
+
+    @property
+    def restarts(self) -> int:
+        """On how many of the states the program itself is started."""
+        return self.states // 100
+
+    @property
+    def recoveries(self) -> int:
+        """How many recoveries are recorded, in which the power fails again; each third is from SIGKILL."""
+        return max(3, self.states // 400)
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,15 @@ def run(trial: Trial, folder: Path, say: Callable[[str], object] = print) -> Rep
 def live_again(
     machine: Machine, recording: Recording, lives: Lives, seed: int, *, killed: bool
 ) -> tuple[Machine, Recording]:
-    """A life that begins with what a power cut has left of another one, or in which all processes were `killed`."""
+    """A life that begins with what a power cut has left of another one.
+
+    Or one in which all processes were `killed` directly after a change of names, before they could flush it.
+    """
     rng = random.Random(seed)
     cut = rng.choice(sorted(cuts(machine, recording, 2, rng)))
+    if killed:
+        changes = (Kind.MAKE_FOLDER, Kind.RENAME, Kind.UNLINK)
+        cut = rng.choice([at for at, each in enumerate(recording.operations, start=1) if each.kind in changes])
     losses = [NOTHING_LOST] if killed else LOSSES
     *_, state = states(recording, rng.choice(RULES), [cut], losses, seed)
     write_files(machine.disk, state.files)
