@@ -49,9 +49,9 @@ class Lives:
         machine.wait_until_delivered()
         machine.stop()
 
-    def recovery(self, machine: Machine, config: str) -> None:
-        """On what an earlier power cut has left."""
-        machine.start("recovery", config)
+    def recovery(self, machine: Machine, name: str, config: str) -> None:
+        """On what an interruption of another life has left."""
+        machine.start(name, config)
         machine.wait_until_delivered()
         machine.push(self._pushes)
         machine.wait_until_delivered()

@@ -85,7 +85,7 @@ class Recorder:
 
     def __init__(self, folder: Path, disk: Path) -> None:
         """Keep library and log in `folder`; record what is below `disk`, which is a real path."""
-        self._disk = disk
+        library = compile_library(folder)
         self._log = folder / "recording"
         with self._log.open("wb") as file:
             file.truncate(LOG_BYTES)
@@ -93,7 +93,7 @@ class Recorder:
             self._map = mmap.mmap(file.fileno(), LOG_START)
         self._base = dict(stored_files(disk))
         self.environment = {
-            "LD_PRELOAD": str(compile_library(folder)),
+            "LD_PRELOAD": str(library),
             "POWER_CUT_FOLDER": str(disk),
             "POWER_CUT_LOG": str(self._log),
         }

@@ -7,21 +7,38 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from hashlib import blake2b
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 
-from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Rules, State, after_kill, states
+from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Loss, Rules, State, after_kill, states
 from power_cut.lives import Lives, put_old_journal
 from power_cut.machine import Machine, write_files
 from power_cut.oracle import Oracle
-from power_cut.recording import Files, Kind, Recording
+from power_cut.recording import Files, Kind, Operation, Recording
 
 SHARES = {"from the first start": 0.5, "upgrade": 0.1, "recovery": 0.4}
 """Which share of the states is of which life."""
 
 STATES_OF_A_CUT = 4
 """How many of the states at a cut usually differ."""
+
+
+class Interruption(StrEnum):
+    """What ends the first life before a recovery in which the power fails again."""
+
+    CUT = "a power cut"
+    TORN_ROW = "a power cut while rows were written"
+    KILL = "SIGKILL"
+
+
+INTERRUPTED: dict[Interruption, Callable[[Operation], bool]] = {
+    Interruption.CUT: lambda operation: True,
+    Interruption.TORN_ROW: lambda operation: operation.kind is Kind.WRITE and operation.path.endswith(".csv"),
+    Interruption.KILL: lambda operation: operation.kind in (Kind.MAKE_FOLDER, Kind.RENAME, Kind.UNLINK),
+}
+"""The operations after which it comes; SIGKILL directly after a change of names, before it can be flushed."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Trial:
 
     @property
     def recoveries(self) -> int:
-        """How many recoveries are recorded, in which the power fails again; each third is from SIGKILL."""
+        """How many recoveries are recorded, in which the power fails again."""
         return max(3, self.states // 400)
 
 
@@ -99,31 +116,25 @@ def run(trial: Trial, folder: Path, say: Callable[[str], object] = print) -> Rep
     judged("upgrade", old, old.run(lives.upgrade), SHARES["upgrade"])
 
     for number in range(trial.recoveries):
-        killed = number % 3 == 2
-        again, later = live_again(first, recording, lives, rng.randrange(1 << 30), killed=killed)
-        judged(f"recovery {number}", again, later, SHARES["recovery"] / trial.recoveries)
+        interruption = list(Interruption)[number % len(Interruption)]
+        again, later = live_again(first, recording, lives, rng.randrange(1 << 30), interruption)
+        judged(f"recovery {number} from {interruption}", again, later, SHARES["recovery"] / trial.recoveries)
     return report
 
 
 def live_again(
-    machine: Machine, recording: Recording, lives: Lives, seed: int, *, killed: bool
+    machine: Machine, recording: Recording, lives: Lives, seed: int, interruption: Interruption
 ) -> tuple[Machine, Recording]:
-    """A life that begins with what a power cut has left of another one.
-
-    Or one in which all processes were `killed` directly after a change of names, before they could flush it.
-    """
+    """A life that begins with what an interruption has left of another one."""
     rng = random.Random(seed)
-    cut = rng.choice(sorted(cuts(machine, recording, 2, rng)))
-    if killed:
-        changes = (Kind.MAKE_FOLDER, Kind.RENAME, Kind.UNLINK)
-        cut = rng.choice([at for at, each in enumerate(recording.operations, start=1) if each.kind in changes])
-    losses = [NOTHING_LOST] if killed else LOSSES
-    *_, state = states(recording, rng.choice(RULES), [cut], losses, seed)
+    cut = rng.choice([at for at, each in enumerate(recording.operations, start=1) if INTERRUPTED[interruption](each)])
+    losses = [NOTHING_LOST if interruption is Interruption.KILL else Loss("some", "some")]
+    (state,) = states(recording, rng.choice(RULES), [cut], losses, seed)
     write_files(machine.disk, state.files)
     phase = machine.phase_at(state.position)
     again = Machine(machine.folder, seed, machine.ledger_after(state.position), phase.shift)
-    later = again.run(lambda again: lives.recovery(again, phase.config))
-    return again, after_kill(recording, cut, later) if killed else later
+    later = again.run(lambda again: lives.recovery(again, f"recovery from {interruption}", phase.config))
+    return again, after_kill(recording, cut, later) if interruption is Interruption.KILL else later
 
 
 def judge(

@@ -17,7 +17,7 @@ from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Loss, Rules, replay, sta
 from power_cut.lives import Lives, put_old_journal
 from power_cut.machine import Machine
 from power_cut.recording import Files, Kind, Operation, Recorder, Recording, StoredFile, compiler, contents
-from power_cut.trial import Report, judge, live_again
+from power_cut.trial import Interruption, Report, judge, live_again
 
 LIVES = Lives(pushes=6)
 EXT4, XFS, POSIX = RULES
@@ -69,9 +69,9 @@ def test_nor_does_one_during_an_upgrade(needs_compiler: None, tmp_path: Path) ->
     assert report.failures == [], report
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["a power cut", "SIGKILL"])
-def test_nor_does_one_during_the_recovery_from(killed: bool, life: tuple[Machine, Recording]) -> None:
-    report = report_on(*live_again(*life, LIVES, seed=3, killed=killed), count=12)
+@pytest.mark.parametrize("interruption", [Interruption.TORN_ROW, Interruption.KILL])
+def test_nor_does_one_during_the_recovery_from(interruption: Interruption, life: tuple[Machine, Recording]) -> None:
+    report = report_on(*live_again(*life, LIVES, 3, interruption), count=12)
     assert report.failures == [], report
 
 
