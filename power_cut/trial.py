@@ -14,7 +14,7 @@ from pathlib import Path
 
 from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Loss, Rules, State, after_kill, states
 from power_cut.lives import Lives, put_old_journal
-from power_cut.machine import Machine, write_files
+from power_cut.machine import NEVER, Machine, write_files
 from power_cut.oracle import Oracle
 from power_cut.recording import Files, Kind, Operation, Recording
 
@@ -149,7 +149,7 @@ def judge(
     """Try about so many different states of a recording, and start the program on some of them; those that fail."""
     oracle = Oracle(machine)
     report.operations += len(recording.operations)
-    report.confirmed += len(machine.ledger)
+    report.confirmed += sum(0 < entry.position < NEVER for entry in machine.ledger)
     every = max(1, count // restarts) if restarts else 0
     for number, state in enumerate(different_states(machine, recording, seed, count, rules)):
         phase = machine.phase_at(state.position).name
@@ -166,12 +166,13 @@ def judge(
 def different_states(
     machine: Machine, recording: Recording, seed: str, count: int, rules: Sequence[Rules]
 ) -> Iterator[State]:
-    """About so many states that differ in what is on the disk, or in what had got 200 before."""
+    """About so many states that differ in what is on the disk, in what had got 200 before, or in their phase."""
     chosen = cuts(machine, recording, 1 + count // STATES_OF_A_CUT, random.Random(seed))
-    seen: set[tuple[bytes, int]] = set()
+    seen: set[tuple[bytes, int, str]] = set()
     for each in rules:
         for state in states(recording, each, chosen, LOSSES, seed):
-            key = digest(state.files), len(machine.confirmed_at(state.position))
+            phase = machine.phase_at(state.position)
+            key = digest(state.files), len(machine.confirmed_at(state.position)), phase.name
             if key not in seen:
                 seen.add(key)
                 yield state
