@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from chaos.traffic import Item
-from power_cut.machine import SINKS, WITH_OTHER_COLUMNS, Entry, Machine
+from power_cut.machine import OTHER_CONFIG, SINKS, Entry, Machine
 from receiver.testing.running import ROOT, wait_until
 
 OLD_JOURNAL = ROOT / "tests" / "data" / "journal_schema_2.sqlite"
@@ -24,7 +24,10 @@ class Lives:
         self._pushes = pushes
 
     def from_the_first_start(self, machine: Machine) -> None:
-        """From an empty disk over checkpoints, a new day and retention to a restart with other settings."""
+        """From an empty disk over a new day and retention to a restart with other settings.
+
+        Until then the write-ahead log is emptied whenever the journal reaches its largest size, afterwards by SQLite.
+        """
         machine.start("first start")
         machine.push(self._pushes)
         machine.wait_until_delivered()
@@ -37,8 +40,11 @@ class Lives:
         wait_until(lambda: len(stored_ids(machine.disk)) <= self._pushes, what="retention")
         machine.continue_as("stop")
         machine.stop()
-        machine.start("start with other columns", WITH_OTHER_COLUMNS)
+        machine.start("start with other settings", OTHER_CONFIG)
         machine.push(self._pushes)
+        machine.wait_until_delivered()
+        machine.continue_as("checkpoints of SQLite")
+        machine.push_large(2 * self._pushes)
         machine.wait_until_delivered()
         machine.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -11,10 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from chaos.traffic import Item, items
+from chaos.traffic import Item, event, items, large
 from power_cut.disk import ELSEWHERE, replay
 from power_cut.recording import Files, Recorder, Recording, contents
 from receiver.signature import sign
+from receiver.simulator import Simulator
 from receiver.testing.running import ROOT, RunningReceiver, wait_until
 from receiver.testing.samples import TEST_SECRET
 
@@ -26,6 +28,7 @@ plugins = ["{ROOT / "chaos" / "sink.py"}"]
 path = "disk/data/journal.sqlite"
 retention_days = 1
 min_free_mb = 0
+max_size_mb = 1
 [sensors]
 history_days = 8
 [sinks.archive]
@@ -43,7 +46,9 @@ type = "csv"
 path = "disk/{{date}}/readings.csv"
 """
 OTHER_COLUMNS = ["event_type", "value", "device_id"]
-WITH_OTHER_COLUMNS = f"{CONFIG}columns = {OTHER_COLUMNS}\n"
+OTHER_CONFIG = CONFIG.replace("max_size_mb = 1\n", "") + f"columns = {OTHER_COLUMNS}\n"
+"""With other columns in a CSV file, and without the limit over which the write-ahead log is emptied."""
+
 SINKS = frozenset(("archive", "readings", "sql", "elsewhere", "sensors"))
 CONNECTIONS = 4
 DELIVERY_SECONDS = 60.0
@@ -132,8 +137,13 @@ class Machine:
 
     def push(self, count: int) -> None:
         """Push so many items, several at once, each until it gets 200."""
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(self._push, self._new_items(count)))
+        self._push_all(next(self._items)(at) for at in self._times(count))
+
+    def push_large(self, count: int) -> None:
+        """The same with large events only."""
+        simulator = Simulator(count)
+        bodies = (json.loads(simulator.body("temperature", at)) for at in self._times(count))
+        self._push_all(event(large(payload)) for payload in bodies)
 
     def wait_until_delivered(self) -> None:
         assert self._receiver
@@ -174,9 +184,13 @@ class Machine:
         clock = time.time() + (self._shift if shift is None else shift)
         return RunningReceiver(self.folder, config, clock, environment)
 
-    def _new_items(self, count: int) -> Iterator[Item]:
+    def _times(self, count: int) -> Iterator[datetime]:
         for number in range(count):
-            yield next(self._items)(datetime.now(UTC) + timedelta(seconds=self._shift, microseconds=number))
+            yield datetime.fromtimestamp(self._now(), UTC) + timedelta(microseconds=number)
+
+    def _push_all(self, items: Iterable[Item]) -> None:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(self._push, items))
 
     def _push(self, item: Item) -> None:
         receiver = self._receiver
