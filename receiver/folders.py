@@ -28,10 +28,11 @@ def why_not_writable(path: Path) -> str | None:
 def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents, and flush the name of each to the disk. Raises OSError.
 
-    The name of a folder that exists is flushed, too: whoever created it may have been killed before that.
+    The name of a folder that exists is flushed, too, where that is possible: whoever created it may have been killed
+    before that.
     """
     if folder.is_dir():
-        with suppress(PermissionError):  # who cannot read the parent has not created the folder with this function
+        with suppress(OSError):  # a parent that cannot be read, or whose file system cannot do that
             flush_folder(folder.parent)
         return
     if not folder.parent.is_file():

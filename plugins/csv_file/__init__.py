@@ -171,10 +171,12 @@ class Csv:
         for path in numbered(base):
             if path.exists() and not path.is_file():
                 raise OSError(f"{path} is not a regular file")
-            if not is_begun(path, self._headers):
+            if is_begun(path, self._headers):
+                with suppress(OSError):  # whoever began it may have been killed before that
+                    flush_folder(path.resolve().parent)
+            else:
                 begin(path, self._headers[self.bom])
             if has_header(path, self._headers):
-                flush_folder(path.resolve().parent)  # who began it, or created the folder, may have been killed before
                 self._repair(path, path.stat().st_size)
                 self._write_lock_file(str(path), path.stat().st_size)
                 return AppendOnlyFile(path)

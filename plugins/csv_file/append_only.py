@@ -51,10 +51,7 @@ class AppendOnlyFile:
 
 
 def begin(path: Path, header: bytes) -> None:
-    """Create a file with this header, or with nothing of it: its name is given to it when the header is on the disk.
-
-    The caller flushes the folder.
-    """
+    """Create a file with this header, or with nothing of it: its name is given to it when the header is on the disk."""
     path = path.resolve()  # a symbolic link to the file stays one
     new = path.with_name(f"{path.name}.new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -69,6 +66,7 @@ def begin(path: Path, header: bytes) -> None:
         raise
     finally:
         os.close(fd)
+    flush_folder(path.parent)
 
 
 def is_begun(path: Path, headers: Sequence[bytes]) -> bool:
