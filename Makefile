@@ -16,8 +16,9 @@ SIZE = 1
 JOURNAL = sqlite
 RATE = 50
 TIMES = 10
+STATES = 5000
 
-.PHONY: venv demo test coverage lint format lock fuzz bench chaos failover fleet outages
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos failover power-cut fleet outages
 
 # The environment of demo, run and test.
 venv: $(VENV)/runtime
@@ -61,6 +62,9 @@ chaos: $(VENV)/development
 
 failover: $(VENV)/development
 	$(BIN)/python -m chaos --failovers $(TIMES) --rate $(RATE) $(SEED:%=--seed %)
+
+power-cut: $(VENV)/development
+	$(BIN)/python -m power_cut --states $(STATES) $(SEED:%=--seed %)
 
 fleet: $(VENV)/development
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.fleet $(FLEET)

@@ -4,6 +4,7 @@ be written."""
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -25,10 +26,16 @@ def why_not_writable(path: Path) -> str | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its missing parents, and flush the name of each to the disk. Raises OSError."""
+    """Create a folder and its missing parents, and flush the name of each to the disk. Raises OSError.
+
+    The name of a folder that exists is flushed, too, where that is possible: whoever created it may have been killed
+    before that.
+    """
     if folder.is_dir():
+        with suppress(OSError):  # a parent that cannot be read, or whose file system cannot do that
+            flush_folder(folder.parent)
         return
-    if not folder.parent.exists():
+    if not folder.parent.is_file():
         make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     flush_folder(folder.parent)

@@ -184,7 +184,7 @@ def test_a_file_gets_its_name_when_its_header_is_on_the_disk(
     )
     archive.deliver(event("e1"))
     renamed = ("events.csv.new", "events.csv", True, False)
-    assert calls == ["file", renamed, archive.folder.name, "events.csv.lock", "file"]
+    assert calls[calls.index("file") :] == ["file", renamed, archive.folder.name, "events.csv.lock", "file"]
 
 
 def test_an_incomplete_row_is_cut_off_when_its_copy_is_on_the_disk(

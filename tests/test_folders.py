@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +17,15 @@ from receiver.journal.sql.sqlite import SqliteDatabase
 
 
 @pytest.fixture
-def flushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[str]]]:
-    """Each folder that was flushed, and the names that were in it then."""
+def flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[str]]]:
+    """Each folder below `tmp_path` that was flushed, and the names that were in it then."""
     found: list[tuple[Path, list[str]]] = []
     fsync = os.fsync
 
     def recorded(descriptor: int) -> None:
         fsync(descriptor)
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        if path.is_dir():
+        if path.is_dir() and path.is_relative_to(tmp_path):
             found.append((path, sorted(os.listdir(path))))
 
     monkeypatch.setattr(os, "fsync", recorded)
@@ -37,9 +38,42 @@ def test_each_folder_is_flushed_in_its_parent_before_the_next_is_created(
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
     assert flushed == [(tmp_path, ["a"]), (tmp_path / "a", ["b"]), (tmp_path / "a" / "b", ["c"])]
-    make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "d")
-    assert flushed[3:] == [(tmp_path / "a", ["b", "d"])]
+    assert flushed[3:] == [(tmp_path, ["a"]), (tmp_path / "a", ["b", "d"])]
+
+
+def test_a_folder_whose_creator_was_killed_before_it_flushed_is_flushed(
+    tmp_path: Path, flushed: list[tuple[Path, list[str]]]
+) -> None:
+    (tmp_path / "a").mkdir()
+    make_folder(tmp_path / "a")
+    make_folder(tmp_path / "a" / "b")
+    assert flushed == [(tmp_path, ["a"]), (tmp_path, ["a"]), (tmp_path / "a", ["b"])]
+
+
+def test_a_folder_that_exists_is_usable_where_its_parent_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", forbidden)
+    make_folder(tmp_path)
+    with pytest.raises(PermissionError):
+        make_folder(tmp_path / "a")
+
+
+def test_a_csv_file_whose_creator_was_killed_before_it_flushed_its_folder_is_flushed(
+    tmp_path: Path, flushed: list[tuple[Path, list[str]]]
+) -> None:
+    archive = CsvArchive(tmp_path)
+    archive.open(path="{date}/events.csv").deliver(event("e1"))
+    archive.close()
+    flushed.clear()
+    archive.open(path="{date}/events.csv").deliver(event("e2"))
+    archive.close()
+    today = datetime.now(UTC).date().isoformat()
+    assert (tmp_path / today, ["events.csv"]) in flushed
 
 
 def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:

@@ -171,7 +171,10 @@ class Csv:
         for path in numbered(base):
             if path.exists() and not path.is_file():
                 raise OSError(f"{path} is not a regular file")
-            if not is_begun(path, self._headers):
+            if is_begun(path, self._headers):
+                with suppress(OSError):  # whoever began it may have been killed before that
+                    flush_folder(path.resolve().parent)
+            else:
                 begin(path, self._headers[self.bom])
             if has_header(path, self._headers):
                 self._repair(path, path.stat().st_size)
