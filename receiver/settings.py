@@ -33,6 +33,9 @@ ISSUER_URL = "DT_ISSUER_URL"
 ISSUER = "https://identity.disruptive-technologies.com/data-connector"
 """Who signs pushes with DT's own keys."""
 
+CONSOLE_PASSWORDS = {"admin": "CONSOLE_PASSWORD", "viewer": "CONSOLE_VIEWER_PASSWORD"}
+"""User of the console → the variable of its password."""
+
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TABLES = ("receiver", "journal", "sensors", "sinks")
 SENSORS = "sensors"
@@ -184,6 +187,8 @@ class Settings:
     on_dyno: bool = False
     unused_variables: tuple[str, ...] = ()
     sensors: SensorsTable = field(default_factory=SensorsTable)
+    console_passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """By user: `admin`, without which there is no console, and `viewer`."""
 
     @property
     def folder(self) -> Path:
@@ -247,6 +252,11 @@ def load_with_problems(
     except ConfigError as error:
         database_url = None
         problems.append(f"environment: {error}")
+    passwords = {
+        user: password
+        for user, name in CONSOLE_PASSWORDS.items()
+        if (password := _password(environ, name, problems)) is not None
+    }
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
@@ -259,13 +269,16 @@ def load_with_problems(
         port,
         workers,
         secrets,
-        secret_values=frozenset([*secrets.values(), *organizations, *reader.environment_values, token, *urls]),
+        secret_values=frozenset(
+            [*secrets.values(), *organizations, *reader.environment_values, token, *urls, *passwords.values()]
+        ),
         organizations=organizations,
         issuer=issuer,
         database_url=database_url,
         on_dyno=bool(environ.get("DYNO")),
         unused_variables=_unused_variables(environ),
         sensors=sensors,
+        console_passwords=passwords,
     ), problems
 
 
@@ -355,6 +368,21 @@ def _secrets(environ: Mapping[str, str], problems: list[str], *, required: bool)
         except ConfigError as error:
             problems.append(f"environment: {error}")
     return found
+
+
+def _password(environ: Mapping[str, str], name: str, problems: list[str]) -> str | None:
+    """A password of the console by the name of its variable; a blank one is not set."""
+    try:
+        password = read_variable(environ, name)
+    except ConfigError as error:
+        problems.append(f"environment: {error}")
+        return None
+    if password is None or not password.strip():
+        return None
+    if not _is_text(password):
+        problems.append(f"environment: {name} is not UTF-8; set it to text in UTF-8")
+        return None
+    return password
 
 
 def _unused_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
