@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support.asymmetric import issuer, keys_receiver
 from support.commands import operator, shell
+from support.console import console
 from support.csv_archive import archive
 from support.delivery import dispatcher, loop_tester, sqlite_store
 from support.endpoints import open_webhook, short_limits, start_endpoint
@@ -43,6 +44,7 @@ __all__ = [
     "StartReceiver",
     "archive",
     "clock",
+    "console",
     "deployment",
     "dispatcher",
     "issuer",
