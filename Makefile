@@ -16,7 +16,7 @@ SIZE = 1
 JOURNAL = sqlite
 RATE = 50
 
-.PHONY: venv demo test coverage lint format lock fuzz bench chaos fleet
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos fleet screenshots
 
 # The environment of demo, run and test.
 venv: $(VENV)/runtime
@@ -60,6 +60,10 @@ chaos: $(VENV)/development
 
 fleet: $(VENV)/development
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.fleet $(FLEET)
+
+# The pictures of docs/console.md; SCREENSHOTS=FOLDER makes those of every part, for a person to look at.
+screenshots: $(VENV)/development
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.screenshots $(SCREENSHOTS)
 
 $(VENV)/runtime: requirements.txt
 	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' || \
