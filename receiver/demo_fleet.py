@@ -5,10 +5,11 @@ Values follow the hours of the day, so that plots look like those of real sensor
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -87,7 +88,7 @@ def day_curve(at: datetime) -> float:
 
 
 def is_working_time(at: datetime) -> bool:
-    return at.weekday() < 5 and 7 <= at.hour < 18
+    return 7 <= at.hour < 18
 
 
 def network(at: datetime, chance: random.Random) -> Iterator[tuple[str, Data]]:
@@ -96,7 +97,7 @@ def network(at: datetime, chance: random.Random) -> Iterator[tuple[str, Data]]:
     cloud = [{"id": each, "signalStrength": strength, "rssi": strength - 130} for each in CONNECTORS]
     yield "networkStatus", {"signalStrength": strength, "rssi": strength - 130, "cloudConnectors": cloud}
     if at.hour == 6 and at.minute < HEARTBEAT_MINUTES:
-        yield "batteryStatus", {"percentage": chance.randint(88, 92)}
+        yield "batteryStatus", {"percentage": 96 - at.toordinal() % 400 // 20}
 
 
 def temperature(mean: float, swing: float) -> Make:
@@ -160,7 +161,7 @@ def history(sensor: Sensor, now: datetime) -> Iterator[tuple[datetime, bytes]]:
     begin = now - timedelta(minutes=chance.uniform(0, HEARTBEAT_MINUTES))
     dense, step = FULL_DAYS * 1440, HEARTBEAT_MINUTES
     for minutes in [*range(DAYS * 1440, dense, -60), *range(dense, 0, -step)]:
-        at = begin - timedelta(minutes=minutes - chance.gauss(0, 0.3))
+        at = begin - timedelta(minutes=minutes - chance.gauss(0, 0.05))
         if is_heard(sensor, (now - at).total_seconds() / 3600):
             yield from ((at, body) for body in sensor.bodies(at, chance))
 
@@ -177,6 +178,6 @@ def is_heard(sensor: Sensor, hours_ago: float) -> bool:
 def live() -> Iterator[bytes]:
     """Bodies of what the fleet sends now, without end; nothing of the sensor that is silent."""
     chance = random.Random()
-    heard: Sequence[Sensor] = [sensor for sensor in fleet() if sensor.name != SILENT]
-    while True:
-        yield from chance.choice(heard).bodies(datetime.now(UTC), chance)
+    heard = [sensor for sensor in fleet() if sensor.name != SILENT]
+    for sensor in itertools.chain(heard, iter(lambda: chance.choice(heard), None)):
+        yield from sensor.bodies(datetime.now(UTC), chance)

@@ -105,7 +105,7 @@ def test_the_history_is_drawn_with_one_axis_of_time_and_can_be_zoomed(browser: A
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] / 2, middle, steps=4)
         page.mouse.up()
-        assert "°C" in page.locator(".u-legend").first.inner_text()
+        assert "°C" in page.locator("figcaption small").first.inner_text()
         assert visitor.wrong == []
 
 
@@ -234,7 +234,7 @@ def test_a_hidden_tab_asks_for_nothing_until_it_is_seen_again(browser: Any, demo
         page, asked = visitor.page, []
         page.clock.install()
         visitor.open("/console/")
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: asked.append(request.url) if request.resource_type == "fetch" else None)
         page.evaluate("Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})")
         for _ in range(5):
             page.clock.fast_forward(6_000)

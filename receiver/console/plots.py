@@ -9,6 +9,7 @@ from enum import StrEnum
 from receiver.console import words
 from receiver.sensors.gaps import GAP_INTERVALS
 from receiver.sensors.history import Point, by_hour
+from receiver.validation import counted
 
 PERIODIC = frozenset(("temperature", "relative_humidity", "co2", "pressure", "signal_strength", "rssi"))
 """What comes with every heartbeat: a line of it is interrupted where one is missing."""
@@ -51,6 +52,13 @@ class Plot:
     def bounds(self) -> tuple[float, float]:
         """The lowest and the highest value."""
         return min(each for each in self.low if each is not None), max(each for each in self.high if each is not None)
+
+    @property
+    def summary(self) -> str:
+        """What it ranges over, in words."""
+        if self.kind is Kind.MARKS:
+            return counted(len(self.times), "time")
+        return " to ".join(dict.fromkeys(words.value(self.name, each) for each in self.bounds))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from receiver.admin import newest_of_sensor
 from receiver.console import words
 from receiver.console.charts import Span
-from receiver.console.plots import LONGEST_INTERVAL, RANGES, Plot, in_range, plots, table
+from receiver.console.plots import LONGEST_INTERVAL, RANGES, Kind, Plot, in_range, plots, table
 from receiver.console.visit import ID, Ask, Data, Done, Download, Page, Visit
 from receiver.errors import ReceiverError
 from receiver.incident import Incident
@@ -37,6 +37,10 @@ class Plotted:
     points: Mapping[str, Sequence[Point]]
     plots: Sequence[Plot]
     spans: Sequence[Span]
+
+    @property
+    def begin(self) -> datetime:
+        return datetime.fromtimestamp(self.start, UTC)
 
 
 def show(visit: Visit) -> Page:
@@ -117,8 +121,9 @@ def history(visit: Visit) -> Data:
                 "decimals": words.quantity(plot.name).decimals,
                 "times": plot.times,
                 "mean": plot.mean,
-                "low": plot.low if shown.hourly else None,
-                "high": plot.high if shown.hourly else None,
+                "low": plot.low if shown.hourly and plot.kind is Kind.LINE else None,
+                "high": plot.high if shown.hourly and plot.kind is Kind.LINE else None,
+                "summary": plot.summary,
             }
             for plot in shown.plots
         ],
