@@ -69,27 +69,27 @@ def test_a_registry_that_is_disabled_is_said_to_be(start_receiver: StartReceiver
 
 
 def test_a_call_that_hangs_takes_one_thread_and_nobody_waits_for_it_for_long() -> None:
-    crew, release = Crew(2, 0.2), threading.Event()
+    crew, release = Crew(2), threading.Event()
     with pytest.raises(TimeoutError):
-        crew.call(release.wait)
-    assert crew.call(lambda: "the other thread") == "the other thread"
+        crew.call(release.wait, 0.2)
+    assert crew.call(lambda: "the other thread", 20) == "the other thread"
     with pytest.raises(TimeoutError):
-        crew.call(release.wait)
+        crew.call(release.wait, 0.2)
     with pytest.raises(TimeoutError):
-        crew.call(lambda: "no thread is left")
+        crew.call(lambda: "no thread is left", 0.2)
     release.set()
     end = time.monotonic() + 20
     while time.monotonic() < end:
         try:
-            assert crew.call(lambda: "again") == "again"
+            assert crew.call(lambda: "again", 0.2) == "again"
             break
         except TimeoutError:
             continue
 
 
 def test_other_greenlets_go_on_while_a_call_hangs() -> None:
-    crew, release, seen = Crew(1, 20), threading.Event(), []
-    hanging = gevent.spawn(crew.call, release.wait)
+    crew, release, seen = Crew(1), threading.Event(), []
+    hanging = gevent.spawn(crew.call, release.wait, 20)
     for n in range(3):
         gevent.sleep(0.01)
         seen.append(n)
@@ -103,4 +103,4 @@ def test_the_exception_of_a_call_is_raised_in_its_greenlet() -> None:
         raise LookupError("of the call")
 
     with pytest.raises(LookupError, match="of the call"):
-        Crew(1, 20).call(fail)
+        Crew(1).call(fail, 20)

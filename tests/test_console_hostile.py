@@ -69,7 +69,7 @@ type = "paused"
 
 TOUCH_EVERYTHING = """
 for (const each of document.querySelectorAll("*"))
-  for (const kind of ["mouseover", "mouseenter", "focus", "error", "load", "toggle"]) each.dispatchEvent(new Event(kind));
+  for (const kind of ["mouseover", "mouseenter", "focus", "error", "load"]) each.dispatchEvent(new Event(kind));
 """
 
 

@@ -9,7 +9,7 @@ from support.sensors import DOOR, FREEZER, PROJECT, START, at, event, fold_a_sil
 
 from receiver.sensors.history import Point, by_hour
 from receiver.sensors.registry import Registry
-from receiver.sensors.shown import days_of, gap_rows, gaps_of, history_of
+from receiver.sensors.shown import days_of, details, gap_rows, gaps_of, history_of, projects_heard
 from receiver.sensors.watch import newest_by_project
 
 NAMES = ["Anteroom", "boiler", "Büro", "boiler", "100 % wet_", "zebra", None, None]
@@ -93,10 +93,10 @@ def test_the_incidents_of_a_sensor_are_those_that_name_it(registry: Registry) ->
 def test_gaps_and_completeness_of_some_sensors_are_the_same_as_those_of_each(registry: Registry) -> None:
     now = at(1000)
     fold_a_silent_freezer(registry, now)
-    rows = registry.rows()
-    assert gaps_of(registry, rows, now.timestamp()) == gap_rows(registry, None, now.timestamp())
-    both = days_of(registry, rows, now.timestamp())
-    assert both == {row.device_id: days_of(registry, [row], now.timestamp())[row.device_id] for row in rows}
+    rows, projects = registry.rows(), projects_heard(registry, now.timestamp())
+    assert gaps_of(registry, rows, projects, now.timestamp()) == gap_rows(registry, None, now.timestamp())
+    both = days_of(registry, rows, projects.newest, now.timestamp())
+    assert both == {row.device_id: details(registry, row.device_id, now.timestamp()).days for row in rows}
     assert both[FREEZER]
 
 

@@ -21,6 +21,12 @@ from receiver.settings import Settings
 
 Value = TypeVar("Value")
 
+PAGE_SECONDS = 5.0
+"""How long a page may take; then it says that it does not respond in time."""
+
+DOWNLOAD_SECONDS = 25.0
+"""Less than the 30 s of Heroku's router."""
+
 MAX_FORM_BYTES = 256 * 1024
 
 SECURITY_HEADERS = {
@@ -66,12 +72,13 @@ class Route(NamedTuple):
     method: str
     path: str
     view: View
+    seconds: float = PAGE_SECONDS
 
 
 ROUTES = (
     Route("GET", "/", overview.show),
     Route("GET", "/sensors", sensors.show),
-    Route("GET", "/sensors.csv", sensors.download),
+    Route("GET", "/sensors.csv", sensors.download, DOWNLOAD_SECONDS),
     Route("GET", "/sensors/<device>", sensor.show),
     Route("GET", "/sensors/<device>/values", sensor.values),
     Route("GET", "/sensors/<device>/history.json", sensor.history),
@@ -85,8 +92,8 @@ ROUTES = (
 class Threads(Protocol):
     """The native threads in which views run."""
 
-    def call(self, function: Callable[[], Value]) -> Value:
-        """The value of a call. Raises its exception, or TimeoutError if it takes too long."""
+    def call(self, function: Callable[[], Value], seconds: float) -> Value:
+        """The value of a call. Raises its exception, or TimeoutError after so many seconds."""
 
 
 def mount(
@@ -112,7 +119,7 @@ def mount(
         blueprint.add_url_rule(
             route.path,
             f"{route.method} {route.path}".replace(".", "-"),
-            partial(console.visit, route.view),
+            partial(console.visit, route),
             methods=[route.method],
             provide_automatic_options=False,
         )
@@ -169,7 +176,7 @@ class Console:
             finally:
                 self._slowed -= 1
 
-    def visit(self, view: View, **path: str) -> Response:
+    def visit(self, route: Route, **path: str) -> Response:
         visit = Visit(
             g.role,
             path,
@@ -180,7 +187,7 @@ class Console:
         )
         compress = accepts_gzip()
         try:
-            rendered = self._threads.call(lambda: self._respond(view, visit, compress))
+            rendered = self._threads.call(lambda: self._respond(route.view, visit, compress), route.seconds)
         except TimeoutError:
             rendered = self._problem(
                 503,

@@ -46,7 +46,7 @@ class Plotted:
 def show(visit: Visit) -> Page:
     stored = of_path(visit)
     row = row_of(stored)
-    gaps = gaps_of(visit.registry, [stored], visit.now)
+    gaps = gaps_of(visit.registry, [stored], visit.sources.projects(), visit.now)
     incidents = visit.registry.incidents_of(row.device_id, INCIDENTS)
     values = {
         "sensor": row,
@@ -54,7 +54,7 @@ def show(visit: Visit) -> Page:
         "latest": [(name, row.latest[name]) for name in words.in_order(list(row.latest))],
         "plotted": plotted(visit, row, gaps, incidents),
         "ranges": [(title, name) for name, (title, _) in RANGES.items()],
-        "days": days_of(visit.registry, [stored], visit.now)[row.device_id],
+        "days": days_of(visit.registry, [stored], visit.sources.projects().newest, visit.now)[row.device_id],
         "gaps": gaps,
         "incidents": incidents,
         "events": newest_of_sensor(visit.records, row.device_id, visit.now + 60, EVENTS, EVENTS_READ),
@@ -105,7 +105,7 @@ def span(start: datetime, end: datetime | None, kind: str, title: str, visit: Vi
 def history(visit: Visit) -> Data:
     """What is plotted, for the script that draws it."""
     stored = of_path(visit)
-    gaps = gaps_of(visit.registry, [stored], visit.now)
+    gaps = gaps_of(visit.registry, [stored], visit.sources.projects(), visit.now)
     shown = plotted(visit, row_of(stored), gaps, visit.registry.incidents_of(stored.device_id, INCIDENTS))
     content = {
         "start": shown.start,

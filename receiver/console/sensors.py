@@ -12,7 +12,7 @@ from receiver.sensors.shown import LatestValue, SensorRow, history_of, row_of
 from receiver.sensors.watch import DAY_SECONDS, State
 
 MAX_SEARCH = 200
-DOWNLOADED_AT_ONCE = 1000
+DOWNLOADED_AT_ONCE = 10_000
 COLUMNS = (
     *("device_id", "name", "type", "project_id", "state", "last_heard", "heartbeat_seconds"),
     *("battery", "signal_strength", "quantity", "value", "unit", "time"),

@@ -86,12 +86,11 @@ def past(visit: Visit) -> Rows[Incident]:
 
 def outages(visit: Visit) -> list[Outage]:
     """When nothing was heard at all in the last days, newest first."""
-    of_projects, down = visit.registry.outages(visit.now)
-    return sorted(
-        [*_outages(None, down), *(each for project, spans in of_projects.items() for each in _outages(project, spans))],
-        key=lambda each: each.start,
-        reverse=True,
-    )[:PAST]
+    projects = visit.sources.projects()
+    found = [*_outages(None, projects.down)]
+    for project, spans in projects.outages.items():
+        found += _outages(project, spans)
+    return sorted(found, key=lambda each: each.start, reverse=True)[:PAST]
 
 
 def _outages(project: str | None, spans: Sequence[Span]) -> Iterator[Outage]:
@@ -115,8 +114,8 @@ def last_days(now: float) -> list[date]:
 
 
 def of_sensors(visit: Visit, page: Rows[Any], days: Sequence[date]) -> list[Row]:
-    by_day = days_of(visit.registry, page.rows, visit.now)
-    gaps = gaps_of(visit.registry, page.rows, visit.now)
+    by_day = days_of(visit.registry, page.rows, visit.sources.projects().newest, visit.now)
+    gaps = gaps_of(visit.registry, page.rows, visit.sources.projects(), visit.now)
     rows = []
     for sensor in map(row_of, page.rows):
         known = {each.day: each.completeness for each in by_day[sensor.device_id]}

@@ -11,6 +11,7 @@ from receiver.errors import ReceiverError
 from receiver.journal import Counts, Records, open_records
 from receiver.sensors import open_registry, registry_path
 from receiver.sensors.registry import Registry
+from receiver.sensors.shown import ProjectsHeard, projects_heard
 from receiver.settings import Settings
 
 Opened = TypeVar("Opened")
@@ -37,6 +38,8 @@ class Sources:
         """What is in the journal now. Raises JournalError."""
         self.states: Callable[[], dict[str, int]] = Recent(lambda: self.registry().states())
         """How many sensors are in each state. Raises as `registry`."""
+        self.projects: Callable[[], ProjectsHeard] = Recent(lambda: projects_heard(self.registry(), time.time()))
+        """When each project was heard. Raises as `registry`."""
 
     def _open_records(self) -> Records:
         return open_records(self.settings, create_tables=False)

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONSOLE_THREADS = 2
-CONSOLE_SECONDS = 5.0
-"""How long a page of the console may take."""
 
 HINT = f"POST / accepts the pushes of a DT Data Connector, signed in {HEADER}; see also /healthz, /readyz, /metrics"
 
@@ -47,7 +45,7 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     readiness = SharedCall(Readiness(settings, journal, Redactor(settings.secret_values)).get)
     metrics_page = SharedCall(metrics.page)
 
-    console.mount(app, settings, Crew(CONSOLE_THREADS, CONSOLE_SECONDS), gevent.sleep, metrics.responses)
+    console.mount(app, settings, Crew(CONSOLE_THREADS), gevent.sleep, metrics.responses)
 
     app.before_request(assign_request_id)
     app.after_request(end_request)

@@ -61,15 +61,17 @@ class SharedCall(Generic[Value]):
 
 
 class Crew:
-    """A few native threads for calls that may take long or hang; nobody waits for one longer than `seconds`."""
+    """A few native threads for calls that may take long or hang; nobody waits for one forever."""
 
-    def __init__(self, threads: int, seconds: float) -> None:
+    def __init__(self, threads: int) -> None:
         self._pool = ThreadPool(threads)
-        self._seconds = seconds
 
-    def call(self, function: Callable[[], Value]) -> Value:
-        """The value of a call in one of the threads. Raises its exception, or TimeoutError: the call goes on then."""
-        with gevent.Timeout(self._seconds, TimeoutError):
+    def call(self, function: Callable[[], Value], seconds: float) -> Value:
+        """The value of a call in one of the threads.
+
+        Raises its exception, or TimeoutError after so many seconds: it goes on then, and keeps its thread.
+        """
+        with gevent.Timeout(seconds, TimeoutError):
             done = cast(Done[Value], self._pool.spawn(_call, function, ()).get())
         return done.get()
 

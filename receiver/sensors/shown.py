@@ -12,7 +12,7 @@ from typing import Any
 from receiver.errors import ReceiverError
 from receiver.sensors.gaps import completeness, find_gaps
 from receiver.sensors.history import Point, quantities_in, unpack
-from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, minute_of
+from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, minute_of
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import DAY_SECONDS, Watched
 
@@ -106,12 +106,18 @@ def find(registry: Registry, text: str) -> Any:
 def details(registry: Registry, text: str, now: float) -> SensorDetails:
     """A sensor with the completeness of the last 7 days."""
     stored = find(registry, text)
-    return SensorDetails(**{**vars(row_of(stored)), "days": days_of(registry, [stored], now)[stored.device_id]})
+    days = days_of(registry, [stored], registry.newest(now), now)
+    return SensorDetails(**{**vars(row_of(stored)), "days": days[stored.device_id]})
 
 
-def days_of(registry: Registry, stored: Sequence[Any], now: float) -> dict[str, tuple[DayRow, ...]]:
-    """The completeness of the last 7 days of each of these sensors, by device id."""
-    newest, known = registry.newest(now), registry.heard(stored, filled=True)
+def days_of(
+    registry: Registry, stored: Sequence[Any], newest: Mapping[str, float], now: float
+) -> dict[str, tuple[DayRow, ...]]:
+    """The completeness of the last 7 days of each of these sensors, by device id.
+
+    `newest` is the newest live timestamp of each project.
+    """
+    known = registry.heard(stored, filled=True)
     return {
         each.device_id: tuple(_days(each, known.get(each.device_id), newest.get(each.project_id or "", now), now))
         for each in stored
@@ -149,20 +155,32 @@ def history_of(
 
 def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
     """The gaps of the last 7 days, of one sensor or of all, newest first."""
-    return gaps_of(registry, [find(registry, text)] if text is not None else registry.rows(), now)
+    stored = [find(registry, text)] if text is not None else registry.rows()
+    return gaps_of(registry, stored, projects_heard(registry, now), now)
 
 
-def gaps_of(registry: Registry, stored: Sequence[Any], now: float) -> list[GapRow]:
+@dataclass(frozen=True)
+class ProjectsHeard:
+    """The newest live timestamp of each project, its outages, and when the receiver was down, in the last 7 days."""
+
+    newest: Mapping[str, float]
+    outages: Mapping[str, Sequence[Span]]
+    down: Sequence[Span]
+
+
+def projects_heard(registry: Registry, now: float) -> ProjectsHeard:
+    return ProjectsHeard(registry.newest(now), *registry.outages(now))
+
+
+def gaps_of(registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, now: float) -> list[GapRow]:
     """The gaps of the last 7 days of these sensors, newest first."""
-    newest = registry.newest(now)
-    outages, down = registry.outages(now)
     rows: list[GapRow] = []
     for some in _chunks([each for each in stored if each.last_heard is not None and each.periodic]):
         heard, known = registry.heard(some), registry.heard(some, filled=True)
         for each in some:
-            unheard = sorted([*down, *outages.get(each.project_id or "", ())])
+            unheard = sorted([*projects.down, *projects.outages.get(each.project_id or "", ())])
             until = now if each.retired_at is None else each.retired_at
-            end = minute_of(min(newest.get(each.project_id or "", now), until))
+            end = minute_of(min(projects.newest.get(each.project_id or "", now), until))
             for gap in find_gaps(
                 heard[each.device_id], known[each.device_id], _interval(each), each.type, _merged(unheard), end
             ):
