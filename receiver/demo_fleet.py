@@ -48,8 +48,10 @@ class Sensor:
     make: Make
 
     def bodies(self, at: datetime, chance: random.Random) -> Iterator[bytes]:
-        """What it sends with a heartbeat, as DT would push it."""
-        for event_type, data in self.make(at, chance):
+        """What it sends with a heartbeat, as DT would push it; once a day, the state of its battery."""
+        battery = ("batteryStatus", {"percentage": 99 - int(self.id[-2:])})
+        is_daily = at.hour == 6 and at.minute < HEARTBEAT_MINUTES
+        for event_type, data in itertools.chain(self.make(at, chance), [battery] if is_daily else ()):
             stamp = rfc3339(at)
             payload = {
                 "event": {
@@ -96,8 +98,6 @@ def network(at: datetime, chance: random.Random) -> Iterator[tuple[str, Data]]:
     strength = round(min(100.0, max(5.0, chance.gauss(62, 5))))
     cloud = [{"id": each, "signalStrength": strength, "rssi": strength - 130} for each in CONNECTORS]
     yield "networkStatus", {"signalStrength": strength, "rssi": strength - 130, "cloudConnectors": cloud}
-    if at.hour == 6 and at.minute < HEARTBEAT_MINUTES:
-        yield "batteryStatus", {"percentage": 96 - at.toordinal() % 400 // 20}
 
 
 def temperature(mean: float, swing: float) -> Make:
