@@ -18,7 +18,7 @@ RATE = 50
 TIMES = 10
 STATES = 5000
 
-.PHONY: venv demo test coverage lint format lock fuzz bench chaos failover power-cut fleet outages
+.PHONY: venv demo test coverage lint format lock fuzz bench chaos failover power-cut fleet outages screenshots
 
 # The environment of demo, run and test.
 venv: $(VENV)/runtime
@@ -71,6 +71,10 @@ fleet: $(VENV)/development
 
 outages: $(VENV)/development
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.outages $(OUTAGES)
+
+# The pictures of docs/console.md; SCREENSHOTS=FOLDER makes those of every part, for a person to look at.
+screenshots: $(VENV)/development
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m support.screenshots $(SCREENSHOTS)
 
 $(VENV)/runtime: requirements.txt
 	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' || \

@@ -266,6 +266,20 @@ def events(
     return rows, None
 
 
+def newest_of_sensor(records: Records, device: str, until: float, limit: int, most_read: int) -> list[EventRow]:
+    """The newest events of a sensor by its device id, among the newest `most_read` of all."""
+    rows: list[EventRow] = []
+    name, read, before = device.encode(), 0, None
+    while read < most_read and (found := records.newest(until, None, before, min(BATCH, most_read - read))):
+        for history in found:
+            if name in history.event.body and (event := decoded(history.event)) and event.device_id == device:
+                rows.append(event_row(history, event))
+                if len(rows) == limit:
+                    return rows
+        read, before = read + len(found), found[-1].event.key
+    return rows
+
+
 def is_wanted(event: Event | None, sensor: str | None, types: Sequence[str]) -> bool:
     if event is None:
         return sensor is None and not types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import urllib3
 
+from receiver.demo_fleet import fold_history, live
 from receiver.errors import ReceiverError
 from receiver.incident import Incident
 from receiver.sensors import open_registry
@@ -28,6 +31,7 @@ from receiver.simulator import Pusher, Simulator
 CONFIG = """
 [receiver]
 host = "127.0.0.1"
+plugins = []
 [sinks.console]
 type = "stdout"
 format = "text"
@@ -35,6 +39,36 @@ format = "text"
 type = "csv"
 path = "events.csv"
 """
+CONSOLE_CONFIG = f"""{CONFIG.replace("plugins = []", 'plugins = ["demo_sinks.py"]')}
+[sinks.erp]
+type = "demo_erp"
+[sinks.billing]
+type = "demo_billing"
+"""
+CONSOLE_PLUGIN = """
+from receiver import GiveUp, Pause, hookimpl
+
+
+class Erp:
+    @hookimpl
+    def deliver(self, event):
+        raise Pause("HTTP 401: it rejects our credentials", after=900)
+
+
+class Billing:
+    @hookimpl
+    def deliver(self, event):
+        if event.labels.get("name") == "Loading dock":
+            raise GiveUp("HTTP 422: no contract for this meter")
+
+
+@hookimpl
+def register_sinks(register):
+    register("demo_erp", Erp)
+    register("demo_billing", Billing)
+"""
+"""A sink that is paused, and one with dead letters."""
+
 START_SECONDS = 20.0
 JUDGED_SECONDS = 60.0
 LAST_LINES = 5
@@ -67,6 +101,27 @@ def run(seconds: float, rate: float, say: Say) -> None:
         show_incident(url, secret, freezer, folder, say)
 
 
+def run_console(seconds: float | None, rate: float, say: Say) -> None:
+    """Run a receiver with a console and a fleet that has a history, for `seconds` or until Ctrl-C."""
+    folder, password = Path(tempfile.mkdtemp(prefix="receiver-demo-")), secrets.token_urlsafe(12)
+    secret = secrets.token_hex(32)
+    say("Preparing a month of history …")
+    prepare_console(folder)
+    with server(folder, secret, {"CONSOLE_PASSWORD": password}) as url:
+        say(f"\nOpen {url}/console/ and log in:\n\n  user      admin\n  password  {password}\n")
+        say(f"A fleet pushes {rate:g} signed events per second; the journal is in {folder}. Ctrl-C stops it.")
+        push(url, secret, math.inf if seconds is None else seconds, rate, lambda _: None, live())
+
+
+def prepare_console(folder: Path) -> None:
+    """Write the settings, the plugin and the history of a demo with a console into a folder."""
+    (folder / "config.toml").write_text(CONSOLE_CONFIG, encoding="utf-8")
+    (folder / "demo_sinks.py").write_text(CONSOLE_PLUGIN, encoding="utf-8")
+    settings = load({"RECEIVER_CONFIG": str(folder / "config.toml")}, secret_required=False)
+    with contextlib.closing(open_registry(settings)) as registry:
+        fold_history(registry, datetime.now(UTC))
+
+
 def push_heartbeats(url: str, secret: str, sensor: Simulator, minutes_ago: Sequence[int]) -> int:
     """Push heartbeats of a sensor that happened before: time runs faster in a demo. Returns how many."""
     pusher, now = Pusher(url, secret), datetime.now(UTC)
@@ -97,9 +152,9 @@ def wait_for_incident(registry: Registry, *, is_open: bool) -> Incident:
     raise ReceiverError("the receiver did not judge its sensors in time")
 
 
-def push(url: str, secret: str, seconds: float, rate: float, say: Say) -> int:
+def push(url: str, secret: str, seconds: float, rate: float, say: Say, bodies: Iterator[bytes] | None = None) -> int:
     """Push events at a steady rate, and show counts once per second. Returns how many were accepted."""
-    pusher, bodies = Pusher(url, secret), Simulator().bodies()
+    pusher, bodies = Pusher(url, secret), bodies or Simulator().bodies()
     start = shown_at = time.monotonic()
     accepted = 0
     with contextlib.suppress(KeyboardInterrupt):
@@ -116,13 +171,14 @@ def push(url: str, secret: str, seconds: float, rate: float, say: Say) -> int:
 
 
 @contextlib.contextmanager
-def server(folder: Path, secret: str) -> Iterator[str]:
-    """Run a receiver in a process of its own; gives its URL."""
+def server(folder: Path, secret: str, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """Run a receiver in a process of its own, with `more` variables in its environment; gives its URL."""
     environment = {
         **clean_environment(),
         SECRET: secret,
         "WEB_CONCURRENCY": "2",
         "RECEIVER_CONFIG": str(folder / "config.toml"),
+        **more,
     }
     lifeline, server_end = socket.socketpair()  # the server stops when our end is closed, however the demo ends
     listener = socket.create_server(("127.0.0.1", 0))
@@ -149,7 +205,16 @@ def server(folder: Path, secret: str) -> Iterator[str]:
 
 def clean_environment() -> dict[str, str]:
     """The environment without secrets, organizations, service account and database of another receiver."""
-    foreign = (SECRET, ORGANIZATION_ID, ISSUER_URL, "DATABASE_URL", "DT_SERVICE_ACCOUNT", "DT_API_URL", "DT_TOKEN_URL")
+    foreign = (
+        SECRET,
+        ORGANIZATION_ID,
+        ISSUER_URL,
+        "DATABASE_URL",
+        "DT_SERVICE_ACCOUNT",
+        "DT_API_URL",
+        "DT_TOKEN_URL",
+        "CONSOLE_",
+    )
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
 
 

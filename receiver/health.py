@@ -20,7 +20,7 @@ from receiver.journal import Counts, Journal, Liveness, Records, SinkState, Tabl
 from receiver.listener import is_in_use
 from receiver.logs import printable
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, Settings
+from receiver.settings import CONSOLE_PASSWORDS, SECRET, Settings, is_loopback
 from receiver.validation import counted
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 WEAK_SECRET_BYTES = 32
 """The output of SHA-256: a shorter HMAC key is the weakest part of the signature (RFC 2104, section 3)."""
+
+CONSOLE_PASSWORD_CHARACTERS = 12
+"""A wrong password takes a second, but many can be tried at once."""
 
 QUOTES = ('""', "''", "``", "\u201c\u201d", "\u201e\u201c", "\u2018\u2019", "\u00ab\u00bb")
 
@@ -133,6 +136,7 @@ def configuration_warnings(settings: Settings) -> list[str]:
         *weak_secrets(settings),
         *odd_secrets(settings.secrets),
         *odd_secrets({"[receiver] metrics_token": token.get_secret_value()} if token else {}),
+        *console_warnings(settings),
         *no_sinks(settings),
         *journal_on_dyno(settings),
         *replaced_journal(settings),
@@ -151,6 +155,29 @@ def weak_secrets(settings: Settings) -> list[str]:
         for name, secret in settings.secrets.items()
         if len(secret.encode()) < WEAK_SECRET_BYTES
     ]
+
+
+def console_warnings(settings: Settings) -> list[str]:
+    """What makes the console easy to get into, or keeps it off."""
+    by_name = {CONSOLE_PASSWORDS[user]: password for user, password in settings.console_passwords.items()}
+    if not by_name:
+        return []
+    if "admin" not in settings.console_passwords:
+        return ["CONSOLE_VIEWER_PASSWORD has no effect: without CONSOLE_PASSWORD there is no console"]
+    warnings = [
+        f"{name} is shorter than {CONSOLE_PASSWORD_CHARACTERS} characters; a longer one is harder to guess"
+        for name, password in by_name.items()
+        if len(password) < CONSOLE_PASSWORD_CHARACTERS
+    ]
+    if len(set(by_name.values())) < len(by_name):
+        warnings.append("CONSOLE_VIEWER_PASSWORD is the same as CONSOLE_PASSWORD, so whoever may look may change, too")
+    if not settings.trusted_proxies and not is_loopback(settings.receiver.host):
+        warnings.append(
+            f"the console is offered over plain HTTP on {settings.receiver.host}, where its password can be read on "
+            'the way; let a proxy with TLS connect, and set [receiver] host = "127.0.0.1", or trusted_proxies if the '
+            "proxy is on another machine"
+        )
+    return [*warnings, *odd_secrets(by_name)]
 
 
 def unused_variables(settings: Settings) -> list[str]:

@@ -35,6 +35,8 @@ ISSUER = "https://identity.disruptive-technologies.com/data-connector"
 
 API_URL = "https://api.disruptive-technologies.com/v2"
 TOKEN_URL = "https://identity.disruptive-technologies.com/oauth2/token"
+CONSOLE_PASSWORDS = {"admin": "CONSOLE_PASSWORD", "viewer": "CONSOLE_VIEWER_PASSWORD"}
+"""User of the console → the variable of its password."""
 
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TABLES = ("receiver", "journal", "sensors", "sinks")
@@ -214,6 +216,8 @@ class Settings:
     unused_variables: tuple[str, ...] = ()
     sensors: SensorsTable = field(default_factory=SensorsTable)
     api: ApiAccess = field(default_factory=ApiAccess)
+    console_passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """By user: `admin`, without which there is no console, and `viewer`."""
 
     @property
     def folder(self) -> Path:
@@ -284,6 +288,11 @@ def load_with_problems(
     except ConfigError as error:
         database_url = None
         problems.append(f"environment: {error}")
+    passwords = {
+        user: password
+        for user, name in CONSOLE_PASSWORDS.items()
+        if (password := _password(environ, name, problems)) is not None
+    }
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
     token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
@@ -298,7 +307,7 @@ def load_with_problems(
         workers,
         secrets,
         secret_values=frozenset(
-            [*secrets.values(), *organizations, *reader.environment_values, token, *urls, *account]
+            [*secrets.values(), *organizations, *reader.environment_values, token, *urls, *passwords.values(), *account]
         ),
         organizations=organizations,
         issuer=issuer,
@@ -307,6 +316,7 @@ def load_with_problems(
         unused_variables=_unused_variables(environ),
         sensors=sensors,
         api=api,
+        console_passwords=passwords,
     ), problems
 
 
@@ -405,6 +415,21 @@ def _secrets(environ: Mapping[str, str], problems: list[str], *, required: bool)
         except ConfigError as error:
             problems.append(f"environment: {error}")
     return found
+
+
+def _password(environ: Mapping[str, str], name: str, problems: list[str]) -> str | None:
+    """A password of the console by the name of its variable; a blank one is not set."""
+    try:
+        password = read_variable(environ, name)
+    except ConfigError as error:
+        problems.append(f"environment: {error}")
+        return None
+    if password is None or not password.strip():
+        return None
+    if not _is_text(password):
+        problems.append(f"environment: {name} is not UTF-8; set it to text in UTF-8")
+        return None
+    return password
 
 
 def _unused_variables(environ: Mapping[str, str]) -> tuple[str, ...]:

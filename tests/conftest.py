@@ -16,6 +16,7 @@ import pytest
 from support.asymmetric import issuer, keys_receiver
 from support.cloud import cloud
 from support.commands import operator, shell
+from support.console import console
 from support.csv_archive import archive
 from support.delivery import dispatcher, loop_tester, sqlite_store
 from support.endpoints import open_webhook, short_limits, start_endpoint
@@ -45,6 +46,7 @@ __all__ = [
     "archive",
     "clock",
     "cloud",
+    "console",
     "deployment",
     "dispatcher",
     "issuer",

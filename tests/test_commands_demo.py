@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
+import tempfile
 from pathlib import Path
 
+import pytest
+import urllib3
 from support.commands import Shell, living_processes
 
+from receiver.demo import run_console
+from receiver.demo_fleet import fleet
 from receiver.settings import SECRET
 
 
@@ -35,6 +40,24 @@ def test_the_demo_runs_in_any_folder_and_leaves_what_its_sinks_wrote(shell: Shel
     assert len((path.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()) == number + 2
     assert "Traceback" not in (path.parent / "log.txt").read_text(encoding="utf-8")
     assert [pid for pid, _ in living_processes() if str(path.parent) in environment_of(pid)] == []
+
+
+def test_the_demo_with_a_console_prints_its_address_and_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pages: list[str] = []
+
+    def open_it(line: str) -> None:
+        if found := re.search(r"Open (\S+/console/) .*user +admin +password +(\S+)", " ".join(line.split())):
+            headers = urllib3.make_headers(basic_auth=f"admin:{found[2]}")
+            response = urllib3.request("GET", f"{found[1]}sensors", headers=headers, retries=False, timeout=60)
+            pages.append(response.data.decode())
+
+    run_console(0.5, 30, open_it)
+    (page,) = pages
+    assert len(re.findall(r'<tr id="s-emudemo', page)) == len(fleet())
+    assert page.count('<svg class="spark"') == len(fleet())
 
 
 def environment_of(pid: int) -> str:

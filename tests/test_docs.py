@@ -51,6 +51,7 @@ from receiver.sensors.gaps import Kind
 from receiver.sensors.history import QUANTITIES
 from receiver.sensors.watch import State
 from receiver.settings import (
+    CONSOLE_PASSWORDS,
     ISSUER_URL,
     ORGANIZATION_ID,
     SECRET,
@@ -217,7 +218,7 @@ def test_every_environment_variable_is_documented_with_its_default(tmp_path: Pat
 
 def variables_read() -> set[str]:
     """The variables that the receiver itself reads: constants in calls and subscriptions of an environment."""
-    found = {SECRET, ORGANIZATION_ID, ISSUER_URL}
+    found = {SECRET, ORGANIZATION_ID, ISSUER_URL, *CONSOLE_PASSWORDS.values()}
     for path in (ROOT / "receiver").rglob("*.py"):
         if "testing" in path.parts:
             continue

@@ -250,18 +250,23 @@ def without_credentials(url: str) -> str:
 
 
 @main.command()
-@click.option("--seconds", type=POSITIVE, default=20.0, show_default=True, help="How long sensors push events.")
-@click.option("--rate", type=POSITIVE, default=20.0, show_default=True, help="Events per second.")
-def demo(seconds: float, rate: float) -> None:
-    """Run a receiver with simulated sensors, and watch events arrive at its sinks.
+@click.option("--seconds", type=POSITIVE, help="How long sensors push events: 20, with --console until Ctrl-C.")
+@click.option("--rate", type=POSITIVE, help="Events per second: 20, with --console 1.")
+@click.option("--console", is_flag=True, help="With a console to open, and sensors that have a history.")
+def demo(seconds: float | None, rate: float | None, console: bool) -> None:
+    """Run a receiver with simulated sensors, and watch events arrive at its sinks, or all of it in the console.
 
     \b
-    Example:
+    Examples:
       python -m receiver demo --seconds 60
+      python -m receiver demo --console
     """
-    from receiver.demo import run
+    from receiver.demo import run, run_console
 
-    run(seconds, rate, click.echo)
+    if console:
+        run_console(seconds, rate or 1.0, click.echo)
+    else:
+        run(seconds or 20.0, rate or 20.0, click.echo)
 
 
 def unwatchable_sensors(settings: Settings) -> list[str]:

@@ -7,15 +7,17 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import gevent
 from flask import Flask, Request, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import RequestRedirect
 
+from receiver import console
 from receiver.errors import JournalUnavailable
 from receiver.health import Readiness
 from receiver.intake.group_commit import GroupCommit
 from receiver.intake.metrics import CONTENT_TYPE, Metrics
-from receiver.intake.native_thread import SharedCall
+from receiver.intake.native_thread import Crew, SharedCall
 from receiver.intake.pushes import PushHandler, discard_body
 from receiver.intake.responses import plain_headers, request_id
 from receiver.journal import Journal
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CONSOLE_THREADS = 2
+
 HINT = f"POST / accepts the pushes of a DT Data Connector, signed in {HEADER}; see also /healthz, /readyz, /metrics"
 
 
@@ -41,8 +45,10 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
     readiness = SharedCall(Readiness(settings, journal, Redactor(settings.secret_values)).get)
     metrics_page = SharedCall(metrics.page)
 
+    console.mount(app, settings, Crew(CONSOLE_THREADS), gevent.sleep, metrics.responses)
+
     app.before_request(assign_request_id)
-    app.after_request(add_request_id)
+    app.after_request(end_request)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, internal_error)
 
@@ -96,13 +102,13 @@ def assign_request_id() -> None:
         raise NotFound  # a redirect would repeat the host that the client claims
 
 
-def add_request_id(response: Response) -> Response:
+def end_request(response: Response) -> Response:
+    discard_body(request)
     response.headers["X-Request-Id"] = g.request_id
     return response
 
 
 def http_error(error: HTTPException) -> Response:
-    discard_body(request)
     response = plain_response(error.code or 500, f"{error.name}. {HINT}")
     response.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
     return response

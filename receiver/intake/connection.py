@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 REQUEST_SECONDS = 2.0
 """How long a client may take to send a complete request, from its first byte on, and to read the response."""
 
+SLOWEST_BYTES_PER_SECOND = 50_000
+"""How fast a client must read a long response, such as a page or a download of the console."""
+
 IDLE_SECONDS = 95.0
 """How long a connection may be idle: longer than Heroku's router keeps one, or it would reuse one that is closed."""
 
@@ -45,7 +48,7 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         """Send an interim response at once: the client waits for it before it sends the body."""
-        self._socket.settimeout(REQUEST_SECONDS)
+        self._socket.settimeout(REQUEST_SECONDS + len(data) / SLOWEST_BYTES_PER_SECOND)
         self._socket.sendall(data)
 
     def sendall(self, data: bytes) -> None:

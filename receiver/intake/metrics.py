@@ -70,6 +70,19 @@ class Metrics:
         """Record how long a push waited for its commit."""
         self._commits.observe(seconds)
 
+    def responses(self) -> dict[tuple[int, str], int]:
+        """How many responses to pushes there were since the start, by status code and text."""
+        counted = self._own
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]  # as above
+        return {
+            (int(sample.labels["code"]), sample.labels["result"]): int(sample.value)
+            for metric in counted.collect()
+            for sample in metric.samples
+            if sample.name == "receiver_pushes_total"
+        }
+
     def page(self) -> bytes:
         """All metrics as text. Raises JournalUnavailable."""
         return generate_latest(self._shown)

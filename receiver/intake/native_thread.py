@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
+import gevent
 from gevent.lock import Semaphore
 from gevent.threadpool import ThreadPool
 
@@ -57,6 +58,22 @@ class SharedCall(Generic[Value]):
                 self._began_at = time.monotonic()
                 self._done = self._thread.call(self._function)
             return self._done.get()
+
+
+class Crew:
+    """A few native threads for calls that may take long or hang; nobody waits for one forever."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPool(threads)
+
+    def call(self, function: Callable[[], Value], seconds: float) -> Value:
+        """The value of a call in one of the threads.
+
+        Raises its exception, or TimeoutError after so many seconds: it goes on then, and keeps its thread.
+        """
+        with gevent.Timeout(seconds, TimeoutError):
+            done = cast(Done[Value], self._pool.spawn(_call, function, ()).get())
+        return done.get()
 
 
 def _call(function: Callable[..., Value], arguments: tuple[object, ...]) -> Done[Value]:

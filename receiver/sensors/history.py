@@ -76,6 +76,22 @@ def unpack(day: int, quantity: str, hours: bytes, points: bytes) -> Iterator[Poi
     return iter(sorted(found, key=lambda point: point.time))
 
 
+def by_hour(points: Iterable[Point]) -> list[Point]:
+    """Points in the order of their times, those of each hour as one."""
+    hours: dict[int, list[Point]] = {}
+    for point in points:
+        hours.setdefault(int(point.time // 3600), []).append(point)
+    return [
+        Point(
+            hour * 3600.0,
+            min(each.minimum for each in of_hour),
+            sum(each.mean for each in of_hour) / len(of_hour),
+            max(each.maximum for each in of_hour),
+        )
+        for hour, of_hour in sorted(hours.items())
+    ]
+
+
 def quantities_in(stored: Iterable[tuple[bytes, bytes]]) -> list[str]:
     """Which quantities there are in hours and points of days."""
     codes = set()

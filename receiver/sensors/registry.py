@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, func, or_, select, tuple_, update
 
 from receiver.errors import JournalError
 from receiver.event import Event
 from receiver.incident import Cause, Incident
 from receiver.sensors import history
 from receiver.sensors.folding import (
+    FUTURE_SECONDS,
     Batch,
     Day,
     Facts,
@@ -207,7 +208,7 @@ class Registry:
         with self._database.read() as connection:
             watched = [Watched._make(row) for row in connection.execute(select(*WATCHED))]
             cases = self._cases(connection, now)
-            projects, down = self._projects(connection, watched, now)
+            projects, down = self._projects(connection, newest_by_project(watched, now), now)
             reviewed = [case for case in cases if case.closed is None and case.cause is not Cause.PROJECT]
             in_cases = {device for case in reviewed for device in case.sensors}
             members = [each for each in watched if each.device_id in in_cases and each.last_heard is not None]
@@ -265,9 +266,12 @@ class Registry:
         ]
 
     def _projects(
-        self, connection: Connection, watched: Sequence[Watched], now: float, minutes: int = LEARN_MINUTES
+        self, connection: Connection, newest: Mapping[str, float], now: float, minutes: int = LEARN_MINUTES
     ) -> tuple[dict[str, Project], list[Span]]:
-        """All projects as they are now, and when the receiver was down in the last days."""
+        """All projects as they are now, and when the receiver was down in the last days.
+
+        `newest` is the newest live timestamp of each.
+        """
         first = (minute_of(now) - minutes) // DAY_MINUTES - 1
         by_project: dict[str, dict[int, int]] = {}
         for row in connection.execute(select(tracks).where(tracks.c.day >= first)):
@@ -278,7 +282,6 @@ class Registry:
         for each in arrivals.values():
             up |= each
         down = downtimes(up, own.earliest or minute_of(now), now)
-        newest = newest_by_project(watched, now)
         return {
             project: known_project(project, at, arrivals.get(project, Minutes()), up, down, self._rules, now)
             for project, at in newest.items()
@@ -432,6 +435,25 @@ class Registry:
                 row for ids in _chunks(devices) for row in connection.execute(query.where(sensors.c.device_id.in_(ids)))
             ]
 
+    def page(self, after: str | None, limit: int, *, text: str = "", state: str | None = None) -> list[Any]:
+        """Up to `limit` stored rows in the order of their names, beginning after the device id `after`.
+
+        Only those whose name or device id contains `text`, and that are in this state, if any is given.
+        """
+        query = select(sensors).order_by(LABEL, sensors.c.device_id).limit(limit)
+        if state is not None:
+            query = query.where(sensors.c.state == state)
+        if after is not None:
+            before = select(LABEL).where(sensors.c.device_id == after).scalar_subquery()
+            query = query.where(tuple_(LABEL, sensors.c.device_id) > tuple_(before, after))
+        with self._database.read() as connection:
+            if text:
+                part = self._database.storable(text)
+                query = query.where(
+                    or_(*(each.icontains(part, autoescape=True) for each in (LABEL, sensors.c.device_id)))
+                )
+            return list(connection.execute(query))
+
     def named(self, text: str) -> list[Any]:
         """The rows of the sensor with this device id, or else of all with this name."""
         with self._database.read() as connection:
@@ -441,9 +463,15 @@ class Registry:
 
     def days(self, device: str, first: int) -> list[Any]:
         """The stored days of one sensor from the day `first` since 1970 on."""
-        query = select(days).where(days.c.device_id == device, days.c.day >= first).order_by(days.c.day)
+        return self.days_of([device], first)
+
+    def days_of(self, devices: Sequence[str], first: int) -> list[Any]:
+        """The stored days of these sensors from the day `first` since 1970 on, those of each in their order."""
+        query = select(days).where(days.c.day >= first).order_by(days.c.device_id, days.c.day)
         with self._database.read() as connection:
-            return list(connection.execute(query))
+            return [
+                row for ids in _chunks(devices) for row in connection.execute(query.where(days.c.device_id.in_(ids)))
+            ]
 
     def heard(self, rows: Sequence[Any], *, filled: bool = False, minutes: int = LEARN_MINUTES) -> dict[str, Minutes]:
         """The minutes in which these sensors were heard live, or were `filled` later too, in their last 7 days."""
@@ -454,26 +482,46 @@ class Registry:
     def outages(self, now: float, minutes: int = LEARN_MINUTES) -> tuple[dict[str, Sequence[Span]], list[Span]]:
         """The outages of each project, and the receiver's downtimes, of the last 7 days, or of so many minutes."""
         with self._database.read() as connection:
-            watched = [Watched._make(row) for row in connection.execute(select(*WATCHED))]
-            projects, down = self._projects(connection, watched, now, minutes)
+            projects, down = self._projects(connection, self._newest(connection, now), now, minutes)
         return {project.id: project.outages for project in projects.values()}, down
 
     def newest(self, now: float) -> dict[str, float]:
         """The newest live timestamp of each project."""
         with self._database.read() as connection:
-            return newest_by_project((Watched._make(row) for row in connection.execute(select(*WATCHED))), now)
+            return self._newest(connection, now)
 
-    def incidents(self, limit: int, *, open_only: bool = False) -> list[Incident]:
-        """The newest incidents, newest first."""
+    @staticmethod
+    def _newest(connection: Connection, now: float) -> dict[str, float]:
+        """As `newest_by_project`, without reading a row of each sensor."""
+        project = func.coalesce(sensors.c.project_id, "")
+        query = select(project, func.max(sensors.c.last_heard)).where(sensors.c.last_heard <= now + FUTURE_SECONDS)
+        return {row[0]: row[1] for row in connection.execute(query.group_by(project))}
+
+    def incidents(
+        self, limit: int, *, open_only: bool = False, before: int | None = None, named: bool = True
+    ) -> list[Incident]:
+        """The newest incidents, newest first; with `before`, those with a lower id.
+
+        Without `named`, sensors have their device id as their name: a project may have very many.
+        """
         query = select(incidents).order_by(incidents.c.id.desc()).limit(limit)
         if open_only:
             query = query.where(incidents.c.closed.is_(None))
+        if before is not None:
+            query = query.where(incidents.c.id < before)
         with self._database.read() as connection:
-            return self._incidents(connection, connection.execute(query).all())
+            return self._incidents(connection, connection.execute(query).all(), named=named)
 
-    def _incidents(self, connection: Connection, rows: Sequence[Any]) -> list[Incident]:
+    def incidents_of(self, device: str, limit: int) -> list[Incident]:
+        """The newest incidents of one sensor, newest first; of their sensors they have no names."""
+        query = select(incidents).where(incidents.c.sensors.contains(f'"{device}"', autoescape=True))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(incidents.c.id.desc()).limit(limit)).all()
+            return self._incidents(connection, rows, named=False)
+
+    def _incidents(self, connection: Connection, rows: Sequence[Any], *, named: bool = True) -> list[Incident]:
         members = [json.loads(row.sensors) for row in rows]
-        devices = sorted({device for each in members for device in each})
+        devices = sorted({device for each in members for device in each}) if named else []
         names: dict[str, str] = {}
         for ids in _chunks(devices):
             query = select(sensors.c.device_id, sensors.c.name).where(sensors.c.device_id.in_(ids))
@@ -521,6 +569,8 @@ FOLDED = (
     sensors.c.connector,
     sensors.c.offline_since,
 )
+LABEL = func.lower(func.coalesce(sensors.c.name, sensors.c.device_id))
+"""By what people look for a sensor."""
 WATCHED = tuple(sensors.c[name] for name in Watched._fields)
 
 

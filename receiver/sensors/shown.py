@@ -12,7 +12,7 @@ from typing import Any
 from receiver.errors import ReceiverError
 from receiver.sensors.gaps import GAP_INTERVALS, Gap, Kind, completeness, find_gaps, is_filled
 from receiver.sensors.history import Point, quantities_in, unpack
-from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, minute_of
+from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, minute_of
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import DAY_SECONDS, Watched
 
@@ -104,7 +104,7 @@ class IncidentRow:
 
 
 def sensor_rows(registry: Registry) -> list[SensorRow]:
-    return [_row(stored) for stored in registry.rows()]
+    return [row_of(stored) for stored in registry.rows()]
 
 
 def find(registry: Registry, text: str) -> Any:
@@ -121,31 +121,76 @@ def find(registry: Registry, text: str) -> Any:
 def details(registry: Registry, text: str, now: float) -> SensorDetails:
     """A sensor with the completeness of the last 7 days."""
     stored = find(registry, text)
-    known = registry.heard([stored], filled=True).get(stored.device_id)
-    days = []
-    if known is not None:
-        until = minute_of(_newest(registry, stored, now))
-        interval = _interval(stored)
-        for day in range((until - LEARN_MINUTES) // DAY_MINUTES + 1, until // DAY_MINUTES + 1):
-            share = completeness(known, interval, day, minute_of(stored.first_heard or now), until)
-            if share is not None:
-                days.append(DayRow(date(1970, 1, 1) + timedelta(days=day), round(share, 4)))
-    return SensorDetails(**{**vars(_row(stored)), "days": tuple(days)})
+    days = days_of(registry, [stored], registry.newest(now), now)
+    return SensorDetails(**{**vars(row_of(stored)), "days": days[stored.device_id]})
+
+
+def days_of(
+    registry: Registry, stored: Sequence[Any], newest: Mapping[str, float], now: float
+) -> dict[str, tuple[DayRow, ...]]:
+    """The completeness of the last 7 days of each of these sensors, by device id.
+
+    `newest` is the newest live timestamp of each project.
+    """
+    known = registry.heard(stored, filled=True)
+    return {
+        each.device_id: tuple(_days(each, known.get(each.device_id), newest.get(each.project_id or "", now), now))
+        for each in stored
+    }
+
+
+def _days(stored: Any, known: Minutes | None, newest: float, now: float) -> Iterator[DayRow]:
+    if known is None:
+        return
+    until, interval = minute_of(newest), _interval(stored)
+    for day in range((until - LEARN_MINUTES) // DAY_MINUTES + 1, until // DAY_MINUTES + 1):
+        share = completeness(known, interval, day, minute_of(stored.first_heard or now), until)
+        if share is not None:
+            yield DayRow(date(1970, 1, 1) + timedelta(days=day), round(share, 4))
 
 
 def last_day(registry: Registry, device: str, newest: float) -> dict[str, list[Point]]:
     """The stored points of the 24 hours before `newest`, by quantity."""
-    stored = registry.days(device, int(newest // DAY_SECONDS) - 1)
-    found = {}
-    for quantity in quantities_in((each.hours, each.points) for each in stored):
-        points = [point for each in stored for point in unpack(each.day, quantity, each.hours, each.points)]
-        found[quantity] = [point for point in points if newest - DAY_SECONDS < point.time <= newest]
-    return {quantity: points for quantity, points in found.items() if points}
+    return history_of(registry, [device], newest - DAY_SECONDS, newest).get(device, {})
+
+
+def history_of(
+    registry: Registry, devices: Sequence[str], start: float, end: float, wanted: Mapping[str, str] | None = None
+) -> dict[str, dict[str, list[Point]]]:
+    """The stored points after `start` and up to `end`, by device id and quantity; with `wanted`, of one of each."""
+    found: dict[str, dict[str, list[Point]]] = {}
+    for stored in registry.days_of(devices, int(start // DAY_SECONDS)):
+        known = quantities_in([(stored.hours, stored.points)]) if wanted is None else [wanted[stored.device_id]]
+        for quantity in known:
+            for point in unpack(stored.day, quantity, stored.hours, stored.points):
+                if start < point.time <= end:
+                    found.setdefault(stored.device_id, {}).setdefault(quantity, []).append(point)
+    return found
 
 
 def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
     """The gaps of the last 7 days, of one sensor or of all, newest first."""
     stored = [find(registry, text)] if text is not None else registry.rows()
+    return gaps_of(registry, stored, projects_heard(registry, now), now)
+
+
+@dataclass(frozen=True)
+class ProjectsHeard:
+    """The newest live timestamp of each project, its outages, and when the receiver was down, in the last minutes."""
+
+    newest: Mapping[str, float]
+    outages: Mapping[str, Sequence[Span]]
+    down: Sequence[Span]
+    minutes: int
+
+
+def projects_heard(registry: Registry, now: float, minutes: int = LEARN_MINUTES) -> ProjectsHeard:
+    """Those of the last 7 days, or of so many minutes."""
+    return ProjectsHeard(registry.newest(now), *registry.outages(now, minutes), minutes)
+
+
+def gaps_of(registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, now: float) -> list[GapRow]:
+    """The gaps of these sensors, newest first."""
     rows = [
         GapRow(
             sensor.device_id,
@@ -155,7 +200,7 @@ def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
             gap.kind.value,
             gap.filled,
         )
-        for sensor, gap, _ in _gaps(registry, stored, now, LEARN_MINUTES)
+        for sensor, gap, _ in _gaps(registry, stored, projects, now)
     ]
     return sorted(rows, key=lambda row: row.from_, reverse=True)[:MAX_LISTED]
 
@@ -171,22 +216,22 @@ def open_gaps(registry: Registry, now: float, minutes: int) -> list[OpenGap]:
             GAP_INTERVALS * _interval(sensor),
             known,
         )
-        for sensor, gap, known in _gaps(registry, registry.rows(), now, minutes)
+        for sensor, gap, known in _gaps(registry, registry.rows(), projects_heard(registry, now, minutes), now)
         if gap.kind is Kind.RECEIVER and not gap.filled
     ]
 
 
-def _gaps(registry: Registry, stored: Sequence[Any], now: float, minutes: int) -> Iterator[tuple[Any, Gap, Minutes]]:
+def _gaps(
+    registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, now: float
+) -> Iterator[tuple[Any, Gap, Minutes]]:
     """Each gap with its sensor, and with the minutes in which that was heard or filled."""
-    newest = registry.newest(now)
-    outages, down = registry.outages(now, minutes)
     for some in _chunks([each for each in stored if each.last_heard is not None and each.periodic]):
-        heard = registry.heard(some, minutes=minutes)
-        known = registry.heard(some, filled=True, minutes=minutes)
+        heard = registry.heard(some, minutes=projects.minutes)
+        known = registry.heard(some, filled=True, minutes=projects.minutes)
         for each in some:
-            unheard = sorted([*down, *outages.get(each.project_id or "", ())])
+            unheard = sorted([*projects.down, *projects.outages.get(each.project_id or "", ())])
             until = now if each.retired_at is None else each.retired_at
-            end = minute_of(min(newest.get(each.project_id or "", now), until))
+            end = minute_of(min(projects.newest.get(each.project_id or "", now), until))
             for gap in find_gaps(
                 heard[each.device_id], known[each.device_id], _interval(each), each.type, _merged(unheard), end
             ):
@@ -227,7 +272,7 @@ def unwatchable(registry: Registry) -> list[str]:
     ]
 
 
-def _row(stored: Any) -> SensorRow:
+def row_of(stored: Any) -> SensorRow:
     facts = json.loads(stored.facts)
     latest = {
         name.removeprefix("latest:"): LatestValue(fact[1], fact[2], _time(fact[0]))
@@ -250,10 +295,6 @@ def _row(stored: Any) -> SensorRow:
 
 def _interval(stored: Any) -> float:
     return Watched(*(getattr(stored, name) for name in Watched._fields)).interval
-
-
-def _newest(registry: Registry, stored: Any, now: float) -> float:
-    return registry.newest(now).get(stored.project_id or "", now)
 
 
 def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 LAYERS = {
     "entry": ("__main__",),
     "commands": ("commands", "testing"),
-    "programs": ("server", "demo", "scaffold"),
-    "components": ("intake", "delivery", "supervisor", "simulator", "admin", "dt"),
+    "programs": ("server", "demo", "demo_fleet", "scaffold"),
+    "components": ("intake", "console", "delivery", "supervisor", "simulator", "admin", "dt"),
     "health": ("health", "keys"),
     "registry": ("sensors",),
     "journal": ("journal",),
@@ -19,6 +19,10 @@ LAYERS = {
 WALLS = (
     ("intake", "delivery"),
     ("delivery", "intake"),
+    ("console", "delivery"),
+    ("console", "intake"),
+    ("delivery", "console"),
+    ("admin", "console"),
     ("admin", "delivery"),
     ("admin", "intake"),
     ("supervisor", "intake"),
@@ -42,7 +46,9 @@ LIBRARIES = {
     "prometheus_client": ("receiver/intake/metrics.py",),
     "click": ("receiver/commands/",),
     "pluggy": ("receiver/hookspecs.py", "receiver/delivery/hooks.py", "receiver/delivery/source_lines.py"),
-    "flask": ("receiver/intake/",),
-    "werkzeug": ("receiver/intake/", "receiver/signature.py"),
+    "flask": ("receiver/intake/", "receiver/console/"),
+    "werkzeug": ("receiver/intake/", "receiver/console/", "receiver/signature.py"),
+    "jinja2": ("receiver/console/rendering.py",),
+    "markupsafe": ("receiver/console/rendering.py", "receiver/console/charts.py"),
 }
 """Third-party library → where it is imported; no exception of it leaves these places."""

@@ -1,0 +1,10 @@
+"""The console: pages on which operators see and change what the commands show and change.
+
+Mounted under /console of intake's app if there is a password. It reads through `admin` and the registry of sensors,
+imports nothing of intake or delivery, and runs every view in a native thread that intake gives it: a page that hangs
+delays no push.
+"""
+
+from receiver.console.blueprint import Threads, mount
+
+__all__ = ["Threads", "mount"]

@@ -1,0 +1,170 @@
+"""The parts of the console about sensors, over sockets: list, one sensor, silence; snooze and retire."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+from conftest import RunningReceiver, wait_until
+from support.console import CONFIG, PASSWORDS, get, post
+from support.sensors import DOOR, FREEZER, START, event, fold_a_silent_freezer
+
+from receiver.sensors import open_registry
+from receiver.sensors.registry import Registry
+from receiver.settings import load
+
+MANY = 120
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningReceiver]:
+    """A receiver that knows a silent freezer, a door, and many others."""
+    receiver = RunningReceiver(tmp_path_factory.mktemp("fleet"), CONFIG, None, PASSWORDS)
+    now = datetime.now(UTC)
+    minutes = (now - START).total_seconds() / 60
+    with closing(registry_of(receiver)) as registry:
+        registry.fold([event(minutes, name=f"Many {n:03d}", device=f"many{n:016d}") for n in range(MANY)])
+        registry.fold([event(minutes, name='=HYPERLINK("x")', device="formula", device_type="+type")])
+        fold_a_silent_freezer(registry, now)
+    try:
+        yield receiver.start()
+    finally:
+        receiver.kill_all()
+
+
+def registry_of(receiver: RunningReceiver) -> Registry:
+    return open_registry(load({"RECEIVER_CONFIG": str(receiver.folder / "config.toml")}, secret_required=False))
+
+
+def text(receiver: RunningReceiver, path: str) -> str:
+    """The text of a page without its markup."""
+    response = get(receiver, path)
+    assert response.status == 200, path
+    return " ".join(re.sub(r"<[^>]+>", " ", response.data.decode()).split())
+
+
+def listed(receiver: RunningReceiver, query: str) -> list[str]:
+    return re.findall(r'id="s-([\w-]+)"', get(receiver, f"/console/sensors{query}").data.decode())
+
+
+def test_the_overview_says_what_needs_a_person(fleet: RunningReceiver) -> None:
+    wait_until(lambda: "freezer was not heard since" in text(fleet, "/console/").lower())
+    assert "124 " not in text(fleet, "/console/").partition("Sensors")[0]
+
+
+def test_the_list_has_pages_and_each_sensor_is_on_one_of_them(fleet: RunningReceiver) -> None:
+    found: list[str] = []
+    query = ""
+    for _ in range(3):
+        found += listed(fleet, query)
+        page = get(fleet, f"/console/sensors{query}").data.decode()
+        following = re.search(r'href="/console/sensors(\?after=[^"]+)" rel="next"', page)
+        query = following[1] if following else ""
+    assert query == ""
+    assert len(found) == len({*found}) == MANY + 3
+
+
+def test_the_list_is_searched_and_filtered(fleet: RunningReceiver) -> None:
+    assert listed(fleet, "?q=freez") == [FREEZER]
+    assert listed(fleet, "?q=MANY+007") == ["many0000000000000007"]
+    assert listed(fleet, "?q=nothing") == []
+    wait_until(lambda: listed(fleet, "?state=silent") == [FREEZER])
+    assert listed(fleet, "?state=nonsense&q=freez") == [FREEZER]
+    assert "No sensor matches." in text(fleet, "/console/sensors?q=nothing")
+
+
+def test_the_list_can_be_downloaded_and_no_cell_is_a_formula(fleet: RunningReceiver) -> None:
+    response = get(fleet, "/console/sensors.csv")
+    rows = list(csv.DictReader(io.StringIO(response.data.decode(), newline="")))
+    assert response.headers["Content-Disposition"] == 'attachment; filename="sensors.csv"'
+    assert len(rows) == MANY + 3
+    by_id = {row["device_id"]: row for row in rows}
+    assert (by_id["formula"]["name"], by_id["formula"]["type"]) == ('\'=HYPERLINK("x")', "'+type")
+    assert (by_id[FREEZER]["quantity"], by_id[FREEZER]["battery"]) == ("temperature", "92")
+    found = get(fleet, "/console/sensors.csv?q=freez").data.decode()
+    assert len(found.splitlines()) == 2
+
+
+def test_a_sensor_is_shown_with_plots_gaps_and_incidents(fleet: RunningReceiver) -> None:
+    page = get(fleet, f"/console/sensors/{FREEZER}").data.decode()
+    assert page.count('<svg class="chart"') == 4  # temperature, battery, signal strength, rssi
+    assert 'class="gap"' in page
+    shown = text(fleet, f"/console/sensors/{FREEZER}")
+    assert "Gaps of the last 7 days" in shown
+    assert "Completeness by day" in shown
+
+
+@pytest.mark.parametrize("range", ["", "?range=24h", "?range=7d", "?range=30d", "?range=nonsense"])
+def test_the_history_is_the_same_as_plot_table_and_download(range: str, fleet: RunningReceiver) -> None:
+    history = get(fleet, f"/console/sensors/{FREEZER}/history.json{range}").json()
+    assert [plot["name"] for plot in history["plots"]] == ["temperature", "battery", "signal_strength", "rssi"]
+    assert history["end"] > history["start"]
+    values = [value for value in history["plots"][0]["mean"] if value is not None]
+    table = text(fleet, f"/console/sensors/{FREEZER}/values{range}")
+    assert table.count("°C") >= len(values)
+    rows = csv.DictReader(io.StringIO(get(fleet, f"/console/sensors/{FREEZER}/history.csv{range}").data.decode()))
+    assert sum(row["quantity"] == "temperature" for row in rows) >= len(values)
+
+
+def test_a_sensor_that_does_not_exist_is_not_found(fleet: RunningReceiver) -> None:
+    for path in ("", "/values", "/history.json", "/history.csv"):
+        assert get(fleet, f"/console/sensors/nobody{path}").status == 404
+    assert post(fleet, "/console/sensors/nobody/snooze", {"hours": "8"}).status == 409
+
+
+def test_a_sensor_is_snoozed_and_woken(fleet: RunningReceiver) -> None:
+    done = post(fleet, f"/console/sensors/{DOOR}/snooze", {"hours": "8"})
+    assert (done.status, done.headers["Location"]) == (303, f"/console/sensors/{DOOR}?done=snoozed&n=8")
+    shown = text(fleet, f"/console/sensors/{DOOR}?done=snoozed&n=8")
+    assert "The sensor raises no incident for 8 hours." in shown
+    assert "snoozed until" in shown
+    assert post(fleet, f"/console/sensors/{DOOR}/snooze", {"hours": "0"}).headers["Location"].endswith("done=woken&n=0")
+    assert "snoozed until" not in text(fleet, f"/console/sensors/{DOOR}")
+
+
+@pytest.mark.parametrize("hours", ["-1", "1e9", "9999999", "x", ""])
+def test_a_snooze_of_another_length_is_none(hours: str, fleet: RunningReceiver) -> None:
+    post(fleet, f"/console/sensors/{DOOR}/snooze", {"hours": hours})
+    assert "snoozed until" not in text(fleet, f"/console/sensors/{DOOR}")
+
+
+def test_a_sensor_is_retired_after_a_question_and_expected_again(fleet: RunningReceiver) -> None:
+    path = "/console/sensors/many0000000000000001"
+    asked = post(fleet, f"{path}/retire")
+    assert (asked.status, b"Expect 1 sensor no more, Many 001" in asked.data) == (200, True)
+    assert "sensors retire many0000000000000001" in asked.data.decode()
+    assert listed(fleet, "?state=retired") == []
+    assert post(fleet, f"{path}/retire", {"confirmed": "yes"}).status == 303
+    assert listed(fleet, "?state=retired") == ["many0000000000000001"]
+    assert post(fleet, f"{path}/retire", {"undo": "yes"}).status == 303
+    assert listed(fleet, "?state=retired") == []
+
+
+def test_silence_is_shown_by_cause_and_completeness_by_day(fleet: RunningReceiver) -> None:
+    wait_until(lambda: "Nothing is heard of this sensor" in text(fleet, "/console/silence"))
+    shown = text(fleet, "/console/silence?q=freez")
+    assert "freezer was not heard since" in shown
+    assert re.search(r"freezer .*%", shown)
+
+
+def test_a_notice_shows_nothing_that_an_address_makes_up(fleet: RunningReceiver) -> None:
+    for query in ("done=%3Cb%3Eyou+are+hacked", "done=snoozed&n=call+0800", "done=retried&n=99999999999999999999"):
+        shown = text(fleet, f"/console/?{query}")
+        assert "hacked" not in shown
+        assert "0800" not in shown
+        assert "99999999999999" not in shown
+
+
+def test_each_page_names_the_command(fleet: RunningReceiver) -> None:
+    for path, command in (
+        ("/console/", "status"),
+        ("/console/sensors", "sensors"),
+        (f"/console/sensors/{FREEZER}", f"sensors show {FREEZER}"),
+        ("/console/silence", "sensors incidents"),
+    ):
+        assert f"<code>python -m receiver {command}</code>" in get(fleet, path).data.decode()

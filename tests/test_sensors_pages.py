@@ -1,0 +1,142 @@
+"""What pages ask of the registry: sensors page by page, histories of several, incidents of one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from support.sensors import DOOR, FREEZER, PROJECT, START, at, event, fold_a_silent_freezer, temperature, watched
+
+from receiver.sensors.history import Point, by_hour
+from receiver.sensors.registry import Registry
+from receiver.sensors.shown import days_of, details, gap_rows, gaps_of, history_of, projects_heard
+from receiver.sensors.watch import newest_by_project
+
+NAMES = ["Anteroom", "boiler", "Büro", "boiler", "100 % wet_", "zebra", None, None]
+
+
+def fold_named(registry: Registry) -> None:
+    registry.fold([event(n, name=name, device=f"device{n}") for n, name in enumerate(NAMES)])
+
+
+def pages(registry: Registry, size: int, **query: str) -> list[str]:
+    """The device ids of all pages."""
+    found: list[str] = []
+    while page := registry.page(found[-1] if found else None, size, **query):
+        assert len(page) <= size
+        found += [row.device_id for row in page]
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_sensors_are_listed_page_by_page_in_the_order_of_their_names(size: int, registry: Registry) -> None:
+    fold_named(registry)
+    assert pages(registry, size) == [f"device{n}" for n in (4, 0, 1, 3, 2, 6, 7, 5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("BOIL", [1, 3]),
+        ("%", [4]),
+        ("_", [4]),
+        ("\\", []),
+        ("'", []),
+        ("device7", [7]),
+        ("nothing", []),
+        ("x" * 500, []),
+        ("\0", []),
+    ],
+)
+def test_sensors_are_found_by_a_part_of_their_name_or_device_id(
+    text: str, found: list[int], registry: Registry
+) -> None:
+    fold_named(registry)
+    assert pages(registry, 1, text=text) == [f"device{n}" for n in found]
+
+
+def test_sensors_are_listed_by_state(registry: Registry) -> None:
+    fold_a_silent_freezer(registry, at(1000))
+    states = {row.device_id: row.state for row in registry.rows()}
+    for state in states.values():
+        assert pages(registry, 1, state=state) == [each for each in sorted(states) if states[each] == state]
+    assert pages(registry, 1, state="retired") == []
+
+
+def test_a_page_after_a_sensor_that_is_gone_is_empty(registry: Registry) -> None:
+    fold_named(registry)
+    assert registry.page("nobody", 10) == []
+
+
+def test_the_newest_timestamp_of_each_project_is_that_of_its_sensors_and_never_one_of_the_future(
+    registry: Registry,
+) -> None:
+    registry.fold([event(0, project="a"), event(7, project="a", device=DOOR), event(3, project=None, device="other")])
+    now = at(5).timestamp()
+    stored = [
+        watched(device_id=row.device_id, project_id=row.project_id, last_heard=row.last_heard)
+        for row in registry.rows()
+    ]
+    for ahead in (0, 100, -600):
+        assert registry.newest(now + ahead) == newest_by_project(stored, now + ahead)
+
+
+def test_the_incidents_of_a_sensor_are_those_that_name_it(registry: Registry) -> None:
+    fold_a_silent_freezer(registry, at(1000))
+    (incident,) = registry.incidents_of(FREEZER, 10)
+    assert (incident.id, [*incident.sensors]) == (registry.incidents(10)[0].id, [FREEZER])
+    assert registry.incidents_of(DOOR, 10) == registry.incidents_of("c8v2lh600000000000%f", 10) == []
+    assert registry.incidents(10, before=incident.id) == []
+    assert registry.incidents(10, named=False)[0].sensors == {FREEZER: FREEZER}
+
+
+def test_gaps_and_completeness_of_some_sensors_are_the_same_as_those_of_each(registry: Registry) -> None:
+    now = at(1000)
+    fold_a_silent_freezer(registry, now)
+    rows, projects = registry.rows(), projects_heard(registry, now.timestamp())
+    assert gaps_of(registry, rows, projects, now.timestamp()) == gap_rows(registry, None, now.timestamp())
+    both = days_of(registry, rows, projects.newest, now.timestamp())
+    assert both == {row.device_id: details(registry, row.device_id, now.timestamp()).days for row in rows}
+    assert both[FREEZER]
+
+
+def test_the_history_of_several_sensors_is_that_of_each(registry: Registry) -> None:
+    registry.fold([temperature(n, n / 10) for n in range(0, 3000, 15)])
+    registry.fold([event(n, "contact", {"state": "OPEN"}, device=DOOR) for n in range(0, 3000, 100)])
+    start, end = at(1000).timestamp(), at(2000).timestamp()
+    found = history_of(registry, [FREEZER, DOOR, "nobody"], start, end)
+    assert {device: [*quantities] for device, quantities in found.items()} == {
+        FREEZER: ["temperature"],
+        DOOR: ["open"],
+    }
+    assert [point.time for point in found[FREEZER]["temperature"]] == [
+        at(n).timestamp() for n in range(0, 3000, 15) if 1000 < n <= 2000
+    ]
+    assert history_of(registry, [FREEZER, DOOR], start, end, {FREEZER: "temperature", DOOR: "co2"}) == {
+        FREEZER: found[FREEZER]
+    }
+
+
+def test_points_are_summarised_by_hour_and_hours_stay_as_they_are() -> None:
+    base = START.timestamp()
+    points = [
+        Point(base, 1, 1, 1),
+        Point(base + 3599, 4, 4, 4),
+        Point(base + 3600, 7, 7, 7),
+        Point(base + 7200, 1, 2, 9),
+    ]
+    assert by_hour(points) == [Point(base, 1, 2.5, 4), Point(base + 3600, 7, 7, 7), Point(base + 7200, 1, 2, 9)]
+
+
+@pytest.mark.serial
+def test_a_page_of_many_sensors_is_fast(registry: Registry) -> None:
+    for start in range(0, 20_000, 2000):
+        registry.fold(
+            [event(0, name=f"Sensor {n % 1000} {n}", device=f"device{n:09d}") for n in range(start, start + 2000)]
+        )
+    began = time.monotonic()
+    for text in ("", "sensor 7", "nothing"):
+        registry.page("device000010000", 51, text=text)
+        registry.newest(at(10).timestamp())
+    assert time.monotonic() - began < 3
+    assert PROJECT in registry.newest(at(10).timestamp())
