@@ -103,7 +103,7 @@ def test_an_upgrade_renames_columns_and_changes_no_value(old_store: SqlStore) ->
     expected["dispatchers"] = [{**row, "warnings": ""} for row in expected["dispatchers"]]
     expected["sinks"] = [{**row, "missed_from": None} for row in expected["sinks"]]
     assert everything(old_store) == expected
-    assert schema_version(old_store) == [{"version": 5}]
+    assert schema_version(old_store) == [{"version": 6}]
 
 
 def test_after_an_upgrade_counts_states_and_enabled_sinks_are_as_before(old_store: SqlStore) -> None:
@@ -202,14 +202,14 @@ def test_a_journal_that_is_opened_again_is_not_changed(old_store: SqlStore) -> N
     before = everything(old_store)
     old_store.open()
     old_store.records()
-    assert (everything(old_store), schema_version(old_store)) == (before, [{"version": 5}])
+    assert (everything(old_store), schema_version(old_store)) == (before, [{"version": 6}])
 
 
 def test_processes_that_open_an_old_journal_at_once_upgrade_it_once(old_store: SqlStore) -> None:
     with ThreadPoolExecutor(4) as pool:
         journals = list(pool.map(lambda _: old_store.open(), range(4)))
     assert [journal.counts().unrouted for journal in journals] == [1] * 4
-    assert schema_version(old_store) == [{"version": 5}]
+    assert schema_version(old_store) == [{"version": 6}]
 
 
 def test_an_upgrade_that_fails_changes_nothing_and_succeeds_later(old_store: SqlStore) -> None:
@@ -273,7 +273,7 @@ def test_a_journal_of_schema_1_is_upgraded_with_all_its_sinks_enabled(old_store:
 
     journal = old_store.open()
 
-    assert schema_version(old_store) == [{"version": 5}]
+    assert schema_version(old_store) == [{"version": 6}]
     assert journal.enabled_sinks() == {"archive", "erp"}
     assert event_ids(journal.unrouted(10)) == ["unmatched"]
     assert event_ids(claim(journal, "archive")) == ["delivered", "pending", "dead", "failed", "claimed"]
@@ -297,7 +297,7 @@ def test_the_journal_of_a_newer_receiver_is_rejected_and_not_changed(
         kind(store.database())
     assert type(caught.value) is JournalError
     assert str(caught.value) == (
-        "the journal has schema 99, and this receiver supports up to 5; run the newer receiver that wrote it"
+        "the journal has schema 99, and this receiver supports up to 6; run the newer receiver that wrote it"
     )
     with closing(store.database()) as database, database.read() as connection:
         assert not sqlalchemy.inspect(connection).has_table("dispatchers")

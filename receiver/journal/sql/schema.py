@@ -25,7 +25,7 @@ from sqlalchemy import (
     literal_column,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 UPGRADES = {
     1: (
         "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false",
@@ -42,10 +42,17 @@ UPGRADES = {
     ),
     3: ("ALTER TABLE sinks ADD COLUMN missed_from BIGINT",),
     4: ("UPDATE sinks SET failures = attempts - delivered",),  # which did not count failed probes
+    5: (
+        "DROP INDEX deliveries_dead",
+        "UPDATE deliveries SET reason = substr(reason, 1, 600) WHERE state = 2 AND length(reason) > 600",
+    ),
 }
 """The statements that upgrade each version to the next. Missing tables are created before them, indexes afterwards."""
 
 _Key = BigInteger().with_variant(Integer, "sqlite")
+MAX_REASON = 600
+"""How many characters of a reason are stored: an index of PostgreSQL holds at most 2,704 bytes of a row."""
+
 PENDING, DELIVERED, DEAD = 0, 1, 2
 """States of a delivery. A pending one has a due time, the others have none."""
 
@@ -109,7 +116,11 @@ _partial_index(
     deliveries.c.due.is_not(None), "deliveries_pending", deliveries.c.sink, deliveries.c.due, deliveries.c.event
 )
 _partial_index(deliveries.c.holder.is_not(None), "deliveries_held", deliveries.c.holder)
-_partial_index(IS_DEAD, "deliveries_dead", deliveries.c.sink, deliveries.c.event)
+_partial_index(IS_DEAD, "deliveries_dead", deliveries.c.sink, deliveries.c.event, deliveries.c.state)
+_partial_index(
+    IS_DEAD, "deliveries_reasons", deliveries.c.sink, deliveries.c.reason, deliveries.c.event, deliveries.c.state
+)
+# the state is in both for SQLite: else it would look each row up in the table, although all have the same
 quarantine = Table(
     "quarantine",
     metadata,
@@ -118,6 +129,7 @@ quarantine = Table(
     Column("reason", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
+Index("quarantine_received", quarantine.c.received_at, quarantine.c.id)
 dispatchers = Table(
     "dispatchers",
     metadata,
