@@ -2,7 +2,7 @@
 
 | file | what lives there |
 |---|---|
-| `intake.py`, `drain.py`, `growth.py`, `latency.py`, `sensors.py` | the parts: each prints its tables |
+| `intake.py`, `drain.py`, `growth.py`, `latency.py`, `sensors.py`, `console.py` | the parts: each prints its tables |
 | `servers.py` | the servers that are compared, and the webhook target |
 | `ceiling.py`, `guide.py`, `no_wait.py`, `slow.py`, `target.py` | what runs in these servers |
 | `load.py`, `push.lua` | pushes signed in advance, and wrk, which sends them |

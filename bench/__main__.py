@@ -1,6 +1,6 @@
 """How fast the receiver is, compared with the best that it could reach.
 
-python -m bench [intake|drain|growth|latency|stalls|idle|verify|sensors …] [--size 0.1]
+python -m bench [intake|drain|growth|latency|stalls|idle|verify|sensors|console …] [--size 0.1]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlite3
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import drain, growth, idle, intake, latency, sensors, stalls, verify
+from bench import console, drain, growth, idle, intake, latency, sensors, stalls, verify
 
 SECONDS = 10
 ROUNDS = 3
@@ -49,6 +49,7 @@ PARTS = {
     "idle": lambda size: idle.measure(size),
     "verify": lambda size: verify.measure(round(2000 * size), ROUNDS),
     "sensors": lambda size: sensors.measure(size, ROUNDS),
+    "console": lambda size: console.measure(size),
 }
 
 if __name__ == "__main__":
