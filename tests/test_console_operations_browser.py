@@ -96,11 +96,12 @@ def test_the_viewer_sees_no_button_that_changes_something(
             assert visitor.page.locator("form[method=post] button, input[type=checkbox]").count() == 0, path
 
 
-def push_contacts(receiver: RunningReceiver, count: int, name: str) -> None:
+def push_dead(receiver: RunningReceiver, count: int, name: str) -> None:
     """More dead letters of the sink billing."""
     before = dead(receiver)
     for number in range(count):
-        payload = {"event": {"eventId": f"{name}{number}", "eventType": "contact"}}
+        labels = {"name": "Loading dock"}  # of which the sink wants nothing
+        payload = {"event": {"eventId": f"{name}{number}", "eventType": "contact"}, "labels": labels}
         assert receiver.push(json.dumps(payload).encode()) == (200, "accepted")
     wait_until(lambda: dead(receiver) == before + count)
 
@@ -116,7 +117,7 @@ def notice(page: Any) -> str:
 @pytest.mark.parametrize("java_script", [True, False], ids=["script", "no script"])
 def test_dead_letters_are_retried_and_deleted(java_script: bool, browser: Any, demo: RunningReceiver) -> None:
     name = "with" if java_script else "without"
-    push_contacts(demo, 3, name)
+    push_dead(demo, 3, name)
     with visiting(browser, demo, java_script_enabled=java_script) as visitor:
         page = visitor.page
         visitor.open("/console/dead-letters")
@@ -139,7 +140,7 @@ def test_dead_letters_are_retried_and_deleted(java_script: bool, browser: Any, d
 
 
 def test_the_keyboard_alone_suffices(browser: Any, demo: RunningReceiver) -> None:
-    push_contacts(demo, 1, "keyboard")
+    push_dead(demo, 1, "keyboard")
     with visiting(browser, demo) as visitor:
         page = visitor.page
         visitor.open("/console/dead-letters/billing/all")
@@ -210,7 +211,7 @@ def test_what_happens_to_a_sink_is_shown_without_a_reload(browser: Any, demo: Ru
         visitor.open("/console/sinks")
         card = page.locator("#k-archive")
         before = card.inner_text()
-        push_contacts(demo, 1, "live")
+        push_dead(demo, 1, "live")
         page.clock.fast_forward(6_000)
         wait_until(lambda: card.inner_text() != before)
         assert visitor.wrong == []
