@@ -194,10 +194,11 @@ class Console:
             request.form,
             self._sources,
             time.time(),
+            request.method == "POST",
         )
-        compress, impossible = accepts_gzip(), 404 if request.method == "GET" else 409
+        compress = accepts_gzip()
         try:
-            rendered = self._threads.call(lambda: self._respond(view, visit, compress, impossible))
+            rendered = self._threads.call(lambda: self._respond(view, visit, compress))
         except TimeoutError:
             rendered = self._problem(
                 503,
@@ -206,14 +207,14 @@ class Console:
             )
         return self._response(rendered)
 
-    def _respond(self, view: View, visit: Visit, compress: bool, impossible: int) -> Rendered:
+    def _respond(self, view: View, visit: Visit, compress: bool) -> Rendered:
         """Runs in a native thread: neither queries nor templates may hold up other requests."""
         try:
             rendered = self._renderer.render(visit, view(visit))
         except JournalError as error:
             rendered = self._problem(503, f"This cannot be read now: {self._redact(str(error))}.")
         except ReceiverError as error:
-            rendered = self._problem(impossible, f"{self._redact(str(error))}.")
+            rendered = self._problem(409 if visit.is_form else 404, f"{self._redact(str(error))}.")
         return rendered.compressed() if compress else rendered
 
     def static(self, name: str) -> Response:

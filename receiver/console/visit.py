@@ -31,6 +31,8 @@ class Visit:
     form: MultiDict[str, str]
     sources: Sources
     now: float
+    is_form: bool = False
+    """Whether it was sent to change something, and not to look."""
 
     @property
     def settings(self) -> Settings:
