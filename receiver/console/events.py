@@ -91,7 +91,7 @@ def of_path(visit: Visit) -> str:
 
 
 def lines(text: str) -> list[str]:
-    return text[:MAX_BODY].splitlines()
+    return text[:MAX_BODY].expandtabs(4).splitlines()
 
 
 def formatted(body: bytes) -> list[str]:
