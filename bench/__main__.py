@@ -1,6 +1,6 @@
 """How fast the receiver is, compared with the best that it could reach.
 
-python -m bench [intake|drain|growth|latency|stalls|idle|verify|sensors|backfill|postgresql …] [--size 0.1]
+python -m bench [intake|drain|growth|latency|stalls|idle|verify|sensors|backfill|postgresql|console …] [--size 0.1]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlite3
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import backfill, drain, growth, idle, intake, latency, postgresql, sensors, stalls, verify
+from bench import backfill, console, drain, growth, idle, intake, latency, postgresql, sensors, stalls, verify
 
 SECONDS = 10
 ROUNDS = 3
@@ -51,6 +51,7 @@ PARTS = {
     "sensors": lambda size: sensors.measure(size, ROUNDS),
     "backfill": lambda size: backfill.measure(size),
     "postgresql": lambda size: postgresql.measure(size),
+    "console": lambda size: console.measure(size),
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from receiver.event import TYPES, Event, event_id
 from receiver.health import dispatcher_warnings, is_alive
 from receiver.journal import (
     DeadLetter,
+    DeadLetterGroup,
     DeliveryState,
     EventHistory,
     QuarantinedPush,
@@ -30,6 +31,9 @@ from receiver.validation import counted, in_one_unit, nearest
 
 BATCH = 1000
 """How many events of a replay are read and requeued at once."""
+
+QUARANTINED_AT_ONCE = 100
+"""How many quarantined pushes are read at once, each of up to 256 KiB."""
 
 MAX_LISTED = 1000
 """How many dead letters and quarantined pushes are listed: more than anyone reads. Retries reach all of them."""
@@ -88,6 +92,17 @@ class DeadLetterRow:
     died_at: datetime
     attempts: int
     reason: str
+
+
+@dataclass(frozen=True)
+class ReasonRow:
+    """The dead letters of a sink that were given up for one reason, as they are shown; times are aware UTC."""
+
+    sink: str
+    reason: str
+    count: int
+    oldest_received_at: datetime
+    newest_received_at: datetime
 
 
 @dataclass(frozen=True)
@@ -213,11 +228,13 @@ def ago(time: datetime) -> str:
     return f"{in_one_unit((datetime.now(UTC) - time).total_seconds())} ago"
 
 
-def dead_letters(records: Records, settings: Settings, sink: str | None) -> list[DeadLetterRow]:
-    """The newest dead letters, of one sink or of all."""
+def dead_letters(
+    records: Records, settings: Settings, sink: str | None, reason: str | None = None
+) -> list[DeadLetterRow]:
+    """The dead letters of the newest events, of one sink or of all, and of one reason or of all."""
     if sink is not None:
         require_known(records, settings, sink)
-    return [dead_letter_row(dead) for dead in records.dead_letters(sink, MAX_LISTED)]
+    return [dead_letter_row(dead) for dead in records.dead_letters(sink, MAX_LISTED, reason)]
 
 
 def dead_letter_row(dead: DeadLetter) -> DeadLetterRow:
@@ -230,6 +247,20 @@ def dead_letter_row(dead: DeadLetter) -> DeadLetterRow:
         dead.attempts,
         dead.reason,
     )
+
+
+def dead_letter_reasons(
+    records: Records, settings: Settings, sink: str | None, limit: int = MAX_LISTED
+) -> list[ReasonRow]:
+    """How many dead letters there are of each sink and reason, of one sink or of all, the largest number first."""
+    if sink is not None:
+        require_known(records, settings, sink)
+    return [reason_row(group) for group in records.dead_letter_groups(sink, limit)]
+
+
+def reason_row(group: DeadLetterGroup) -> ReasonRow:
+    oldest, newest = to_time(group.oldest_received_at), to_time(group.newest_received_at)
+    return ReasonRow(group.sink, group.reason, group.count, oldest, newest)
 
 
 def events(
@@ -266,18 +297,29 @@ def events(
     return rows, None
 
 
-def newest_of_sensor(records: Records, device: str, until: float, limit: int, most_read: int) -> list[EventRow]:
-    """The newest events of a sensor by its device id, among the newest `most_read` of all."""
+def newest_events(
+    records: Records, until: float, devices: Collection[str], limit: int, most_read: int, before: int | None = None
+) -> tuple[list[EventRow], int | None]:
+    """The newest events received before `until`, of these sensors by their device ids, or of all if none is named.
+
+    At most `most_read` events are read, below the key `before` if it is given. The second value is the key below which
+    there may be more.
+    """
     rows: list[EventRow] = []
-    name, read, before = device.encode(), 0, None
-    while read < most_read and (found := records.newest(until, None, before, min(BATCH, most_read - read))):
+    names, read = [device.encode() for device in devices], 0
+    while found := records.newest(until, None, before, min(BATCH, limit + 1 if not names else most_read - read)):
         for history in found:
-            if name in history.event.body and (event := decoded(history.event)) and event.device_id == device:
-                rows.append(event_row(history, event))
-                if len(rows) == limit:
-                    return rows
-        read, before = read + len(found), found[-1].event.key
-    return rows
+            if len(rows) == limit:
+                return rows, before
+            before = history.event.key
+            if not names or any(name in history.event.body for name in names):
+                event = decoded(history.event)
+                if not names or (event is not None and event.device_id in devices):
+                    rows.append(event_row(history, event))
+        read += len(found)
+        if read >= most_read:
+            return rows, before
+    return rows, None
 
 
 def is_wanted(event: Event | None, sensor: str | None, types: Sequence[str]) -> bool:
@@ -310,41 +352,69 @@ def decoded(stored: StoredEvent) -> Event | None:
         return None
 
 
-def count_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
-    """How many dead letters a sink has: of those named, or of all if none is."""
+def count_dead_letters(
+    records: Records, settings: Settings, sink: str, event_ids: Sequence[str], reason: str | None = None
+) -> int:
+    """How many dead letters a sink has: of those named, or of all if none is; with a `reason`, only of that one."""
     require_known(records, settings, sink)
-    if not event_ids:
+    if not event_ids and reason is None:
         return records.counts().sinks.get(sink, SinkCounts()).dead
+    if not event_ids:
+        number = sum(group.count for group in records.dead_letter_groups(sink, 1, reason))
+        return require_some(number, sink, event_ids, reason)
     histories = [history for name in dict.fromkeys(event_ids) if (history := records.history(name))]
-    states = [each.state for history in histories for each in history.deliveries if each.sink == sink]
-    return require_some(states.count("dead"), sink, event_ids)
+    of_sink = [each for history in histories for each in history.deliveries if each.sink == sink]
+    states = [each.state for each in of_sink if reason in (None, each.reason)]
+    return require_some(states.count("dead"), sink, event_ids, reason)
 
 
-def retry_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
-    """Make dead letters of an enabled sink pending again: those named, or all if none is. Returns how many."""
+def retry_dead_letters(
+    records: Records,
+    settings: Settings,
+    sink: str,
+    event_ids: Sequence[str],
+    reason: str | None = None,
+    limit: int | None = None,
+) -> int:
+    """Make dead letters of an enabled sink pending again: those named, or all if none is. Returns how many.
+
+    With a `reason`, only those given up for it; with a `limit`, no more than so many, the oldest events first.
+    """
     enabled_sink(settings, sink)
-    return require_some(records.retry_dead_letters(sink, event_ids or None), sink, event_ids)
+    changed = records.retry_dead_letters(sink, event_ids or None, reason, limit)
+    return require_some(changed, sink, event_ids, reason)
 
 
-def delete_dead_letters(records: Records, settings: Settings, sink: str, event_ids: Sequence[str]) -> int:
-    """Delete dead letters: those named, or all if none is. Returns how many."""
+def delete_dead_letters(
+    records: Records,
+    settings: Settings,
+    sink: str,
+    event_ids: Sequence[str],
+    reason: str | None = None,
+    limit: int | None = None,
+) -> int:
+    """Delete dead letters: those named, or all if none is. Returns how many. `reason` and `limit` are as above."""
     require_known(records, settings, sink)
-    return require_some(records.delete_dead_letters(sink, event_ids or None), sink, event_ids)
+    changed = records.delete_dead_letters(sink, event_ids or None, reason, limit)
+    return require_some(changed, sink, event_ids, reason)
 
 
-def require_some(changed: int, sink: str, event_ids: Sequence[str]) -> int:
-    """`changed`; raises ReceiverError if events were named and none of them is a dead letter."""
-    if event_ids and not changed:
+def require_some(changed: int, sink: str, event_ids: Sequence[str], reason: str | None = None) -> int:
+    """`changed`; raises ReceiverError if some were chosen and none of them is a dead letter."""
+    if not changed and event_ids:
         raise ReceiverError(f"none of these is a dead letter of sink {sink}; `dead-letters list` shows them")
+    if not changed and reason is not None:
+        raise ReceiverError(f"sink {sink} has no dead letter of this reason; `dead-letters reasons` shows them")
     return changed
 
 
 def quarantined(records: Records) -> list[QuarantineRow]:
     """The newest quarantined pushes."""
-    return [
-        QuarantineRow(push.id, to_time(push.received_at), len(push.body), push.reason)
-        for push in records.quarantined(MAX_LISTED)
-    ]
+    return [quarantine_row(push) for push in records.quarantined(MAX_LISTED)]
+
+
+def quarantine_row(push: QuarantinedPush) -> QuarantineRow:
+    return QuarantineRow(push.id, to_time(push.received_at), len(push.body), push.reason)
 
 
 def one_quarantined(records: Records, id_prefix: str) -> QuarantinedPush:
@@ -359,20 +429,25 @@ def one_quarantined(records: Records, id_prefix: str) -> QuarantinedPush:
 
 def retry_quarantined(records: Records, id_prefix: str | None) -> tuple[int, int]:
     """Decode quarantined pushes again: how many are events now and will be delivered, and how many are not."""
-    chosen = (
-        records.quarantined(records.counts().quarantined)
-        if id_prefix is None
-        else [one_quarantined(records, id_prefix)]
-    )
-    released = 0
+    chosen = each_quarantined(records) if id_prefix is None else [one_quarantined(records, id_prefix)]
+    released = left = 0
     for push in chosen:
         try:
             name = event_id(push.body)
         except NotAnEvent:
-            continue
-        records.release(push, name)
-        released += 1
-    return released, len(chosen) - released
+            left += 1
+        else:
+            records.release(push, name)
+            released += 1
+    return released, left
+
+
+def each_quarantined(records: Records) -> Iterator[QuarantinedPush]:
+    """All quarantined pushes, newest first, of which only a few are in memory."""
+    before = None
+    while found := records.quarantined(QUARANTINED_AT_ONCE, before):
+        yield from found
+        before = (found[-1].received_at, found[-1].id)
 
 
 def replay(
@@ -390,10 +465,7 @@ def replay(
     How many events matched, and how many of them were not pending already. `progress` is called with the number of
     events that were read since the last call.
     """
-    of_sink = enabled_sink(settings, sink)
-    if not of_sink.filter_is_valid:
-        raise ReceiverError(f"the filter of sink {sink} is invalid; `check` says why")
-    condition = of_sink.common.filter
+    condition = valid_filter(enabled_sink(settings, sink))
     matched = requeued = after = 0
     while batch := records.received(since.timestamp(), until.timestamp(), after, BATCH):
         chosen = [stored for stored in batch if passes(stored.decode(), condition, types)]
@@ -405,18 +477,38 @@ def replay(
     return matched, requeued
 
 
+def replayable(records: Records, settings: Settings, sink: str, event_id: str) -> StoredEvent:
+    """An event that can be delivered to an enabled sink once more. Raises ReceiverError if it cannot."""
+    condition = valid_filter(enabled_sink(settings, sink))
+    history = require_stored(records, event_id)
+    if not history.routed:
+        raise ReceiverError(f"event {event_id} is not routed yet: it will be delivered anyway")
+    if misses := condition.misses(history.event.decode()):
+        raise ReceiverError(f"event {event_id} does not pass the filter of sink {sink}: {', '.join(misses)}")
+    if any(each.sink == sink and each.state == "pending" for each in history.deliveries):
+        raise ReceiverError(f"event {event_id} is pending at sink {sink} already")
+    return history.event
+
+
+def replay_event(records: Records, settings: Settings, sink: str, event_id: str) -> int:
+    """Requeue one event for a sink; returns how many were not pending already. Raises ReceiverError."""
+    return records.requeue(sink, [replayable(records, settings, sink, event_id)])
+
+
+def valid_filter(sink: SinkSettings) -> Filter:
+    """The filter of a sink. Raises ReceiverError if it is invalid."""
+    if not sink.filter_is_valid:
+        raise ReceiverError(f"the filter of sink {sink.name} is invalid; `check` says why")
+    return sink.common.filter
+
+
 def passes(event: Event, condition: Filter, types: Sequence[str]) -> bool:
     return (not types or event.type in types) and not condition.misses(event)
 
 
 def explain(records: Records, settings: Settings, event_id: str) -> Explanation:
     """What happened to an event, sink by sink. Raises ReceiverError if it is not in the journal."""
-    history = records.history(event_id)
-    if history is None:
-        raise ReceiverError(
-            f"event {event_id} is not in the journal: it was never received, or was delivered and then removed after "
-            "[journal] retention_days"
-        )
+    history = require_stored(records, event_id)
     event = history.event.decode()
     states = records.sink_states()
     rows = [delivery_row(delivery, states.get(delivery.sink)) for delivery in history.deliveries]
@@ -426,6 +518,17 @@ def explain(records: Records, settings: Settings, event_id: str) -> Explanation:
             state = not_routed(sink, event) if history.routed else "not routed yet"
             rows.append(DeliveryRow(sink.name, state, 0, None, None, None))
     return Explanation(event, tuple(sorted(rows, key=lambda row: row.sink)))
+
+
+def require_stored(records: Records, event_id: str) -> EventHistory:
+    """What happened to an event. Raises ReceiverError if it is not in the journal."""
+    history = records.history(event_id)
+    if history is None:
+        raise ReceiverError(
+            f"event {event_id} is not in the journal: it was never received, or was delivered and then removed after "
+            "[journal] retention_days"
+        )
+    return history
 
 
 def not_routed(sink: SinkSettings, event: Event) -> str:

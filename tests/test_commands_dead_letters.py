@@ -51,6 +51,41 @@ def test_of_many_dead_letters_the_newest_1000_are_listed(operator: Operator) -> 
     assert (len(listed), "first" in listed) == (1000, False)
 
 
+def test_dead_letters_are_counted_by_sink_and_reason(operator: Operator) -> None:
+    operator.add_events({"a": ["erp", "archive"], "b": ["erp"]})
+    operator.settle_due("archive", Result.DEAD, "disk of archive")
+    operator.settle_due("erp", Result.DEAD, "HTTP 422")
+    noon = "2026-01-31T12:00:00.000Z"
+    erp, archive = (
+        {"sink": sink, "reason": reason, "count": count, "oldest_received_at": noon, "newest_received_at": noon}
+        for sink, reason, count in (("erp", "HTTP 422", 2), ("archive", "disk of archive", 1))
+    )
+    assert operator.json("dead-letters", "reasons") == [erp, archive]
+    assert operator.json("dead-letters", "reasons", "archive") == [archive]
+    assert operator.lines("dead-letters", "reasons")[1].split()[:3] == ["erp", "HTTP", "422"]
+    assert operator.run("dead-letters", "reasons", "epr").errors == [
+        "error: there is no sink epr (did you mean 'erp'?)"
+    ]
+
+
+def test_the_dead_letters_of_one_reason_are_listed_retried_and_deleted(operator: Operator) -> None:
+    for reason, names in (("HTTP 404", "abc"), ("HTTP 422", "de")):
+        operator.add_pending("erp", *names)
+        operator.settle_due("erp", Result.DEAD, reason)
+    of_reason = ("--reason", "HTTP 404")
+    listed = operator.json("dead-letters", "list", *of_reason)
+    assert [letter["event_id"] for letter in listed] == ["c", "b", "a"]
+    retry = ("dead-letters", "retry", "erp", *of_reason, "--yes")
+    assert operator.json(*retry, "a", "d") == {"sink": "erp", "retried": 1}
+    assert operator.run("dead-letters", "delete", "erp", *of_reason, stdin="y\n").errors == [
+        "Delete 2 dead letters of sink erp? [y/N]: y"
+    ]
+    assert operator.counts("erp") == (1, 0, 2)
+    assert operator.run(*retry).errors == [
+        "error: sink erp has no dead letter of this reason; `dead-letters reasons` shows them"
+    ]
+
+
 def test_dead_letters_that_are_retried_are_pending_with_no_attempts_counted(operator: Operator) -> None:
     operator.add_pending("erp", "a", "b", "c")
     operator.settle_due("erp", Result.DEAD, "no")

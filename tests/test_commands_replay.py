@@ -178,3 +178,34 @@ def test_a_sink_with_an_invalid_filter_gets_no_replay(operator: Operator) -> Non
     )
     assert operator.explain("a")["archive"]["state"] == "not routed yet: the filter of the sink is invalid"
     assert operator.counts("archive") == (0, 0, 0)
+
+
+def test_one_event_is_replayed_whenever_it_was_received(operator: Operator) -> None:
+    operator.add_pending("archive", "a", "b")
+    operator.settle_due("archive", Result.DELIVERED)
+    replay = ("replay", "archive", "--event", "b")
+    assert operator.lines(*replay, "--dry-run") == ["Found 1 matching event; requeued none (dry run)."]
+    assert operator.run(*replay, stdin="n\n").exit_code == 1
+    assert operator.counts("archive") == (0, 2, 0)
+    assert operator.json(*replay, "--yes") == {"sink": "archive", "matched": 1, "requeued": 1, "dry_run": False}
+    assert operator.run(*replay, "--yes").errors == ["error: event b is pending at sink archive already"]
+    assert claimed_ids(operator, "archive") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), "give either --since, or --event alone"),
+        (("--event", "a", "--since", "2d"), "give either --since, or --event alone"),
+        (("--event", "a", "--types", "touch"), "give either --since, or --event alone"),
+        (("--event", "unrouted"), "event unrouted is not routed yet: it will be delivered anyway"),
+        (("--event", "a"), "event a does not pass the filter of sink archive: devices"),
+    ],
+)
+def test_an_event_that_cannot_be_replayed_is_an_error(
+    arguments: tuple[str, ...], error: str, operator: Operator
+) -> None:
+    operator.configure(f'{ARCHIVE}[sinks.archive.filter]\ndevices = ["emu9"]\n')
+    operator.add_pending("archive", "a")
+    operator.journal.accept([Arrival("unrouted", event_body("unrouted"), NOON)])
+    assert operator.run("replay", "archive", *arguments, "--yes") == (1, [], [f"error: {error}"])

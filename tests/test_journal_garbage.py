@@ -62,10 +62,11 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
 }
 RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "liveness": lambda records, text, number, time: records.liveness(),
-    "dead_letters": lambda records, text, number, time: records.dead_letters(text, number),
-    "retry_dead_letters": lambda records, text, number, time: records.retry_dead_letters(text, [text]),
-    "delete_dead_letters": lambda records, text, number, time: records.delete_dead_letters(text, [text]),
-    "quarantined": lambda records, text, number, time: records.quarantined(number),
+    "dead_letter_groups": lambda records, text, number, time: records.dead_letter_groups(text, number, text),
+    "dead_letters": lambda records, text, number, time: records.dead_letters(text, number, text, number),
+    "retry_dead_letters": lambda records, text, number, time: records.retry_dead_letters(text, [text], text, number),
+    "delete_dead_letters": lambda records, text, number, time: records.delete_dead_letters(text, [text], text, number),
+    "quarantined": lambda records, text, number, time: records.quarantined(number, (time, text)),
     "find_quarantined": lambda records, text, number, time: records.find_quarantined(text),
     "release": lambda records, text, number, time: records.release(QuarantinedPush(text, time, text, b""), text),
     "count_received": lambda records, text, number, time: records.count_received(time, time),

@@ -22,6 +22,7 @@ from receiver.errors import JournalUnavailable
 from receiver.journal import (
     Arrival,
     DeadLetter,
+    DeadLetterGroup,
     DeliveryState,
     EventHistory,
     Journal,
@@ -109,6 +110,83 @@ def test_dead_letters_that_are_deleted_are_gone_and_nothing_else_is(
     assert accept(journal, "a") == [Outcome.DUPLICATE]
 
 
+def test_dead_letters_are_grouped_by_sink_and_reason_the_largest_group_first(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    for number, event_id in enumerate("abc"):
+        route_events(journal, "x", event_id, received_at=500.0 + number)
+    settle(journal, claim(journal, "x"), Result.DEAD, reason="HTTP 410")
+    let_die(journal, clock, "x", "d")
+    let_die(journal, clock, "y", "e", "f")
+    route_events(journal, "x", "pending")
+    groups = [
+        DeadLetterGroup("x", "HTTP 410", 3, 500.0, 502.0),
+        DeadLetterGroup("y", "HTTP 404", 2, 1000.0, 1000.0),
+        DeadLetterGroup("x", "HTTP 404", 1, 1000.0, 1000.0),
+    ]
+    assert records.dead_letter_groups(None, 10) == groups
+    assert records.dead_letter_groups(None, 2) == groups[:2]
+    assert records.dead_letter_groups("x", 10) == [groups[0], groups[2]]
+    assert records.dead_letter_groups(None, 10, "HTTP 404") == groups[1:]
+    assert records.dead_letter_groups("x", 10, "HTTP 410") == groups[:1]
+    assert records.dead_letter_groups("unknown", 10) == records.dead_letter_groups("x", 10, "unknown") == []
+
+
+def test_the_dead_letters_of_a_group_are_read_page_by_page(journal: Journal, records: Records, clock: Clock) -> None:
+    let_die(journal, clock, "x", *"abcde")
+    let_die(journal, clock, "x", "f", reason="HTTP 410")
+    let_die(journal, clock, "y", "g")
+    first = records.dead_letters("x", 2, "HTTP 404")
+    second = records.dead_letters("x", 9, "HTTP 404", before=first[-1].event.key)
+    assert [[each.event.id for each in page] for page in (first, second)] == [["e", "d"], ["c", "b", "a"]]
+    assert [each.event.id for each in records.dead_letters("x", 9, "HTTP 410")] == ["f"]
+    assert [each.event.id for each in records.dead_letters("x", 3, before=6)] == ["e", "d", "c"]
+    assert [each.event.id for each in records.dead_letters(None, 3, "HTTP 404")] == ["g", "e", "d"]
+    assert records.dead_letters("x", 9, "unknown") == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "chosen", "limit", "changed"),
+    [
+        ("HTTP 404", None, None, ["a", "c", "e"]),
+        ("HTTP 404", None, 2, ["a", "c"]),
+        ("HTTP 404", ["b", "c"], None, ["c"]),
+        ("unknown", None, None, []),
+        (None, None, 4, ["a", "b", "c", "d"]),
+        (None, None, 0, []),
+    ],
+)
+@pytest.mark.parametrize("action", ["retry", "delete"])
+def test_dead_letters_are_retried_and_deleted_by_reason_and_up_to_a_number(
+    action: str,
+    reason: str | None,
+    chosen: list[str] | None,
+    limit: int | None,
+    changed: list[str],
+    journal: Journal,
+    records: Records,
+    clock: Clock,
+) -> None:
+    for number, event_id in enumerate("abcde"):
+        let_die(journal, clock, "x", event_id, reason="HTTP 410" if number % 2 else "HTTP 404")
+    let_die(journal, clock, "y", "f")
+    call = records.retry_dead_letters if action == "retry" else records.delete_dead_letters
+    assert call("x", chosen, reason, limit) == len(changed)
+    left = {letter.event.id for letter in records.dead_letters("x", 10)}
+    assert left == set("abcde") - set(changed)
+    assert event_ids(claim(journal, "x")) == (changed if action == "retry" else [])
+    assert [letter.event.id for letter in records.dead_letters("y", 10)] == ["f"]
+
+
+def test_a_long_reason_is_stored_in_part_and_names_its_group(journal: Journal, records: Records, clock: Clock) -> None:
+    reason = "".join(chr(0x10000 + 977 * n) for n in range(1000))  # of the longest characters, and hard to compress
+    let_die(journal, clock, "x", "a", "b", reason=reason)
+    (group,) = records.dead_letter_groups(None, 10)
+    assert (group.reason, group.count) == (reason[:600], 2)
+    assert len(records.dead_letters("x", 10, group.reason)) == 2
+    assert records.delete_dead_letters("x", None, group.reason) == 2
+
+
 @pytest.mark.parametrize("sink", ["s", "unknown"])
 def test_only_dead_deliveries_are_retried_or_deleted(sink: str, journal: Journal, records: Records) -> None:
     route_events(journal, "s", "delivered")
@@ -132,6 +210,9 @@ def test_quarantined_pushes_are_listed_newest_first_with_body_and_reason(journal
     ]
     assert records.quarantined(10) == pushes
     assert records.quarantined(2) == pushes[:2]
+    assert records.quarantined(2, before=(1002.0, "b%")) == pushes[1:]
+    assert records.quarantined(2, before=(1001.0, "ac")) == pushes[1:]
+    assert records.quarantined(2, before=(1000.0, "aa")) == []
 
 
 @pytest.mark.parametrize(

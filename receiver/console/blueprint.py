@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from flask import Blueprint, Flask, Response, abort, g, request
 from werkzeug.exceptions import HTTPException
 
-from receiver.console import overview, sensor, sensors, silence
+from receiver.console import dead_letters, events, overview, rejected, sensor, sensors, silence, sinks
 from receiver.console.access import MAX_SLOWED, WRONG_SECONDS, Passwords, Role, is_same_origin
 from receiver.console.rendering import Rendered, Renderer
 from receiver.console.sources import Sources
@@ -63,6 +63,10 @@ PARTS = (
     Part("Overview", "/"),
     Part("Sensors", "/sensors"),
     Part("Silence", "/silence"),
+    Part("Sinks", "/sinks"),
+    Part("Dead letters", "/dead-letters"),
+    Part("Events", "/events"),
+    Part("Rejected", "/rejected"),
 )
 
 
@@ -86,6 +90,19 @@ ROUTES = (
     Route("POST", "/sensors/<device>/snooze", sensor.snooze),
     Route("POST", "/sensors/<device>/retire", sensor.retire),
     Route("GET", "/silence", silence.show),
+    Route("GET", "/sinks", sinks.show),
+    Route("POST", "/sinks/<sink>/resume", sinks.probe),
+    Route("GET", "/dead-letters", dead_letters.show),
+    Route("GET", "/dead-letters/<sink>/<group>", dead_letters.show_group),
+    Route("POST", "/dead-letters/<sink>/<group>/retry", dead_letters.retry),
+    Route("POST", "/dead-letters/<sink>/<group>/delete", dead_letters.delete),
+    Route("GET", "/events", events.show),
+    Route("GET", "/events/<event>", events.show_one),
+    Route("POST", "/events/<event>/replay", events.replay),
+    Route("GET", "/rejected", rejected.show),
+    Route("POST", "/rejected/retry", rejected.retry_all),
+    Route("GET", "/rejected/<push>", rejected.show_quarantined),
+    Route("POST", "/rejected/<push>/retry", rejected.retry_one),
 )
 
 
@@ -184,6 +201,7 @@ class Console:
             request.form,
             self._sources,
             time.time(),
+            request.method == "POST",
         )
         compress = accepts_gzip()
         try:
@@ -203,7 +221,7 @@ class Console:
         except JournalError as error:
             rendered = self._problem(503, f"This cannot be read now: {self._redact(str(error))}.")
         except ReceiverError as error:
-            rendered = self._problem(404 if not visit.form else 409, f"{self._redact(str(error))}.")
+            rendered = self._problem(409 if visit.is_form else 404, f"{self._redact(str(error))}.")
         return rendered.compressed() if compress else rendered
 
     def static(self, name: str) -> Response:

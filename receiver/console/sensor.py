@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from receiver.admin import newest_of_sensor
+from receiver.admin import newest_events
 from receiver.console import words
 from receiver.console.charts import Span
 from receiver.console.plots import LONGEST_INTERVAL, RANGES, Kind, Plot, in_range, plots, table
@@ -57,7 +57,7 @@ def show(visit: Visit) -> Page:
         "days": days_of(visit.registry, [stored], visit.sources.projects().newest, visit.now)[row.device_id],
         "gaps": gaps,
         "incidents": incidents,
-        "events": newest_of_sensor(visit.records, row.device_id, visit.now + 60, EVENTS, EVENTS_READ),
+        "events": newest_events(visit.records, visit.now + 60, [row.device_id], EVENTS, EVENTS_READ)[0],
         "read": EVENTS_READ,
         "hours": HOURS,
     }

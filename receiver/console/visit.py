@@ -31,6 +31,8 @@ class Visit:
     form: MultiDict[str, str]
     sources: Sources
     now: float
+    is_form: bool = False
+    """Whether it was sent to change something, and not to look."""
 
     @property
     def settings(self) -> Settings:
@@ -119,12 +121,11 @@ View = Callable[[Visit], Answer]
 
 NOTICES: Mapping[str, str] = {
     "resumed": "The sink is probed now, with one event.",
-    "removed": "Removed the sink and {n:pending or dead delivery}.",
     "retried": "{n:dead letter} will be delivered again.",
     "deleted": "Deleted {n:dead letter}.",
     "replayed": "{n:event} will be delivered again.",
     "released": "{n:quarantined push} became an event and will be delivered.",
-    "not-released": "{n:quarantined push} is still no valid event.",
+    "not-released": "{n:quarantined push} could not be decoded: still no valid event.",
     "snoozed": "The sensor raises no incident for {n:hour}.",
     "woken": "The sensor is not snoozed any more.",
     "retired": "The sensor is retired: it is not expected any more, and its history stays.",
@@ -137,7 +138,7 @@ class Number(int):
     """A number that is formatted with its noun: `{n:dead letter}` is `2 dead letters`."""
 
     def __format__(self, noun: str) -> str:
-        plural = f"{noun[:-1]}ies" if noun.endswith("delivery") else f"{noun}es" if noun.endswith("push") else ""
+        plural = f"{noun}es" if noun.endswith("push") else ""
         return counted(int(self), noun, plural)
 
 

@@ -186,6 +186,17 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetterGroup:
+    """How many dead letters a sink has for a reason, and when the oldest and newest of their events was received."""
+
+    sink: str
+    reason: str
+    count: int
+    oldest_received_at: float
+    newest_received_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class QuarantinedPush:
     """A verified push that is not a valid event, under the SHA-256 of its body."""
 
@@ -343,17 +354,32 @@ class Records(Protocol):
     def known(self, event_ids: Sequence[str]) -> set[str]:
         """Those of these events that are in the journal."""
 
-    def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
-        """Up to `limit` dead letters, of one sink or of all, newest first."""
+    def dead_letter_groups(self, sink: str | None, limit: int, reason: str | None = None) -> list[DeadLetterGroup]:
+        """Up to `limit` groups of dead letters, of one sink or of all, and of one `reason` or of all: largest first."""
 
-    def retry_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        """Make dead letters pending again with no attempts counted: those named, or all; returns how many."""
+    def dead_letters(
+        self, sink: str | None, limit: int, reason: str | None = None, before: int | None = None
+    ) -> list[DeadLetter]:
+        """Up to `limit` dead letters, of one sink or of all: those of the events with the highest keys first.
 
-    def delete_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        """Delete dead letters: those named, or all; returns how many."""
+        With a `reason`, only those given up for it; with `before`, only those of events with a key below it.
+        """
 
-    def quarantined(self, limit: int) -> list[QuarantinedPush]:
-        """Up to `limit` quarantined pushes, newest first."""
+    def retry_dead_letters(
+        self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
+    ) -> int:
+        """Make dead letters pending again with no attempts counted: those named, or all; returns how many.
+
+        With a `reason`, only those given up for it; with a `limit`, no more than so many, the oldest events first.
+        """
+
+    def delete_dead_letters(
+        self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
+    ) -> int:
+        """Delete dead letters: those named, or all; returns how many. `reason` and `limit` are as above."""
+
+    def quarantined(self, limit: int, before: tuple[float, str] | None = None) -> list[QuarantinedPush]:
+        """Up to `limit` quarantined pushes, newest first; those after the one with this `received_at` and `id`."""
 
     def find_quarantined(self, id_prefix: str) -> list[QuarantinedPush]:
         """The quarantined pushes whose id begins with `id_prefix`."""

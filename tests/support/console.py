@@ -22,7 +22,7 @@ host = "127.0.0.1"
 type = "csv"
 path = "events.csv"
 """
-VARIABLES = {"device": FREEZER, "event": "e" * 20, "sink": "archive", "push": "a" * 64}
+VARIABLES = {"device": FREEZER, "event": "e" * 20, "sink": "archive", "group": "all", "push": "a" * 64}
 """Values for the variable parts of paths."""
 
 Login = tuple[str, str] | None

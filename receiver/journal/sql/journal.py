@@ -27,6 +27,7 @@ from receiver.journal.sql.database import Database
 from receiver.journal.sql.schema import (
     DEAD,
     DELIVERED,
+    MAX_REASON,
     PENDING,
     deliveries,
     dispatchers,
@@ -370,7 +371,7 @@ class SqlJournal(SqlState):
         ended: dict[str, Any] = {
             "holder": None,
             "settled_at": self.now(),
-            "reason": self._database.storable(one.reason),
+            "reason": self._database.storable(one.reason)[:MAX_REASON],
         }
         values: dict[Result, dict[str, Any]] = {
             Result.DELIVERED: {"state": DELIVERED, "due": None, **ended},

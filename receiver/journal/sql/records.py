@@ -5,9 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Delete, Select, Update, bindparam, delete, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Select,
+    Update,
+    bindparam,
+    delete,
+    func,
+    select,
+    tuple_,
+    update,
+)
 
-from receiver.journal.contract import DeadLetter, DeliveryState, EventHistory, QuarantinedPush, StoredEvent
+from receiver.journal.contract import (
+    DeadLetter,
+    DeadLetterGroup,
+    DeliveryState,
+    EventHistory,
+    QuarantinedPush,
+    StoredEvent,
+)
 from receiver.journal.sql.schema import DEAD, DELIVERED, IS_DEAD, PENDING, deliveries, events, quarantine, sinks
 from receiver.journal.sql.state import STORED_EVENT, SqlState
 
@@ -31,31 +50,76 @@ class SqlRecords(SqlState):
         with self._database.read() as connection:
             return set(connection.scalars(select(events.c.id).where(events.c.id.in_(event_ids))))
 
-    def dead_letters(self, sink: str | None, limit: int) -> list[DeadLetter]:
+    def dead_letter_groups(self, sink: str | None, limit: int, reason: str | None = None) -> list[DeadLetterGroup]:
+        count = func.count().label("count")
+        grouped = (
+            select(
+                deliveries.c.sink,
+                deliveries.c.reason,
+                count,
+                func.min(deliveries.c.event).label("oldest"),
+                func.max(deliveries.c.event).label("newest"),
+            )
+            .where(IS_DEAD)
+            .group_by(deliveries.c.sink, deliveries.c.reason)
+            .order_by(count.desc())
+            .limit(limit)
+        )
+        if sink is not None:
+            grouped = grouped.where(
+                deliveries.c.sink == select(sinks.c.key).where(sinks.c.name == sink).scalar_subquery()
+            )
+        if reason is not None:
+            grouped = grouped.where(deliveries.c.reason == reason)
+        groups, oldest, newest = grouped.subquery(), events.alias(), events.alias()
+        query = (
+            select(sinks.c.name, groups.c.reason, groups.c.count, oldest.c.received_at, newest.c.received_at)
+            .join_from(groups, sinks, sinks.c.key == groups.c.sink)
+            .join(oldest, oldest.c.key == groups.c.oldest)
+            .join(newest, newest.c.key == groups.c.newest)
+            .order_by(groups.c.count.desc(), sinks.c.name, groups.c.reason)
+        )
+        with self._database.read() as connection:
+            return [DeadLetterGroup(*row) for row in connection.execute(query)]
+
+    def dead_letters(
+        self, sink: str | None, limit: int, reason: str | None = None, before: int | None = None
+    ) -> list[DeadLetter]:
         columns = (sinks.c.name, deliveries.c.attempts, deliveries.c.settled_at, deliveries.c.reason)
         query = (
             select(*STORED_EVENT, *columns)
             .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
             .join(events, events.c.key == deliveries.c.event)
-            .where(IS_DEAD)
-            .order_by(deliveries.c.settled_at.desc())
+            .where(IS_DEAD, sinks.c.name == bindparam("name"))
+            .order_by(deliveries.c.event.desc())
+            .limit(limit)
         )
-        if sink is not None:
-            query = query.where(sinks.c.name == sink)
-        with self._database.read() as connection:
-            rows = connection.execute(query.limit(limit)).all()
-        return [DeadLetter(row.name, StoredEvent(*row[:5]), *row[6:]) for row in rows]
+        if reason is not None:
+            query = query.where(deliveries.c.reason == reason)
+        if before is not None:
+            query = query.where(deliveries.c.event < before)
+        with self._database.read() as connection:  # a sink at a time, for each has its place in the index
+            names = [sink] if sink is not None else connection.scalars(select(sinks.c.name).order_by(sinks.c.name))
+            rows = [row for name in [*names] for row in connection.execute(query, {"name": name})]
+        rows.sort(key=lambda row: (row.key, row.settled_at), reverse=True)
+        return [DeadLetter(row.name, StoredEvent(*row[:5]), *row[6:]) for row in rows[:limit]]
 
-    def retry_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        return self._change_dead(
-            sink, event_ids, update(deliveries).where(THIS_DELIVERY).values(**self._new_delivery())
-        )
+    def retry_dead_letters(
+        self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
+    ) -> int:
+        change = update(deliveries).where(THIS_DELIVERY).values(**self._new_delivery())
+        return self._change_dead(sink, event_ids, reason, limit, change)
 
-    def delete_dead_letters(self, sink: str, event_ids: Sequence[str] | None) -> int:
-        return self._change_dead(sink, event_ids, delete(deliveries).where(THIS_DELIVERY))
+    def delete_dead_letters(
+        self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
+    ) -> int:
+        return self._change_dead(sink, event_ids, reason, limit, delete(deliveries).where(THIS_DELIVERY))
 
-    def quarantined(self, limit: int) -> list[QuarantinedPush]:
-        query = select(*QUARANTINED).order_by(quarantine.c.received_at.desc()).limit(limit)
+    def quarantined(self, limit: int, before: tuple[float, str] | None = None) -> list[QuarantinedPush]:
+        place = tuple_(quarantine.c.received_at, quarantine.c.id)
+        query = select(*QUARANTINED).order_by(quarantine.c.received_at.desc(), quarantine.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(place < before)
         with self._database.read() as connection:
             return [QuarantinedPush(*row) for row in connection.execute(query)]
 
@@ -158,19 +222,34 @@ class SqlRecords(SqlState):
     def _received(since: float, until: float) -> tuple[ColumnElement[bool], ...]:
         return (events.c.received_at >= since, events.c.received_at < until, events.c.routed.is_(True))
 
-    def _change_dead(self, sink: str, event_ids: Sequence[str] | None, change: Update | Delete) -> int:
+    def _change_dead(
+        self,
+        sink: str,
+        event_ids: Sequence[str] | None,
+        reason: str | None,
+        limit: int | None,
+        change: Update | Delete,
+    ) -> int:
         """Change dead letters a batch at a time; returns how many."""
         changed = after = 0
-        while True:
+        while limit is None or changed < limit:
+            batch = BATCH if limit is None else min(BATCH, limit - changed)
             with self._database.write(wakes=True) as connection:
-                dead = self._dead(connection, sink, event_ids, after)
+                dead = self._dead(connection, sink, event_ids, reason, after, batch)
                 if not dead:
-                    return changed
+                    break
                 connection.execute(change, dead)
             changed, after = changed + len(dead), dead[-1]["of_event"]
+        return changed
 
     def _dead(
-        self, connection: Connection, sink: str, event_ids: Sequence[str] | None, after: int
+        self,
+        connection: Connection,
+        sink: str,
+        event_ids: Sequence[str] | None,
+        reason: str | None,
+        after: int,
+        limit: int,
     ) -> list[dict[str, Any]]:
         """The next dead letters of a sink, as parameters of `THIS_DELIVERY`."""
         query = (
@@ -178,9 +257,11 @@ class SqlRecords(SqlState):
             .join(sinks, sinks.c.key == deliveries.c.sink)
             .where(IS_DEAD, sinks.c.name == sink, deliveries.c.event > after)
         )
+        if reason is not None:
+            query = query.where(deliveries.c.reason == reason)
         if event_ids is not None:
             query = query.join(events, events.c.key == deliveries.c.event).where(events.c.id.in_(event_ids))
-        query = query.order_by(deliveries.c.event).limit(BATCH).with_for_update(of=deliveries)
+        query = query.order_by(deliveries.c.event).limit(limit).with_for_update(of=deliveries)
         return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
 
     def _new_delivery(self) -> dict[str, Any]:

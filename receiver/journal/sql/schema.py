@@ -47,11 +47,16 @@ UPGRADES = {
     5: (
         "ALTER TABLE events ADD COLUMN origin VARCHAR(16) NOT NULL DEFAULT 'push'",
         "ALTER TABLE quarantine ADD COLUMN origin VARCHAR(16) NOT NULL DEFAULT 'push'",
+        "DROP INDEX deliveries_dead",
+        "UPDATE deliveries SET reason = substr(reason, 1, 600) WHERE state = 2 AND length(reason) > 600",
     ),
 }
 """The statements that upgrade each version to the next. Missing tables are created before them, indexes afterwards."""
 
 _Key = BigInteger().with_variant(Integer, "sqlite")
+MAX_REASON = 600
+"""How many characters of a reason are stored: an index of PostgreSQL holds at most 2,704 bytes of a row."""
+
 PENDING, DELIVERED, DEAD = 0, 1, 2
 """States of a delivery. A pending one has a due time, the others have none."""
 
@@ -120,7 +125,11 @@ _partial_index(
     deliveries.c.due.is_not(None), "deliveries_pending", deliveries.c.sink, deliveries.c.due, deliveries.c.event
 )
 _partial_index(deliveries.c.holder.is_not(None), "deliveries_held", deliveries.c.holder)
-_partial_index(IS_DEAD, "deliveries_dead", deliveries.c.sink, deliveries.c.event)
+_partial_index(IS_DEAD, "deliveries_dead", deliveries.c.sink, deliveries.c.event, deliveries.c.state)
+_partial_index(
+    IS_DEAD, "deliveries_reasons", deliveries.c.sink, deliveries.c.reason, deliveries.c.event, deliveries.c.state
+)
+# the state is in both for SQLite: else it would look each row up in the table, although all have the same
 quarantine = Table(
     "quarantine",
     metadata,
@@ -130,6 +139,7 @@ quarantine = Table(
     Column("body", LargeBinary, nullable=False),
     _origin_column(),
 )
+Index("quarantine_received", quarantine.c.received_at, quarantine.c.id)
 dispatchers = Table(
     "dispatchers",
     metadata,
