@@ -122,4 +122,4 @@ def running_demo(folder: Any) -> Iterator[RunningReceiver]:
 
 def is_full_of_life(receiver: RunningReceiver) -> bool:
     shown = get(receiver, "/console/").data.decode()
-    return all(re.search(part, shown) for part in ("Freezer 1 was not heard", "is paused", r"has \d+ dead letter"))
+    return all(re.search(part, shown) for part in ("Freezer 1 has not been heard", "is paused", r"has \d+ dead letter"))
