@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -26,7 +27,13 @@ from bench.load import Pushes, push
 from bench.servers import CSV, INTAKE_ONLY, WITH_REGISTRY, Kind, Server, folder, started
 from bench.tables import rate, show
 from chaos.pair import Node, own
+from receiver.journal import Arrival, Settlement
+from receiver.journal import Result as Outcome
+from receiver.journal.sql.journal import SqlJournal
+from receiver.journal.sql.postgresql import PostgresqlDatabase
 from receiver.testing.running import wait_until
+
+Result = TypeVar("Result")
 
 RECEIVERS = (1, 2, 4)
 SECONDS = 10.0
@@ -51,7 +58,6 @@ class Used:
     cpu_seconds: float
     wal_bytes: int
     transactions: int
-    round_trips: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,6 @@ class Cost:
     cpu_seconds: float
     wal_bytes: int
     transactions: int
-    round_trips: int
 
 
 def measure(size: float) -> None:
@@ -73,17 +78,16 @@ def measure(size: float) -> None:
     for kind in KINDS:
         for count in RECEIVERS:
             name = f"{kind.name}, {count} receiver{'s' * (count > 1)}"
-            with receivers(kind, count, counted=True) as (database, servers):
-                counted = database.cost(lambda: push_steadily(database, servers, seconds))
-            with receivers(kind, count, counted=False) as (database, servers), pushes_for(seconds) as pushes:
+            with receivers(kind, count) as (database, servers), pushes_for(seconds) as pushes:
                 idle.append((name, *per_second(database.cost(lambda: rest(seconds)))))
                 cost = database.cost(lambda: push_steadily(database, servers, seconds))
-                steady.append((name, *per_push(cost), f"{counted.round_trips / counted.transactions:.1f}"))
+                steady.append((name, *per_push(cost)))
                 most = database.cost(lambda: push_fast(database, servers, pushes, seconds))
                 fast.append((name, rate(most.pushes / seconds), *per_push(most)))
     each = ["CPU µs/push", "WAL bytes/push", "transactions/push"]
     show("PostgreSQL while nothing happens", ["", "CPU ms/s", "transactions/s"], idle)
-    show(f"PostgreSQL at {RATE:.0f} pushes/s in all", ["", *each, "round trips/transaction"], steady)
+    show(f"PostgreSQL at {RATE:.0f} pushes/s in all", ["", *each], steady)
+    show("Round trips of a call of the journal", ["", "round trips"], round_trips())
     show(f"PostgreSQL at the highest rate, {CONNECTIONS} connections in all", ["", "pushes/s", *each], fast)
 
 
@@ -100,11 +104,10 @@ def per_push(cost: Cost) -> tuple[str, str, str]:
 
 
 class Database:
-    """A PostgreSQL server with one database, and a socket in front of it that counts round trips."""
+    """A PostgreSQL server with one database."""
 
-    def __init__(self, node: Node, counter: RoundTrips) -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
-        self.counter = counter
 
     def cost(self, work: Callable[[], int]) -> Cost:
         """What some work costs, which returns how many pushes were accepted."""
@@ -117,7 +120,6 @@ class Database:
             after.cpu_seconds - before.cpu_seconds,
             after.wal_bytes - before.wal_bytes,
             after.transactions - before.transactions,
-            after.round_trips - before.round_trips,
         )
 
     def wait_until_delivered(self) -> None:
@@ -138,7 +140,7 @@ class Database:
                 used += times.user + times.system
                 if process == processes[0]:  # connections that have ended
                     used += times.children_user + times.children_system
-        return Used(used, wal, transactions, self.counter.count)
+        return Used(used, wal, transactions)
 
 
 def rest(seconds: float) -> int:
@@ -177,20 +179,43 @@ def push_fast(database: Database, servers: Sequence[Server], pushes: Pushes, sec
 
 
 @contextmanager
-def receivers(kind: Kind, count: int, *, counted: bool) -> Iterator[tuple[Database, list[Server]]]:
-    """So many receivers on one new PostgreSQL server; with `counted`, their round trips are counted and slow."""
+def receivers(kind: Kind, count: int) -> Iterator[tuple[Database, list[Server]]]:
+    """So many receivers on one new PostgreSQL server."""
     with ExitStack() as stack:
         node = stack.enter_context(running_node())
-        counter = RoundTrips(node.folder)
-        stack.callback(counter.close)
         servers = []
         for _ in range(count):
-            server = Server(kind, stack.enter_context(folder()), counter.url if counted else node.url_of("bench"))
+            server = Server(kind, stack.enter_context(folder()), node.url_of("bench"))
             servers.append(stack.enter_context(started(server)))
-        database = Database(node, counter)
+        database = Database(node)
         if kind.config != INTAKE_ONLY:
             database.wait_until_delivered()
         yield database, servers
+
+
+def round_trips() -> list[tuple[str, str]]:
+    """How often each call waits for a response of the server."""
+    with running_node() as node, closing(RoundTrips(node.folder)) as counter:
+        database = PostgresqlDatabase(counter.url, None)
+        with closing(SqlJournal(database)) as journal:
+            found: list[tuple[str, str]] = []
+
+            def counted(name: str, call: Callable[[], Result]) -> Result:
+                before = counter.count
+                result = call()
+                found.append((name, str(counter.count - before)))
+                return result
+
+            arrivals = [Arrival(f"e{number}", b"{}", time.time()) for number in range(100)]
+            counted("accept, of intake", lambda: journal.accept(arrivals))
+            events = counted("unrouted", lambda: journal.unrouted(100))
+            counted("route", lambda: journal.route([(event, ["archive"]) for event in events]))
+            claimed = counted("claim", lambda: journal.claim("archive", 100, 60.0))
+            settled = [Settlement(delivery, Outcome.DELIVERED) for delivery in claimed]
+            counted("settle", lambda: journal.settle(settled))
+            counted("next_due", lambda: journal.next_due("archive"))
+            counted("report_alive", journal.report_alive)
+        return found
 
 
 @contextmanager
@@ -208,7 +233,7 @@ def running_node() -> Iterator[Node]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-ROUND_TRIP_SECONDS = 0.02
+ROUND_TRIP_SECONDS = 0.2
 
 
 class RoundTrips:

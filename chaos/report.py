@@ -63,7 +63,7 @@ class Report:
             f"{'to deliveries at all sinks':>28}",
             *(row(kind, [each for each in self.recoveries if each.fault.kind == kind]) for kind in kinds),
             row("all", self.recoveries),
-            *(row(f"{each.fault.kind} {each.fault.detail}", [each]) for each in self.recoveries[:MAX_SHOWN]),
+            *(row(f"{each.fault.kind} {each.fault.detail}"[:30], [each]) for each in self.recoveries[:MAX_SHOWN]),
         ]
 
     def _verdict(self) -> list[str]:

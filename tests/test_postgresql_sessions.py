@@ -182,8 +182,8 @@ DEFAULTS = {
     "isolation": "default_transaction_isolation = 'serializable'",
     "deferred": "default_transaction_deferrable = on",
     "lock timeout": "lock_timeout = '1ms'",
-    "statement timeout": "statement_timeout = '100ms'",
-    "transaction timeout": "transaction_timeout = '100ms'",
+    "statement timeout": "statement_timeout = '1s'",
+    "transaction timeout": "transaction_timeout = '1s'",
     "idle sessions": "idle_session_timeout = '300ms'",
     "another schema": "search_path = elsewhere",
     "asynchronous": "synchronous_commit = off",
@@ -200,6 +200,7 @@ def role(url: str) -> Iterator[str]:
     execute(url, f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
 
 
+@pytest.mark.usefixtures("long_time_limits")
 @pytest.mark.parametrize("case", DEFAULTS)
 def test_whatever_the_defaults_of_its_role_are_no_call_fails(case: str, url: str, role: str) -> None:
     """Two dispatchers and two processes of intake at once, and a lock that is held for longer than a default allows."""
@@ -229,7 +230,7 @@ def test_whatever_the_defaults_of_its_role_are_no_call_fails(case: str, url: str
         blocking.execute(f"LOCK TABLE {schema}.events")
         waiting = pool.submit(journals[0].accept, [Arrival("after", b"{}", 1000.0)])
         wait_until(lambda: waits_for_a_lock(url), what="a call that waits for the lock")
-        time.sleep(0.2)  # longer than the defaults above
+        time.sleep(1.2)  # longer than the defaults above
         blocking.rollback()
         assert waiting.result() == [Outcome.ACCEPTED]
     for journal in journals:

@@ -57,6 +57,7 @@ STABLE_SECONDS = 60.0
 """LISTEN works again when its session has lasted for so long: some servers end idle sessions within seconds."""
 
 _MB = 1_000_000
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 INSERT_EVENTS = f"""
 WITH given AS (
     SELECT * FROM unnest(%b::text[], %b::float8[], %b::bytea[], %b::text[]) AS columns (id, received_at, body, origin)
@@ -217,11 +218,14 @@ class PostgresqlDatabase:
         with self._turn(), closing(self._engine.raw_connection()) as pooled:
             driver: Any = pooled.driver_connection
             try:
+                driver.autocommit = True  # the driver waits for the response to a BEGIN and a COMMIT of its own
                 asked_at = time.monotonic()
                 with driver.pipeline():
+                    driver.execute(BEGIN)
                     started = driver.execute(_start())
                     inserted = driver.execute(INSERT_EVENTS, values)
-                    driver.commit()
+                    driver.execute("COMMIT")
+                driver.autocommit = False
                 self._read_clock(started, asked_at)
                 return {row[0] for row in inserted}
             except BaseException:
