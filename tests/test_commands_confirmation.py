@@ -105,3 +105,8 @@ def test_nothing_is_asked_where_there_is_nothing(command: tuple[str, ...], line:
 def test_a_replay_of_times_in_the_wrong_order_is_an_error(stocked: Operator) -> None:
     times = ("--since", "2026-02-01", "--until", "2026-01-01")
     assert stocked.run("replay", "erp", *times) == (1, [], ["error: --until must be later than --since"])
+
+
+def test_nothing_is_asked_about_the_dead_letters_of_a_sink_that_is_not_enabled(stocked: Operator) -> None:
+    error = "error: no sink 'old' is enabled in config.toml"
+    assert stocked.run("dead-letters", "retry", "old", stdin="y\n") == (1, [], [error])

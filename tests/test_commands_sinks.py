@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import pytest
 from conftest import ROOT, THERE_ARE, StartReceiver, sink_types, wait_until
 from support.commands import ARCHIVE, BROKEN_PLUGIN, CONSOLE, JOURNAL, LONG_AGO, PLUGIN, SCRIPTED, TWO_SINKS, Operator
 
+from receiver.delivery.sink_type import in_words
 from receiver.journal import Result, Settlement, SinkState
 from receiver.settings import SECRET
 from receiver.simulator import Simulator
@@ -284,3 +289,23 @@ def test_what_an_old_dispatcher_routes_to_a_removed_sink_reaches_no_new_one(oper
         operator.accept("c")
         wait_until(lambda: "c" in operator.archived)
     assert operator.archived == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Path, "path"),
+        (Literal["a", 1], '"a" or 1'),
+        (int | str | None, "whole number or text"),
+        (tuple[int, ...], "list of whole number"),
+        (list, "list"),
+        (Mapping[str, float], "table of number"),
+        (dict[str, list[str]], "table of list of text"),
+        (dict, "dict"),
+        (Annotated[bool, "more"], "true or false"),
+        (Any, "anything"),
+    ],
+    ids=str,
+)
+def test_the_type_of_an_option_is_shown_in_words(annotation: object, words: str) -> None:
+    assert in_words(annotation) == words

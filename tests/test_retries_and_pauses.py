@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.delivery import BatchSink, LoopTester, SingleSink, always, first, only_for
 
-from receiver.errors import Pause, Retry
+from receiver.errors import GiveUp, Pause, Retry, SinkSignal
 from receiver.event import Event
 from receiver.hookspecs import hookimpl
 from receiver.journal import SinkState
@@ -82,6 +82,24 @@ def test_a_probe_that_fails_after_max_age_or_max_attempts_makes_no_dead_letter(l
     loop_tester.clock.advance(10)
     loop.step()
     assert (sink.calls, loop_tester.counts()) == ([("a", 1), ("a", 2)], (0, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("signal", "reason"),
+    [
+        (Retry(after=1.0), "the sink asked for a retry"),
+        (Retry("HTTP 503", 1.0), "HTTP 503"),
+        (Pause("HTTP 429", 1.0), "HTTP 429"),
+        (GiveUp("HTTP 410"), "HTTP 410"),
+    ],
+    ids=str,
+)
+def test_the_reason_that_a_sink_gives_is_recorded(signal: SinkSignal, reason: str, loop_tester: LoopTester) -> None:
+    loop = loop_tester.loop(SingleSink(always(signal)))
+    loop_tester.add_deliveries("a")
+    loop.step()
+    loop.step()
+    assert loop_tester.journal.counts().sinks["s"].last_failure_reason == reason
 
 
 def test_the_attribute_after_of_another_exception_is_ignored(loop_tester: LoopTester) -> None:
