@@ -216,9 +216,10 @@ def test_events_of_unknown_types_and_shapes_come_as_they_are(
 def test_duplicates_across_pages_are_stored_once(operator: Operator, cloud: Cloud, device: CloudDevice) -> None:
     now = time.time()
     device.history = [Happening(now - 3600 + n // 3, f"e{n // 3}", "touch", {}) for n in range(30)]
-    cloud.page_size = 4
-    done = fetched(operator, cloud)
-    assert (done["fetched"], done["new"], done["known"]) == (30, 10, 20)
+    for size, options in ((30, ("--dry-run",)), (4, ())):
+        cloud.page_size = size
+        done = fetched(operator, cloud, *options)
+        assert (done["fetched"], done["new"], done["known"]) == (30, 10, 20)
 
 
 def test_an_event_newer_than_the_index_comes_with_its_push_or_the_next_time(
@@ -266,6 +267,18 @@ def test_a_device_that_moves_meanwhile_is_found_in_its_new_project(cloud: Cloud,
     assert again.run().failures == (f"DT knows no device {FREEZER}, or the service account has no role there",)
 
 
+def test_an_event_from_before_a_move_belongs_to_the_project_of_that_time(
+    operator: Operator, cloud: Cloud, device: CloudDevice
+) -> None:
+    happened = Happening(time.time() - 100, "e", "touch", {})
+    device.history = [happened._replace(raw=device.event(happened))]
+    device.project = OTHER_PROJECT
+    cloud.projects.append(OTHER_PROJECT)
+    assert fetched(operator, cloud)["new"] == 1
+    body = json.loads(operator.json("explain", "e", "--body")["body"])
+    assert body["metadata"]["projectId"] == PROJECT
+
+
 def test_a_project_without_a_role_is_an_error_and_the_others_come(fleet: Fleet) -> None:
     fleet.cloud.readable = {PROJECT}
     code, (line,), errors = fleet.backfill()
@@ -306,6 +319,19 @@ def stored_ids(store: SqlStore) -> list[str]:
 
 def expected_ids(cloud: Cloud) -> list[str]:
     return sorted(each.id for device in cloud.devices.values() for each in device.history)
+
+
+def interrupt_after(cloud: Cloud, pages: int) -> None:
+    """Let DT be away after so many pages of events."""
+    left = iter(range(pages))
+
+    def answer(request: BaseHTTPRequestHandler) -> bool:
+        if "/events?" not in request.path or next(left, None) is not None:
+            return False
+        respond(request, 503, b"")
+        return True
+
+    cloud.answer = answer
 
 
 def add_devices(cloud: Cloud, count: int, events: int) -> None:
@@ -430,6 +456,44 @@ def test_a_device_with_a_wrong_history_does_not_keep_the_others(cloud: Cloud, st
     summary = work.run()
     assert (summary.new, len(summary.failures)) == (100, 1)
     assert "device3" in summary.failures[0]
+    cloud.answer = None
+    again, _ = prepared(cloud, store)
+    assert again.run() == Summary(120, 20, 100, 0, 0, 0, ())
+
+
+def test_another_request_does_not_go_on_with_an_interrupted_one(cloud: Cloud, store: SqlStore) -> None:
+    add_devices(cloud, 2, 30)
+    cloud.page_size = 10
+    work, _ = prepared(cloud, store)
+    interrupt_after(cloud, 3)
+    with pytest.raises(ReceiverError):
+        work.run()
+    cloud.answer = None
+    for texts, continued in ((("all",), True), (("others",), False)):
+        request = Request(texts, NOW - 86400 * 30, NOW)
+        found = plan(Client(cloud).api, store.open(), request, (), 0.0, cloud.clock(), dry_run=False)
+        assert (found.continued, len(found.windows)) == (continued, 2)
+    cloud.now = NOW + 2 * 86400
+    request = Request(("all",), NOW - 86400 * 30, NOW)
+    assert not plan(Client(cloud).api, store.open(), request, (), 0.0, cloud.clock(), dry_run=False).continued
+
+
+@pytest.mark.parametrize("pages", range(1, 7))
+def test_events_of_one_second_on_two_pages_are_not_lost_when_it_is_interrupted_between(
+    cloud: Cloud, store: SqlStore, pages: int
+) -> None:
+    history = [Happening(NOW - 100 + n // 7 + 0.1 * (n % 2), f"e{n:03d}", "touch", {}) for n in range(63)]
+    cloud.add_device(FREEZER, PROJECT, history=sorted(history))
+    cloud.page_size = 10
+    work, _ = prepared(cloud, store)
+    interrupt_after(cloud, pages)
+    with pytest.raises(ReceiverError):
+        work.run()
+    cloud.answer = None
+    assert len(stored_ids(store)) == 10 * pages
+    again, _ = prepared(cloud, store)
+    again.run()
+    assert stored_ids(store) == expected_ids(cloud)
 
 
 class Slow:
