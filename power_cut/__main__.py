@@ -12,7 +12,6 @@ from pathlib import Path
 
 from power_cut.machine import write_files
 from power_cut.trial import Trial, run
-from receiver.journal.sql import sqlite
 
 MEMORY = Path("/dev/shm")
 
@@ -26,7 +25,6 @@ def main() -> int:
     seed = random.randrange(10_000) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="receiver-power-cut-", dir=MEMORY if MEMORY.is_dir() else None))
     logging.disable(logging.CRITICAL)
-    sqlite.STUCK_SECONDS = 300.0  # or a dispatcher in this process would end it when the machine is busy
     print(f"Power cuts with seed {seed}, in {folder}.", flush=True)
     report = run(Trial(seed, options.states), folder, lambda line: print(line, flush=True))
     print(f"\n{report}")

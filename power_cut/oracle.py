@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
+from unittest.mock import patch
 
 import time_machine
 
@@ -21,6 +22,7 @@ from receiver.delivery.plugins import Plugins, load_plugins
 from receiver.delivery.sinks import Sink, build_sinks
 from receiver.event import Event
 from receiver.journal import Delivery, Journal, Result, Settlement, open_journal
+from receiver.journal.sql.sqlite import FileLock
 from receiver.redaction import Redactor
 from receiver.sensors import open_registry
 from receiver.sensors.folding import Batch
@@ -107,7 +109,8 @@ class Oracle:
         """Deliver everything that is pending, as the dispatcher does after a power cut."""
         self._plugins = self._plugins or load_plugins(settings, Redactor())
         sinks, broken = build_sinks(self._plugins, settings, Redactor())
-        journal.start_dispatching()
+        with patch.object(FileLock, "exit_when_stuck"):  # a dispatcher would end this process
+            journal.start_dispatching()
         while new := journal.unrouted(BATCH):
             journal.route([(event, [sink.name for sink in sinks]) for event in new])
         for sink in sinks:

@@ -56,7 +56,7 @@ def report_on(machine: Machine, recording: Recording, count: int, restarts: int 
 
 
 def test_no_power_cut_loses_alters_or_repeats_anything(life: tuple[Machine, Recording]) -> None:
-    report = report_on(*life, count=30, restarts=1)
+    report = report_on(*life, count=40, restarts=1)
     assert report.failures == [], report
     assert report.tried.total() > 20
     assert len({phase for phase, _ in report.tried}) == 6, report
