@@ -157,12 +157,13 @@ def fold_history(registry: Registry, now: datetime) -> None:
 
 
 def history(sensor: Sensor, now: datetime) -> Iterator[tuple[datetime, bytes]]:
+    """Its heartbeats up to now, each with what it sends; the first of each hour is in the first quarter of it."""
     chance = random.Random(sensor.id)
-    begin = now - timedelta(minutes=chance.uniform(0, HEARTBEAT_MINUTES))
-    dense, step = FULL_DAYS * 1440, HEARTBEAT_MINUTES
-    for minutes in [*range(DAYS * 1440, dense, -60), *range(dense, 0, -step)]:
-        at = begin - timedelta(minutes=minutes - chance.gauss(0, 0.05))
-        if is_heard(sensor, (now - at).total_seconds() / 3600):
+    hour = now.replace(minute=0, second=0) + timedelta(minutes=chance.uniform(0.5, HEARTBEAT_MINUTES - 0.5))
+    dense = FULL_DAYS * 1440
+    for minutes in [*range(DAYS * 1440, dense, -60), *range(dense, -60, -HEARTBEAT_MINUTES)]:
+        at = hour - timedelta(minutes=minutes - chance.gauss(0, 0.05))
+        if at <= now and is_heard(sensor, (now - at).total_seconds() / 3600):
             yield from ((at, body) for body in sensor.bodies(at, chance))
 
 

@@ -160,6 +160,16 @@ def test_a_notice_shows_nothing_that_an_address_makes_up(fleet: RunningReceiver)
         assert "99999999999999" not in shown
 
 
+def test_the_first_page_is_small_even_without_a_cache(fleet: RunningReceiver) -> None:
+    gzipped = {"Accept-Encoding": "gzip"}
+    page = get(fleet, "/console/", headers=gzipped)
+    assert page.headers["Content-Encoding"] == "gzip"
+    files = set(re.findall(r'(?:href|src)="(/console/static/[^"]+)"', page.data.decode()))
+    sizes = [int(get(fleet, path, headers=gzipped).headers["Content-Length"]) for path in files]
+    assert len(sizes) == 3
+    assert int(page.headers["Content-Length"]) + sum(sizes) <= 60_000
+
+
 def test_each_page_names_the_command(fleet: RunningReceiver) -> None:
     for path, command in (
         ("/console/", "status"),

@@ -29,6 +29,7 @@ from support.sensors import PROJECT, fold_a_silent_freezer
 from receiver import Event, GiveUp, Incident, Pause, Reading, Retry
 from receiver.admin import MAX_LISTED
 from receiver.commands.main import main
+from receiver.console.blueprint import PARTS
 from receiver.delivery.circuit_breaker import pause_seconds
 from receiver.delivery.dispatcher import SILENT_SECONDS
 from receiver.delivery.plugins import is_built_in, load_plugins
@@ -273,6 +274,10 @@ def test_an_example_of_config_toml_is_valid(block: str, tmp_path: Path) -> None:
     settings = load({"RECEIVER_CONFIG": str(tmp_path / "config.toml"), **ENVIRONMENT})
     redactor = Redactor()
     assert find_problems(load_plugins(settings, redactor), settings, redactor)[0] == []
+
+
+def test_every_part_of_the_console_is_documented() -> None:
+    assert {part.title for part in PARTS} <= {row[0] for row in Page("docs/console.md").table("Parts")}
 
 
 # Hooks, events and signals

@@ -76,13 +76,14 @@ def show(visit: Visit) -> Page:
     sinks = sink_statuses(records, visit.settings, counts.sinks)
     last_push = time_or_none(counts.last_push_at)
     sensors = look_at_sensors(visit)
-    concerns = [
+    found = [
         *concerns_of_pushes(alive, last_push, visit.time),
         *concerns_of_incidents(sensors),
         *concerns_of_sinks(sinks),
         *concerns_of_quarantine(counts.quarantined),
         *(Concern("warn", f"{warning[:1].upper()}{warning[1:]}.") for warning in dispatcher_warnings(liveness)),
     ]
+    concerns = sorted(found, key=lambda concern: concern.mood)  # those that are bad come first
     values = {
         "verdict": verdict(alive, last_push, visit.time, concerns, sensors),
         "concerns": concerns,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -79,7 +80,10 @@ def in_range(history: Mapping[str, Sequence[Point]], name: str) -> dict[str, Seq
 
 
 def plots(points: Mapping[str, Sequence[Point]], interval: float, end: float, *, hourly: bool) -> list[Plot]:
-    """A plot of each quantity. `interval` is that of the sensor, in seconds; a state lasts until `end`."""
+    """A plot of each quantity. `interval` is that of the sensor, in seconds.
+
+    A state lasts until the next one, and the last one until `end`, when the sensor was heard last.
+    """
     limit = GAP_INTERVALS * max(interval, 3600.0 if hourly else 0.0)
     return [_plot(name, points[name], limit, end) for name in words.in_order(list(points)) if points[name]]
 
@@ -92,31 +96,27 @@ def _plot(name: str, points: Sequence[Point], limit: float, end: float) -> Plot:
         kind, shown = Kind.STEPS, _steps(points, end)
     else:
         kind, shown = Kind.LINE, list(points)
-    drawn = _interrupted(shown, limit) if name in PERIODIC else [*shown]
+    drawn = _interrupted(shown, limit if name in PERIODIC else math.inf)
     return Plot(
         name,
         quantity.title,
         quantity.unit,
         kind,
         quantity.states,
-        [time for time, _ in map(_timed, drawn)],
-        [None if point is None else _rounded(point.mean) for _, point in map(_timed, drawn)],
-        [None if point is None else _rounded(point.minimum) for _, point in map(_timed, drawn)],
-        [None if point is None else _rounded(point.maximum) for _, point in map(_timed, drawn)],
+        [time for time, _ in drawn],
+        [None if point is None else _rounded(point.mean) for _, point in drawn],
+        [None if point is None else _rounded(point.minimum) for _, point in drawn],
+        [None if point is None else _rounded(point.maximum) for _, point in drawn],
     )
 
 
-def _timed(drawn: Point | float) -> tuple[float, Point | None]:
-    return (drawn.time, drawn) if isinstance(drawn, Point) else (drawn, None)
-
-
-def _interrupted(points: Sequence[Point], limit: float) -> list[Point | float]:
-    """The points, with a time alone where more than `limit` seconds are between two of them."""
-    drawn: list[Point | float] = []
-    for before, point in zip([None, *points[:-1]], points, strict=True):
-        if before is not None and point.time - before.time > limit:
-            drawn.append((before.time + point.time) / 2)
-        drawn.append(point)
+def _interrupted(points: Sequence[Point], limit: float) -> list[tuple[float, Point | None]]:
+    """The points by their times, with a time without a point where two of them are more than `limit` seconds apart."""
+    drawn: list[tuple[float, Point | None]] = []
+    for point in points:
+        if drawn and point.time - drawn[-1][0] > limit:
+            drawn.append(((drawn[-1][0] + point.time) / 2, None))
+        drawn.append((point.time, point))
     return drawn
 
 

@@ -78,6 +78,7 @@ def plotted(visit: Visit, row: SensorRow, gaps: Sequence[GapRow], incidents: Seq
     hourly, start = name != next(iter(RANGES)), visit.now - RANGES[name][1]
     history = history_of(visit.registry, [row.device_id], start, visit.now).get(row.device_id, {})
     points = in_range(history, name)
+    heard_until = visit.now if row.last_heard is None else row.last_heard.timestamp()
     spans = [
         *(span(gap.from_, gap.to, "gap", f"gap: {gap.kind}{', filled' if gap.filled else ''}", visit) for gap in gaps),
         *(span(each.since, each.closed, "incident", f"incident: {each.reason}", visit) for each in incidents),
@@ -88,7 +89,7 @@ def plotted(visit: Visit, row: SensorRow, gaps: Sequence[GapRow], incidents: Seq
         start,
         visit.now,
         points,
-        plots(points, row.heartbeat_seconds or LONGEST_INTERVAL, visit.now, hourly=hourly),
+        plots(points, row.heartbeat_seconds or LONGEST_INTERVAL, heard_until, hourly=hourly),
         [each for each in spans if each.end > start],
     )
 
