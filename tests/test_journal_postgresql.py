@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from support.journals import accept, claim, event_ids, route_events, settle
 from support.postgresql import LISTENING, WAITING_FOR_A_LOCK, Deployment
 
+from bench.postgresql import round_trips
 from receiver.errors import JournalUnavailable
 from receiver.journal import Arrival, Journal, Outcome, Result
 from receiver.journal.sql import postgresql as postgresql_module
@@ -213,3 +214,8 @@ def test_an_event_that_one_dispatcher_routes_is_skipped_by_others_unless_that_on
         with pytest.raises(JournalUnavailable):
             routing.result()
     assert event_ids(other.unrouted(10)) == ["a", "b"]
+
+
+@pytest.mark.serial
+def test_a_group_of_pushes_is_stored_in_one_round_trip() -> None:
+    assert dict(round_trips())["accept, of intake"] == "1"
