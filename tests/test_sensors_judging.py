@@ -269,3 +269,7 @@ def test_events_of_a_registry_that_was_deleted_can_be_replayed(start_receiver: S
     receiver.start()
     assert "requeued 1 for sink sensors" in receiver.run("replay", "sensors", "--since", "1d", "--yes")
     wait_until(lambda: "Simulated temperature" in receiver.run("sensors"))
+
+
+def test_each_cause_without_an_open_incident_counts_as_none(fleet: Registry) -> None:
+    assert fleet.causes() == dict.fromkeys(Cause, 0)
