@@ -11,6 +11,7 @@ compared: nothing missing, nothing foreign, nothing altered, nothing twice in a 
 | `cloud.py` | pushes that are retried until they get 200, as DT does it |
 | `pair.py` | two PostgreSQL servers, a primary and its synchronous standby |
 | `system.py` | the receiver under test with its surroundings |
+| `visitor.py` | somebody who has the console open all the time |
 | `recorder.py` | a target of the webhook sink that records what it receives |
 | `sink.py` | the plugin that runs inside the receiver: it records events, and misbehaves when instructed |
 | `faults.py` | the faults, and the order in which they are injected |

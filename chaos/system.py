@@ -44,6 +44,7 @@ FILES = {
     "some": "some.txt",
     "odd": "odd.txt",
 }
+CONSOLE_PASSWORD = "chaos-console-password"
 START_SECONDS = 60.0
 RESTART_SECONDS = 0.5
 WATCH_SECONDS = 0.1
@@ -64,7 +65,9 @@ class System:
         self.pair = Pair() if journal == "replicated" else None
         database = self.server or self.pair
         self.database_url = database.new_database() if database else None
-        environment = {"DATABASE_URL": self.database_url} if self.database_url else {}
+        environment = {"CONSOLE_PASSWORD": CONSOLE_PASSWORD}
+        if self.database_url:
+            environment["DATABASE_URL"] = self.database_url
         self.receiver = RunningReceiver(folder, self.config(), time.time(), environment)
         self.exits: list[int] = []
         """Codes with which the receiver exited although it had not been stopped."""

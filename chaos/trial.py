@@ -16,6 +16,7 @@ from chaos.oracle import Violation, collect, compare_registry, judge, quarantine
 from chaos.report import Report, recovery
 from chaos.system import SINKS, System, Watch
 from chaos.traffic import CONNECTIONS, Driver, event, traffic
+from chaos.visitor import Visitor
 from receiver.simulator import Simulator
 from receiver.testing.running import wait_until
 
@@ -61,17 +62,19 @@ def run(trial: Trial, folder: Path) -> Report:
     system = System(folder, trial.journal, trial.speed)
     cloud = Cloud([system.receiver], CONNECTIONS)
     driver = Driver(cloud, traffic(trial.seed, trial.rate))
-    watch = Watch(system)
+    watch, visitor = Watch(system), Visitor(system.receiver)
     try:
         system.start()
         system.process("worker")
         watch.start()
+        visitor.start()
         driver.start()
         injected, violations = inject_faults(system, trial)
         time.sleep(AFTERMATH_SECONDS / trial.speed)
         driver.finish(IDLE_SECONDS)
         violations += wait_until_idle(system, driver, expire_claims=trial.expire_claims)
         watch.finish()
+        violations += visitor.finish()
         received, entries = collect(system), driver.ledger.entries
         quarantined = quarantined_ids(system)
         violations += judge(entries, quarantined, received, system.disabled, repeats=not trial.only)

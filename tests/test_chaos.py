@@ -20,8 +20,10 @@ from chaos.oracle import Received, compare_registry, judge, open_registry
 from chaos.system import System
 from chaos.traffic import FIRST_EVENT_AT, Entry, Item, event, traffic
 from chaos.trial import Trial, run
+from chaos.visitor import PARTS, Visitor
 from receiver.event import Event
 from receiver.simulator import Simulator
+from receiver.testing.running import RunningReceiver
 
 SHORT = Trial(seed=14, journal="", seconds=4.0, rate=100.0, speed=20.0, min_faults=3, expire_claims=True)
 """Some faults in each lane, none of which takes long with this seed; `make chaos` injects more."""
@@ -175,3 +177,15 @@ def test_a_registry_that_lacks_an_event_is_detected(tmp_path: Path) -> None:
 
     assert compare_registry(system, entries[:1]) == []
     assert [violation.ids for violation in compare_registry(system, entries)] == [(events[0].device_id,)]
+
+
+def test_a_part_of_the_console_that_fails_or_is_never_shown_is_reported() -> None:
+    visitor = Visitor(cast(RunningReceiver, None))
+    visitor.responses.update({(part, 200): 1 for part in PARTS if part != "sinks"})
+    visitor.responses.update({("sinks", 500): 1, ("events", 503): 2, ("events", 0): 3})
+    visitor.run = lambda: None  # type: ignore[method-assign]  # it has looked already
+    visitor.start()
+    assert [str(violation) for violation in visitor.finish()] == [
+        "/console/sinks responded 500",
+        "/console/sinks was never shown",
+    ]

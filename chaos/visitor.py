@@ -1,0 +1,49 @@
+"""Somebody who has the console open all the time, and looks at one part after another."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+
+import urllib3
+
+from chaos.oracle import Violation
+from chaos.system import CONSOLE_PASSWORD
+from receiver.testing.running import RunningReceiver
+
+PARTS = ("", "sensors", "silence", "sinks", "dead-letters", "events", "rejected")
+LOOK_SECONDS = 0.2
+ALLOWED = {200, 503, 0}
+"""A page, one that says in a sentence why it cannot be shown now, and no response."""
+
+
+class Visitor(threading.Thread):
+    """Asks for a page every fifth of a second; `responses` counts the statuses of each, 0 for none."""
+
+    def __init__(self, receiver: RunningReceiver) -> None:
+        super().__init__(daemon=True)
+        self.responses: Counter[tuple[str, int]] = Counter()
+        self._receiver = receiver
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        headers = urllib3.make_headers(basic_auth=f"admin:{CONSOLE_PASSWORD}")
+        for part in itertools.cycle(PARTS):
+            if self._done.wait(LOOK_SECONDS):
+                return
+            try:
+                page = self._receiver.http.request("GET", f"{self._receiver.url}/console/{part}", headers=headers)
+                self.responses[part, page.status] += 1
+            except urllib3.exceptions.HTTPError:
+                self.responses[part, 0] += 1
+
+    def finish(self) -> list[Violation]:
+        """End; every part must have been shown at least once, and none with an internal error."""
+        self._done.set()
+        self.join()
+        wrong = {
+            f"/console/{part} responded {status}" for part, status in self.responses if status not in {0, *ALLOWED}
+        }
+        unseen = {f"/console/{part} was never shown" for part in PARTS if not self.responses[part, 200]}
+        return [Violation(what) for what in sorted(wrong | unseen)]
