@@ -90,6 +90,21 @@ def test_without_javascript_plots_are_pictures_and_actions_work(browser: Any, de
         assert "expected again" in page.get_by_role("status").first.inner_text()
 
 
+def test_over_plain_http_in_a_network_forms_work_too(browser: Any, demo: RunningReceiver) -> None:
+    """Browsers send no Sec-Fetch-Site then."""
+    with visiting(browser, demo) as visitor:
+        visitor.url = f"http://console.test:{demo.port}"
+        sent = []
+        visitor.page.on("request", lambda request: sent.append(request) if request.method == "POST" else None)
+        visitor.open(f"/console/sensors/{DOOR}")
+        visitor.page.get_by_role("button", name="Snooze").click()
+        visitor.page.get_by_text("raises no incident for 1 hour").wait_for()
+        headers = sent[0].all_headers()
+        assert (headers["origin"], headers.get("sec-fetch-site")) == (visitor.url, None)
+        visitor.page.get_by_role("button", name="End the snooze").click()
+        assert visitor.wrong == []
+
+
 def test_the_history_is_drawn_with_one_axis_of_time_and_can_be_zoomed(browser: Any, demo: RunningReceiver) -> None:
     with visiting(browser, demo) as visitor:
         visitor.open(f"/console/sensors/{FREEZER}?range=7d")

@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from support.installed import Installed
 
+from receiver.console.rendering import FOLDER
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
@@ -40,6 +42,18 @@ def test_its_demo_delivers(installed: Installed) -> None:
     assert re.search(
         r"^pushed (\d+), received \1 .* \1 delivered, 0 pending .* \1 delivered, 0 pending$", shown, re.MULTILINE
     )
+
+
+def test_it_has_the_templates_and_the_static_files_of_the_console(installed: Installed) -> None:
+    folder = Path(installed.run("python", "-c", "from receiver.console.rendering import FOLDER; print(FOLDER)").strip())
+    assert folder != FOLDER
+    assert files_of(folder) == files_of(FOLDER)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The templates and static files by their paths."""
+    paths = [path for name in ("static", "templates") for path in (folder / name).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_the_example_passes_its_tests_with_the_installed_receiver(installed: Installed, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    "--host-resolver-rules=MAP console.test 127.0.0.1",
 )
-"""What Chromium needs as root, and what keeps it from looking for updates."""
+"""What Chromium needs as root, what keeps it from looking for updates, and a host name that is not of this machine."""
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 LIVE_EVENTS = 150
