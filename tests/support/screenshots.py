@@ -32,6 +32,11 @@ ALL = {
     "door": f"/console/sensors/{DOOR}",
     "values": f"/console/sensors/{SENSOR}/values?range=7d",
     "silence": "/console/silence",
+    "sinks": "/console/sinks",
+    "dead-letters": "/console/dead-letters?sink=billing",
+    "dead-letters-of-a-sink": "/console/dead-letters/billing/all",
+    "events": "/console/events",
+    "rejected": "/console/rejected",
     "missing": "/console/nothing",
 }
 
