@@ -1,4 +1,4 @@
-"""The first page of the console: its sentence, what needs a person, DT's deadlines, the rate of events."""
+"""The first page of the console: its sentence, what needs attention, DT's deadlines, the rate of events."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def sensors(**states: int) -> Sensors:
         (True, ago(minutes=1), [], sensors(ok=4, learning=1), f"{WELL}, and 5 sensors are heard."),
         (True, ago(minutes=1), [], sensors(ok=1), f"{WELL}, and 1 sensor is heard."),
         (True, ago(minutes=1), [], None, f"{WELL}."),
-        (True, ago(minutes=1), SOME, None, "Events arrive; 1 thing needs a person."),
-        (True, ago(minutes=89), SOME * 2, None, "Events arrive; 2 things need a person."),
+        (True, ago(minutes=1), SOME, None, "Events arrive; 1 thing needs attention."),
+        (True, ago(minutes=89), SOME * 2, None, "Events arrive; 2 things need attention."),
         (True, ago(hours=3, seconds=1), SOME, None, "Nothing arrives: the last push was accepted 3 h ago."),
         (True, None, [], None, "Ready: no push has been accepted yet."),
         (False, ago(hours=3), SOME, None, "Events are stored, but nothing is delivered."),

@@ -1,4 +1,4 @@
-"""The first page: one sentence of judgement, what needs a person, rates, and DT's deadlines."""
+"""The first page: one sentence of judgement, what needs attention, rates, and DT's deadlines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST = 5
 
 @dataclass(frozen=True)
 class Concern:
-    """Something that needs a person: `mood` is `bad` if data may be lost meanwhile, else `warn`."""
+    """Something that needs attention: `mood` is `bad` if data may be lost meanwhile, else `warn`."""
 
     mood: str
     sentence: str
@@ -180,7 +180,7 @@ def verdict(
     if now - last_push > QUIET:
         return f"Nothing arrives: the last push was accepted {ago(last_push)}."
     if concerns:
-        return f"Events arrive; {counted(len(concerns), 'thing needs', 'things need')} a person."
+        return f"Events arrive; {counted(len(concerns), 'thing needs', 'things need')} attention."
     heard = f", and {counted(sensors.heard, 'sensor is', 'sensors are')} heard" if sensors and sensors.heard else ""
     return f"All is well: events arrive and are delivered{heard}."
 
