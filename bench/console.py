@@ -171,8 +171,11 @@ def timed(server: Server, path: str) -> list[float]:
 def p99(server: Server, size: float, browsers: int) -> float:
     """The time within which 99 % of pushes got their response, while browsers show and poll the parts."""
     ended = threading.Event()
+    failed: list[Exception] = []
     pages = ["/console/", "/console/sensors", "/console/sinks", "/console/silence", "/console/rejected"]
-    threads = [threading.Thread(target=poll, args=(server, pages[n % len(pages)], ended)) for n in range(browsers)]
+    threads = [
+        threading.Thread(target=poll, args=(server, pages[n % len(pages)], ended, failed)) for n in range(browsers)
+    ]
     for thread in threads:
         thread.start()
     traffic = Traffic(server, max(5.0, PUSH_SECONDS * size))
@@ -180,10 +183,16 @@ def p99(server: Server, size: float, browsers: int) -> float:
     ended.set()
     for thread in threads:
         thread.join()
+    if failed:
+        raise failed[0]
     return at([traffic.accepted_at[event] - sent for event, sent in traffic.sent_at.items()], 99)
 
 
-def poll(server: Server, path: str, ended: threading.Event) -> None:
+def poll(server: Server, path: str, ended: threading.Event, failed: list[Exception]) -> None:
+    """Show a page again and again, as a browser does."""
     while not ended.is_set():
-        get(server, path)
+        try:
+            get(server, path)
+        except Exception as error:
+            failed.append(error)
         ended.wait(POLL_SECONDS)
