@@ -109,13 +109,18 @@ class Connection(HTTPConnection):
     ) -> Response:
         self.request(method, url.request_uri, body, headers, preload_content=False, decode_content=False)
         response = self.getresponse()
-        content = response.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            response.close()  # or the rest of it would keep the socket open
-        if self.is_cut_off:
-            raise TimeoutError
-        if len(content) <= max_bytes and response.length_remaining:
-            raise ConnectionResetError(errno.ECONNRESET, "its response was cut short")
+        complete = False
+        try:
+            content = response.read(max_bytes + 1)
+            if self.is_cut_off:
+                raise TimeoutError
+            complete = len(content) <= max_bytes
+            if complete and response.length_remaining:
+                complete = False
+                raise ConnectionResetError(errno.ECONNRESET, "its response was cut short")
+        finally:
+            if not complete:
+                response.close()  # or it would keep the socket open
         return Response(response.status, response.headers, content)
 
     def cut_off(self) -> None:
