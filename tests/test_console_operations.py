@@ -149,7 +149,7 @@ def do(receiver: RunningReceiver, path: str, fields: dict[str, str] | None = Non
     """Send a form, follow the redirect, and return the notice of the page it leads to."""
     response = post(receiver, path, fields)
     assert response.status == 303, response.data
-    found = re.search(r'<p class="notice" role="status">(.*?)</p>', page(receiver, response.headers["Location"]))
+    found = re.search(r'<p class="notice[^"]*" role="status">(.*?)</p>', page(receiver, response.headers["Location"]))
     assert found
     return found[1]
 

@@ -48,10 +48,10 @@ class Crowd:
         self.group = group_commit(writer.accept, **limits)
 
     def submit(self, item: str) -> Pending:
-        """Submit in a greenlet of its own; returns when the item is in the queue or in a commit."""
+        """Submit in a greenlet of its own; returns when the item is in the queue and a commit is under way."""
         before = self.seen()
         pending = Pending(self.group, item)
-        wait_in_greenlet(lambda: self.seen() > before, what=f"{item} in the queue")
+        wait_in_greenlet(lambda: self.seen() > before and self.writer.groups, what=f"{item} in the queue")
         return pending
 
     def seen(self) -> int:

@@ -51,7 +51,7 @@ def assert_delivers(folder: Path, count: int, kills: int) -> None:
             paced = Paced(harness.build(batch_size=100), listener)
             sink = replace(paced.sink, hook=paced)
             harness.push(pushed[:count])
-            with killing(broker, listener, paced.waiting, count, kills):
+            with killing(broker, listener, paced, count, kills):
                 counts = harness.deliver(sink, max_seconds=MAX_SECONDS, may_fail=True)
             assert (counts.delivered, counts.pending, counts.dead) == (count, 0, 0), counts.last_failure_reason
             harness.push(pushed[count:])
@@ -62,27 +62,33 @@ def assert_delivers(folder: Path, count: int, kills: int) -> None:
 
 
 class Paced:
-    """The hooks of a sink; after each call of it, `waiting` is held until the listener has got its events."""
+    """The hooks of a sink; after each call of it, `waiting` is held until the listener has got its events.
+
+    If the broker was killed after its last acknowledgement and before that, the call fails.
+    """
 
     def __init__(self, sink: Sink, listener: Listener) -> None:
         self.sink = sink
         self.waiting = threading.Lock()
+        self.kills = 0
         self._listener = listener
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sink.hook, name)
 
     def deliver_batch(self, events: Sequence[Event], attempts: Sequence[int]) -> None:
-        before = len(self._listener.messages)
+        before, kills = len(self._listener.messages), self.kills
         self.sink.hook.deliver_batch(events=events, attempts=attempts)
         with self.waiting:
+            if self.kills > kills:
+                raise ConnectionError("the broker was killed with all that it had acknowledged")
             bodies = {event.body for event in events}
             while self._listener.is_subscribed and bodies - {each.payload for each in self._listener.messages[before:]}:
                 time.sleep(0.001)
 
 
 @contextmanager
-def killing(broker: Broker, listener: Listener, waiting: threading.Lock, count: int, kills: int) -> Iterator[None]:
+def killing(broker: Broker, listener: Listener, paced: Paced, count: int, kills: int) -> Iterator[None]:
     """A context in which the broker is killed and started again each time that another part of the events arrived,
     but not while the sink waits for the listener."""
     done = threading.Event()
@@ -92,8 +98,9 @@ def killing(broker: Broker, listener: Listener, waiting: threading.Lock, count: 
             while len(listener.messages) < number * count // (kills + 1) and not done.is_set():
                 done.wait(0.001)
             (broker.folder / "acl").write_text(FORBIDDEN)
-            with waiting:
+            with paced.waiting:
                 broker.kill()
+                paced.kills += 1
             broker.start()
             listener.wait_until_subscribed()
             (broker.folder / "acl").write_text(ALLOWED)

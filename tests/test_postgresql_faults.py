@@ -110,7 +110,9 @@ def test_while_the_database_can_store_nothing_pushes_get_503_and_then_everything
     before, during = (list(islice(simulator.bodies(), count)) for count in (100, 400))
     with cloud.pushing(before):
         pass
-    with cloud.pushing(during), inject(node):
+    injected = contextlib.ExitStack()
+    injected.enter_context(inject(node))
+    with cloud.pushing(during), injected:
         wait_until(lambda: cloud.responses[503, "journal unavailable"], seconds=60, what="a push that gets 503")
         wait_until(lambda: reason in receiver.log, what="the reason in the log")
         if inject is not full_disk:  # where rows that fit into existing pages can still be written

@@ -262,7 +262,7 @@ def replay(
             raise ReceiverError("--until must be later than --since")
         matched, requeued = replay_period(records, settings, sink, since, end, names, dry_run, yes)
     else:
-        raise ReceiverError("give either --since, or --event alone")
+        raise click.UsageError("give either --since, or --event alone")
     done = "requeued none (dry run)" if dry_run else f"requeued {requeued} for sink {sink}"
     result = {"sink": sink, "matched": matched, "requeued": requeued, "dry_run": dry_run}
     report(result, f"Found {counted(matched, 'matching event')}; {done}.", as_json)
