@@ -192,12 +192,15 @@ def test_one_event_is_replayed_whenever_it_was_received(operator: Operator) -> N
     assert claimed_ids(operator, "archive") == ["b"]
 
 
+@pytest.mark.parametrize("arguments", [(), ("--event", "a", "--since", "2d"), ("--event", "a", "--types", "touch")])
+def test_replay_wants_a_time_or_one_event(arguments: tuple[str, ...], operator: Operator) -> None:
+    result = operator.run("replay", "archive", *arguments, "--yes")
+    assert (result.exit_code, result.errors[-1]) == (2, "Error: give either --since, or --event alone")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ((), "give either --since, or --event alone"),
-        (("--event", "a", "--since", "2d"), "give either --since, or --event alone"),
-        (("--event", "a", "--types", "touch"), "give either --since, or --event alone"),
         (("--event", "unrouted"), "event unrouted is not routed yet: it will be delivered anyway"),
         (("--event", "a"), "event a does not pass the filter of sink archive: devices"),
     ],
