@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from conftest import wait_until
 from support.mosquitto import Broker, Listener, listening, retained, running
 
 from receiver.delivery.sinks import Sink
@@ -20,6 +21,7 @@ from receiver.testing.samples import events
 
 EVENTS, LAST, KILLS = 10_000, 120, 20
 MAX_SECONDS = 300.0
+ARRIVAL_SECONDS = 60.0
 TYPES = ("temperature", "humidity", "networkStatus", "touch", "co2", "contact")
 LISTENER = {"user": "listener", "password": "password"}
 CONFIG = "allow_anonymous true\npassword_file {folder}/passwords\nacl_file {folder}/acl"
@@ -82,8 +84,9 @@ class Paced:
         with self.waiting:
             if self.kills > kills:
                 raise ConnectionError("the broker was killed with all that it had acknowledged")
-            bodies = {event.body for event in events}
+            bodies, end = {event.body for event in events}, time.monotonic() + ARRIVAL_SECONDS
             while self._listener.is_subscribed and bodies - {each.payload for each in self._listener.messages[before:]}:
+                assert time.monotonic() < end, "what was acknowledged does not arrive"
                 time.sleep(0.001)
 
 
@@ -101,6 +104,7 @@ def killing(broker: Broker, listener: Listener, paced: Paced, count: int, kills:
             with paced.waiting:
                 broker.kill()
                 paced.kills += 1
+            wait_until(lambda: not listener.is_subscribed, what="a listener that has noticed it")
             broker.start()
             listener.wait_until_subscribed()
             (broker.folder / "acl").write_text(ALLOWED)
