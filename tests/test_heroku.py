@@ -292,11 +292,9 @@ def test_while_dynos_come_and_go_and_the_database_is_killed_no_event_is_lost_or_
     assert app.sql("SELECT count(*), count(DISTINCT id) FROM events") == [(EVENTS, EVENTS)]
     assert recorder.bodies == {event_id: {body} for event_id, body in bodies.items()}
     assert {event_id for dyno in app.dynos for event_id in dyno.printed_ids()} == bodies.keys()
-    assert app.sql("SELECT name, delivered, failures FROM sinks ORDER BY name") == [
-        ("console", EVENTS, 0),
-        ("sensors", EVENTS, 0),
-        ("target", EVENTS, 0),
-    ]
+    of_sinks = app.sql("SELECT name, delivered, failures FROM sinks ORDER BY name")
+    assert [row[:2] for row in of_sinks] == [("console", EVENTS), ("sensors", EVENTS), ("target", EVENTS)]
+    assert {name for name, _, failures in of_sinks if failures} <= {"sensors"}  # which writes into the database itself
     assert app.sql(TAKEN_OVER_EARLY) == app.sql(TAKEN_OVER_FROM_LIVE) == [(0,)]
     assert recorder.concurrent_calls == []
     assert set(exit_codes) == {0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sqlite3
 import threading
 from contextlib import closing
@@ -28,6 +29,23 @@ def test_a_new_file_is_started_when_the_file_was_moved_away(sqlite_database: Sql
         deliver_batch(sink, event("e2"))
     deliver_batch(sink, event("e2"))
     assert sqlite_database.event_ids() == ["e2"]
+
+
+def test_what_a_killed_process_has_committed_is_on_the_disk_before_it_is_delivered_again(
+    sqlite_database: SqlDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been killed between the deletion of its rollback journal, which is the commit, and the flush of the
+    folder; the repeated delivery changes no row, so that its transaction flushes nothing."""
+    deliver_batch(sqlite_database.open(), event("e1"))
+    flushed, fsync = [], os.fsync
+
+    def recorded(fd: int) -> None:
+        fsync(fd)
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    deliver_batch(sqlite_database.open(), event("e1"))
+    assert sqlite_database.path.parent in flushed
 
 
 def test_a_sink_waits_while_another_program_writes_to_the_file(sqlite_database: SqlDatabase) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +15,7 @@ from typing import ClassVar
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
-from receiver import Event, GiveUp, Pause, Secret, hookimpl, make_folder
+from receiver import Event, GiveUp, Pause, Secret, flush_folder, hookimpl, make_folder
 
 from .connections import TimeLimits, create, database_url, is_about_a_row
 from .tables import Row, check_names, create_or_check, define, insert_missing, insert_or_replace_older, newest, write
@@ -128,7 +128,10 @@ class Sql:
         if self._tables_fit:
             return
         if self._engine.name == "sqlite":
-            make_folder(Path(str(self._url.database)).parent)
+            folder = Path(str(self._url.database)).resolve().parent
+            make_folder(folder)
+            with suppress(OSError):  # where that is not possible, SQLite goes on as well
+                flush_folder(folder)  # or a commit of a process that was killed is undone by a power cut
         with self._engine.begin() as connection:
             if self._engine.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
