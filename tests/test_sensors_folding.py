@@ -277,3 +277,15 @@ def test_tables_of_another_program_are_left_alone(store: SqlStore) -> None:
     sql(store, "CREATE TABLE registry_days (id INTEGER)")
     with pytest.raises(JournalError, match=r"table 'registry_days' of another program; set another \[sensors\] url"):
         Registry(store.database(), Rules())
+
+
+def test_what_a_killed_process_has_folded_is_on_the_disk_before_it_is_delivered_again(
+    sqlite_store: SqliteStore,
+) -> None:
+    """It may have been killed between the write of its commit and the flush; the same events change nothing."""
+    log = sqlite_store.path.with_name(sqlite_store.path.name + "-wal")
+    with closing(Registry(sqlite_store.database(), Rules())) as registry:
+        registry.fold([temperature(0, 4.0)])
+        written = log.stat().st_size
+        registry.fold([temperature(0, 4.0)])
+        assert log.stat().st_size > written

@@ -575,8 +575,11 @@ WATCHED = tuple(sensors.c[name] for name in Watched._fields)
 
 
 def _lock(connection: Connection) -> None:
-    """One dispatcher at a time reads what is stored and merges it with what is new."""
-    connection.execute(select(versions.c.version).with_for_update())
+    """One dispatcher at a time reads what is stored and merges it with what is new.
+
+    This writes, so that the commit also flushes what a process has written that was killed before its flush.
+    """
+    connection.execute(update(versions).values(version=versions.c.version))
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
