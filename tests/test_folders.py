@@ -100,7 +100,7 @@ def test_the_folders_of_a_journal_are_durable(tmp_path: Path, flushed: list[tupl
 def test_the_folders_of_the_sql_sink_are_durable(tmp_path: Path, flushed: list[tuple[Path, list[str]]]) -> None:
     sink = open_sink(build("sql", tmp_path, {"url": f"sqlite:///{tmp_path / 'a' / 'b' / 'readings.sqlite'}"}))
     sink.hook.close()
-    assert [folder for folder, _ in flushed] == [tmp_path, tmp_path / "a"]
+    assert [folder for folder, _ in flushed] == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
 def test_the_folders_of_the_csv_sink_are_durable(tmp_path: Path, flushed: list[tuple[Path, list[str]]]) -> None:
