@@ -31,7 +31,7 @@ test: $(VENV)/development
 ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
 else
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not serial"
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --max-worker-restart 0 -m "not serial"
 	$(BIN)/python -m pytest -m serial
 endif
 
