@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -212,7 +213,7 @@ def secrets_in(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _has_annotations_only(cls: type) -> bool:
     """Whether a class declares fields as a dataclass does, without being one."""
-    return "__init__" not in vars(cls) and "__annotations__" in vars(cls)
+    return "__init__" not in vars(cls) and bool(inspect.get_annotations(cls))
 
 
 def _arguments(options: BaseModel, settings: Settings) -> dict[str, object]:

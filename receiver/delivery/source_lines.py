@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import sys
 import traceback
 import typing
 from collections.abc import Callable
@@ -16,11 +17,12 @@ import pydantic
 from receiver.errors import PluginError
 from receiver.redaction import error_text
 
+annotationlib = sys.modules.get("annotationlib")  # imported by `inspect` since Python 3.14
 NOT_OF_PLUGINS = (
     "<",
     str(Path(__file__).parent.parent),
     *(str(Path(str(module.__file__)).parent) for module in (importlib, pluggy, pydantic)),
-    *(str(module.__file__) for module in (inspect, typing, dataclasses)),
+    *(str(module.__file__) for module in (inspect, typing, dataclasses, annotationlib) if module),
 )
 """Beginnings of file names of the frames between the dispatcher and a plugin."""
 
