@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Column, Connection, Table
 
 from receiver.journal.contract import Arrival, Space
 
@@ -62,6 +62,9 @@ class Database(Protocol):
 
     def lock_schema(self, connection: Connection) -> None:
         """Keep other processes from creating or altering the tables until this transaction ends."""
+
+    def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
+        """Let the keys that the database assigns continue after the greatest one that is stored."""
 
     def wait(self) -> bool:
         """Wait for a commit that ends it, for half a second at most. Returns whether there may be one."""

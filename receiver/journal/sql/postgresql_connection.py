@@ -126,8 +126,9 @@ def _validate(parameters: dict[str, Any]) -> None:
     for name, valid in CHOICES.items():
         if parameters.get(name, valid[0]) not in valid:
             raise JournalError(f"DATABASE_URL: {name} must be one of {', '.join(valid)}")
-    if not all(re.fullmatch(r"\d{0,5}", port) for port in str(parameters.get("port", "")).split(",")):
-        raise JournalError("DATABASE_URL: port must be a number")
+    ports = str(parameters.get("port", "")).split(",")
+    if not all(re.fullmatch(r"\d{0,5}", port) and 1 <= int(port or 1) <= 65535 for port in ports):
+        raise JournalError("DATABASE_URL: port must be a number from 1 to 65535")
 
 
 REASONS = {
@@ -143,11 +144,21 @@ REASONS = {
     "^42501$|permission denied": "permission denied",
     "^25006$|session is read-only|in recovery": "it is read-only",
     "session is not read-only|is not in hot standby": "it is not what target_session_attrs asks for",
+    "^3F000$": "its search_path names no schema that exists",
+    "^23505$": "its sequences are behind its rows; restart the receiver, which corrects them",
     "^22": "it cannot store this text or number",
     "^40": "conflict with another transaction",
     "failed to resolve host|could not translate host name|Name or service not known": "unknown host",
     "Connection refused|No such file or directory": "connection refused",
     "timeout expired|timed out|does not respond|No route to host|Network is unreachable": "no response",
+    r'invalid "?\w+"? value|invalid value for parameter|invalid port number|unrecognized configuration parameter|'
+    "requires a value|weak sslmode|definition of service": (
+        "a parameter of DATABASE_URL, or a PG* variable such as PGOPTIONS, has no valid value"
+    ),
+    "channel binding|authentication method requirement|GSSAPI": (
+        "it does not offer what channel_binding, require_auth or gssencmode demands"
+    ),
+    "root certificate file": "sslrootcert is no file; set sslrootcert=system, or the path of the certificate",
     "SSL|certificate": "no TLS connection can be established",
     "closed the connection|reset by peer|connection is (lost|closed)|consuming input failed": "connection lost",
     "server login|no more connections allowed|pgbouncer": "the pooler in front of it cannot connect to it",

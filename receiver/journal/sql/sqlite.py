@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event
+from sqlalchemy import Column, Connection, Engine, QueuePool, Table, create_engine, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -49,7 +49,7 @@ STDERR = 2
 
 _MB = 1_000_000
 INSERT_EVENT = (
-    "INSERT INTO events (id, received_at, routed, body, origin) VALUES (?, ?, 0, ?, ?) ON CONFLICT DO NOTHING"
+    "INSERT INTO events (id, received_at, routed, body, origin) VALUES (?, ?, 0, ?, ?) ON CONFLICT (id) DO NOTHING"
 )
 LAST_EVENTS = "SELECT id FROM events ORDER BY key DESC LIMIT ?"
 
@@ -163,6 +163,9 @@ class SqliteDatabase:
 
     def lock_schema(self, connection: Connection) -> None:
         """Nothing to do: a writer is alone already."""
+
+    def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
+        """Nothing to do: they always do."""
 
     def wait(self) -> bool:
         return self._wakeup.wait()
