@@ -20,6 +20,7 @@ from receiver.journal import Arrival, Outcome, Result, Settlement, SinkCounts, S
 from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
+from receiver.journal.sql.postgresql_connection import ServerTimeout, session_is_useless
 from receiver.journal.sql.records import SqlRecords
 from receiver.testing.postgresql import new_database, postgresql
 
@@ -324,6 +325,14 @@ def test_a_copy_in_which_sequences_begin_anew_loses_no_event(url: str, open_jour
     assert sorted(restarted.sink_states()) == ["first", "second"]
     open_journal()
     assert restarted.accept([Arrival("e", b"{}", 1000.0)]) == [Outcome.ACCEPTED]
+
+
+def test_a_session_is_replaced_at_once_if_another_one_may_succeed() -> None:
+    useless = ("25006", "57P01", "57P02", "57P03", "08000", "08006")
+    assert all(session_is_useless(psycopg.errors.lookup(code)()) for code in useless)
+    assert session_is_useless(psycopg.OperationalError("the connection is lost"))
+    assert not any(session_is_useless(psycopg.errors.lookup(code)()) for code in ("57014", "40001", "53100"))
+    assert not session_is_useless(ServerTimeout("which has taken its time already"))
 
 
 @pytest.mark.parametrize("failing", ["SELECT 1 / 0", "SELECT pg_sleep(10)"], ids=["error", "time limit"])
