@@ -151,6 +151,14 @@ class SqliteDatabase:
         pages = self._pages()
         return Space(pages.used, self._free_disk() + pages.free)
 
+    def is_taken(self) -> bool:
+        if self._dispatches:
+            return False
+        if not self._dispatcher.acquire(0.0):
+            return True
+        self._dispatcher.release()
+        return False
+
     def lock_dispatcher(self) -> None:
         """SQLite allows one dispatcher."""
         if self._dispatches:
