@@ -259,6 +259,10 @@ WORDS: dict[str, tuple[Callable[[str], str], str]] = {
     "refused": (lambda url: "postgres://u:p@127.0.0.1:1/d", "connection refused"),
     "unknown host": (lambda url: "postgres://u:p@no-such-host.invalid/d", "unknown host"),
     "read-only": (lambda url: f"{url}&options=-c%20default_transaction_read_only%3Don", "it is read-only"),
+    "a role without login": (
+        lambda url: make_url(url).set(username="pg_monitor").render_as_string(False),
+        "this user or database may not be used to log in",
+    ),
     "no schema": (lambda url: f"{url}&options=-c%20search_path%3D", "its search_path names no schema that exists"),
     "no service": (lambda url: f"{url}&service=nowhere", PARAMETER),
     "no such option": (lambda url: f"{url}&options=-c%20nonsense%3D1", PARAMETER),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import StartReceiver, wait_until
 from support.journals import SqlStore
-from support.sensors import DOOR, FREEZER, PROJECT, at, event, network, row_of, temperature
+from support.sensors import DOOR, FREEZER, PROJECT, at, event, network, row_of, sql, temperature
 
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.hooks import hooks_of
@@ -117,6 +117,17 @@ def test_of_several_dispatchers_one_judges_until_it_has_been_gone_for_a_minute(
     store.clock.advance(2)
     assert [hook for hook, _ in judge(fleet, 6 * HOUR, holder="b")] == ["incident_opened"]
     assert judge(fleet, 6 * HOUR, holder="a") == []
+
+
+def test_a_copy_in_which_sequences_begin_anew_opens_incidents_after_a_restart(fleet: Registry, store: SqlStore) -> None:
+    """As logical replication leaves them; SQLite has none."""
+    columns = "id, cause, subject, project_id, sensors, since, opened, closed, reason, unstable, announced"
+    values = "7, 'device', 'copied', 'p', '[]', 0, 0, 0, '', false, 2"
+    sql(store, f"INSERT INTO registry_incidents ({columns}) VALUES ({values})")
+    with closing(Registry(store.database(), Rules())) as restarted:
+        on_the_door(restarted)
+        ((_, incident),) = judge(restarted, 6 * HOUR)
+    assert incident.id == 8
 
 
 def test_an_incident_that_became_part_of_another_is_not_announced_as_closed(fleet: Registry) -> None:

@@ -134,6 +134,7 @@ def _validate(parameters: dict[str, Any]) -> None:
 REASONS = {
     'password authentication failed|no password supplied|role ".*" does not exist': "wrong user or password",
     "no pg_hba.conf entry": "pg_hba.conf allows no such connection",
+    "is not permitted to log in|not currently accepting connections": "this user or database may not be used to log in",
     '^3D000$|database ".*" does not exist': "no such database",
     "^53300$|too many connections|too many clients|remaining connection slots": "too many connections",
     "^53100$": "its disk is full",
