@@ -310,6 +310,20 @@ def test_lost_connections_and_overload_are_retried(cloud: Cloud) -> None:
     assert {reason for _, reason in client.waits} >= {"HTTP 502", "its response was cut short"}
 
 
+def test_the_rest_of_a_response_that_is_too_large_is_never_read_as_the_next_one(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.add_device(FREEZER, PROJECT)
+    client = Client(cloud)
+    list(client.api.projects())
+    monkeypatch.setattr(api_module, "MAX_RESPONSE_BYTES", 1000)
+    cloud.answer = first(1, answer_with(200, {"devices": ["x" * 100_000]}))
+    with pytest.raises(ApiError, match="has more than 1000 bytes"):
+        list(client.api.devices(PROJECT))
+    assert [each.id for each in client.api.devices(PROJECT)] == [FREEZER]
+    assert client.waits == []
+
+
 def test_a_connection_that_dt_has_closed_meanwhile_is_replaced_without_a_failed_request() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
 
