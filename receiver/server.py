@@ -16,7 +16,7 @@ import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from receiver.errors import JournalUnavailable
+from receiver.errors import JournalError, JournalUnavailable
 from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files, odd_secrets
 from receiver.intake.counters import counters_folder
 from receiver.journal import open_journal
@@ -77,6 +77,12 @@ def deliver(settings: Settings, redactor: Redactor, *, until_empty: bool = False
     lifeline = UntilEmpty(settings) if until_empty else Lifeline()
     lifeline.catch_signals()
     wait_for_journal(settings, lifeline)
+    with closing(open_journal(settings, create_tables=False)) as journal:
+        if journal.is_taken():
+            raise JournalError(
+                "another process delivers from this journal, and SQLite allows one: stop it first, or set "
+                "[receiver] deliver = false for `serve` and restart that"
+            )
     log.info("delivering")
     Supervisor([dispatcher(settings, redactor)], lifeline).run()
     if not until_empty:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from receiver.environment import read_variable
+from receiver.environment import read_file, read_variable
 from receiver.errors import ConfigError
 from receiver.event import Event
 from receiver.listener import valid_host
@@ -38,6 +38,7 @@ TOKEN_URL = "https://identity.disruptive-technologies.com/oauth2/token"
 CONSOLE_PASSWORDS = {"admin": "CONSOLE_PASSWORD", "viewer": "CONSOLE_VIEWER_PASSWORD"}
 """User of the console → the variable of its password."""
 
+MAX_CONFIG_BYTES = 1024 * 1024
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TABLES = ("receiver", "journal", "sensors", "sinks")
 SENSORS = "sensors"
@@ -265,7 +266,11 @@ def load_with_problems(
 
     Raises ConfigError if the file is missing or is not TOML.
     """
-    path = Path(environ.get("RECEIVER_CONFIG") or "config.toml").absolute()
+    try:
+        path = Path(environ.get("RECEIVER_CONFIG") or "config.toml").absolute()
+    except FileNotFoundError:
+        remedy = "start in the folder of your config.toml, or name the file with its full path in RECEIVER_CONFIG"
+        raise ConfigError([f"the current folder does not exist any more; {remedy}"]) from None
     document = _read(path)
     problems = [f"{path.name}: no table [{name}]{nearest(name, TABLES)}" for name in document if name not in TABLES]
     reader = _Reader(path.name, environ, problems)
@@ -322,7 +327,10 @@ def load_with_problems(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_file(path, MAX_CONFIG_BYTES)
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ConfigError([f"{path}: has more than {MAX_CONFIG_BYTES} bytes; name a configuration file"])
+        return tomllib.loads(re.sub("\r\n?", "\n", content.decode("utf-8-sig")))
     except FileNotFoundError:
         remedy = "start in the folder of your config.toml, or name the file in RECEIVER_CONFIG"
         raise ConfigError([f"{path}: no such file; {remedy}"]) from None

@@ -100,6 +100,31 @@ def test_stopped_before_that_it_says_what_is_left(
     assert f"stopped with {left}\n" in stopped.log
 
 
+def test_beside_a_process_that_delivers_from_the_same_sqlite_file_it_ends_with_an_error(
+    stopped: RunningReceiver,
+) -> None:
+    stopped.command = [sys.executable, "-m", "receiver", "serve"]
+    try:
+        stopped.start()
+        wait_until(lambda: len(stopped.rows()) == 3, what="rows of all events")
+        for arguments in (("deliver",), ("deliver", "--until-empty")):
+            command = [sys.executable, "-m", "receiver", *arguments]
+            done = subprocess.run(command, env=stopped.environment, capture_output=True, timeout=60, check=False)
+            assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (1, ALREADY_DELIVERED)
+        assert stopped.push(event("d")) == (200, "accepted")
+        wait_until(lambda: len(stopped.rows()) == 4, what="the row of the new event")
+    finally:
+        stopped.kill_all()
+    with delivering(stopped) as process:
+        assert process.wait(60) == 0
+
+
+ALREADY_DELIVERED = (
+    "error: another process delivers from this journal, and SQLite allows one: stop it first, or set [receiver] "
+    "deliver = false for `serve` and restart that"
+)
+
+
 def test_a_journal_on_sqlite_is_emptied_before_postgresql_replaces_it(
     stopped: RunningReceiver,
 ) -> None:

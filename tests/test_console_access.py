@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import RunningReceiver, StartReceiver
+from flask import Flask
 from support.console import ADMIN, CONFIG, PASSWORDS, VIEWER, Login, basic, get, path_of, paths, post
 from support.pushes import event
 
+from receiver.console import blueprint
 from receiver.console.access import WRONG_SECONDS
-from receiver.console.blueprint import ROUTES, SECURITY_HEADERS
+from receiver.console.blueprint import ROUTES, SECURITY_HEADERS, Value, mount
 from receiver.health import console_warnings
-from receiver.settings import load_with_problems
+from receiver.settings import load, load_with_problems
 
 EVERY_PATH = [*map(path_of, ROUTES), "/console", "/console/static/console.css", "/console/nothing", "/console/a/b/c"]
 
@@ -178,6 +181,33 @@ def test_wrong_passwords_are_slow_and_hold_up_neither_the_right_one_nor_pushes(c
         assert console.push(event("while passwords are guessed")) == (200, "accepted")
         assert sum(guess.done() for guess in guesses) < len(guesses) / 2
         assert {guess.result(15 * WRONG_SECONDS).status for guess in guesses} == {401}
+
+
+def test_only_so_many_wrong_passwords_wait_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sleep lasts until another wrong password has come."""
+    (tmp_path / "config.toml").touch()
+    environment = {"RECEIVER_CONFIG": str(tmp_path / "config.toml"), **PASSWORDS}
+    app, slept = Flask("receiver"), list[float]()
+    monkeypatch.setattr(blueprint, "MAX_SLOWED", 3)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert guess() == 401
+
+    def guess() -> int:
+        return app.test_client().get("/console/", auth=("admin", "wrong")).status_code
+
+    mount(app, load(environment, secret_required=False), Direct(), sleep, dict)
+    for times in (1, 2):
+        assert guess() == 401
+        assert slept == [WRONG_SECONDS] * 3 * times
+
+
+class Direct:
+    """No thread at all."""
+
+    def call(self, function: Callable[[], Value], seconds: float) -> Value:
+        return function()
 
 
 def test_neither_passwords_nor_guesses_are_logged_or_shown(console: RunningReceiver) -> None:

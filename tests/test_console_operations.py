@@ -128,7 +128,9 @@ def text(receiver: RunningReceiver, path: str, login: Login = ADMIN) -> str:
 
 
 def records(receiver: RunningReceiver) -> Records:
-    return open_records(load({"RECEIVER_CONFIG": str(receiver.folder / "config.toml")}, secret_required=False))
+    return open_records(
+        load({"RECEIVER_CONFIG": str(receiver.folder / "config.toml")}, secret_required=False), create_tables=False
+    )
 
 
 def state(receiver: RunningReceiver, event_id: str, sink: str) -> str | None:

@@ -6,8 +6,10 @@ import os
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import time_machine
@@ -145,8 +147,59 @@ def test_a_file_that_cannot_be_used_is_a_problem_that_shows_neither_path_nor_con
     }
 
 
+def test_a_pipe_is_read_to_its_end_and_one_that_nobody_writes_into_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell's `<(…)` is a pipe whose writer may take a while."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            file.write(b"a secret ")
+            time.sleep(0.1)
+            file.write(b"in two parts\n")
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
+        assert load_config(tmp_path, "", **{f"{SECRET}_FILE": str(pipe)}).secrets == {SECRET: "a secret in two parts"}
+        written.result()
+    monkeypatch.setattr("receiver.environment.PIPE_SECONDS", 0.2)
+    for name, where in PLACES.values():
+        assert problems_at(name, tmp_path, **{f"{name}_FILE": str(pipe)}) == [
+            f"{where}{name}_FILE: {CANNOT_BE_READ}nothing is written into this pipe for 0 s{REMEDY}"
+        ]
+
+
+def test_a_current_folder_that_was_removed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a deployment replaces the folder in which a shell or a service still is."""
+    (tmp_path / "removed").mkdir()
+    monkeypatch.chdir(tmp_path / "removed")
+    (tmp_path / "removed").rmdir()
+    with pytest.raises(ConfigError, match=r"^the current folder does not exist any more; "):
+        load({})
+
+
+def test_a_configuration_that_is_no_file_of_a_sensible_size_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("receiver.environment.PIPE_SECONDS", 0.2)
+    os.mkfifo(tmp_path / "pipe")
+    reasons = {
+        str(tmp_path / "pipe"): "cannot be read: nothing is written into this pipe for 0 s",
+        "/dev/zero": "has more than 1048576 bytes; name a configuration file",
+        str(tmp_path): "cannot be read: Is a directory",
+    }
+    for path, reason in reasons.items():
+        with pytest.raises(ConfigError) as caught:
+            load({"RECEIVER_CONFIG": path})
+        assert caught.value.problems == (f"{path}: {reason}",)
+
+
 def test_a_file_that_may_not_be_read_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(path: Path, mode: str = "r") -> None:
+    def forbidden(path: str | Path, *arguments: Any, **more: Any) -> IO[Any]:
+        if path != "/run/secrets/db":
+            return open(path, *arguments, **more)
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("receiver.environment.open", forbidden, raising=False)

@@ -60,7 +60,9 @@ REJECTED: dict[str, tuple[str, str]] = {
         "DATABASE_URL: remove the parameter 'schema'; to keep the tables in a schema of their own, give the receiver a "
         "role of its own and run ALTER ROLE … SET search_path = …",
     ),
-    "port": ("postgres://u:p@h:port/d", "DATABASE_URL: port must be a number"),
+    "port": ("postgres://u:p@h:port/d", "DATABASE_URL: port must be a number from 1 to 65535"),
+    "port too large": ("postgres://u:p@h:70000/d", "DATABASE_URL: port must be a number from 1 to 65535"),
+    "port 0": ("postgres://u:p@h:0/d", "DATABASE_URL: port must be a number from 1 to 65535"),
     "bracket": ("postgres://u:p@[::1/d", NO_URL + "password, such as / as %2F"),
     "password with ?": (
         "postgres://u:se?cret@h/d",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from support.cloud import OTHER_PROJECT, PROJECT
 from support.commands import STRONG_SECRET, Operator
 from support.sensors import event
 
+from receiver.dt import api, doctor
 from receiver.sensors import open_registry
 from receiver.settings import SECRET
 from receiver.testing.cloud import Cloud, CloudConnector, respond
@@ -120,6 +122,7 @@ WRONG: dict[str, tuple[Callable[[Setup], None], str, str]] = {
     "no https": (changed(url="http://receiver.example/"), "error", "its URL is not https"),
     "a wrong path": (url_with("/push"), "error", "its URL has the path /push"),
     "nobody there": (changed(url="http://127.0.0.1:1/", successes=0, errors=1), "error", "cannot be reached"),
+    "reached by DT alone": (changed(url="http://127.0.0.1:1/"), "warning", "cannot be reached"),
     "another server": (changed(), "error", "no receiver responds at its URL (/healthz: HTTP 401)"),
     "no heartbeat": (changed(events=("temperature", "touch")), "error", "does not send networkStatus, so silent"),
     "an event type less": (changed(events=("networkStatus",)), "error", "does not send temperature, which the filter"),
@@ -155,9 +158,35 @@ def test_a_wrong_set_up_is_found_with_what_to_do(setup: Setup, name: str) -> Non
     assert [each for each in (STRONG_SECRET, "another secret", *setup.cloud.tokens) if each in text] == []
 
 
-def test_dt_being_away_is_a_finding(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    from receiver.dt import api
+def test_nothing_is_sent_to_a_url_without_tls(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "HttpClient", None)
+    setup.connector.url, setup.connector.secret = "http://receiver.example/", "another"
+    assert "its URL is not https" in [each["problem"] for each in setup.examine()[1]]
 
+
+def test_a_secret_that_dt_does_not_show_is_not_compared(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = api._connector
+    monkeypatch.setattr(api, "_connector", lambda content: replace(read(content), secret=None))
+    assert setup.examine() == (0, [])
+
+
+def test_a_project_that_was_heard_needs_our_secret_although_another_one_has_it(setup: Setup) -> None:
+    setup.hear(OTHER_PROJECT)
+    setup.cloud.add_connector(OTHER_PROJECT, setup.receiver.url, secret="another", labels=("name", "site"), successes=9)
+    code, (found,) = setup.examine()
+    assert (code, found["problem"]) == (
+        1,
+        "its signature secret is none of those that are set here, so all its pushes are rejected",
+    )
+
+
+def test_a_test_push_is_signed_with_the_secret_of_its_connector(setup: Setup) -> None:
+    setup.operator.operate(setup.receiver)
+    setup.environment |= {SECRET: "which comes first", f"{SECRET}__NEXT": STRONG_SECRET}
+    assert setup.examine("--push") == (0, [])
+
+
+def test_dt_being_away_is_a_finding(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "PATIENCE_SECONDS", 0.0)
     setup.cloud.answer = lambda request: bool(respond(request, 503, b"")) or True
     code, (found,) = setup.examine()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -26,6 +29,7 @@ from receiver.dt.api import (
     Stopped,
     Unavailable,
 )
+from receiver.http_client import HttpClient
 from receiver.testing.cloud import Cloud, Happening, respond
 
 DAY = 86400.0
@@ -306,6 +310,37 @@ def test_lost_connections_and_overload_are_retried(cloud: Cloud) -> None:
     assert {reason for _, reason in client.waits} >= {"HTTP 502", "its response was cut short"}
 
 
+def test_the_rest_of_a_response_that_is_too_large_is_never_read_as_the_next_one(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.add_device(FREEZER, PROJECT)
+    client = Client(cloud)
+    list(client.api.projects())
+    monkeypatch.setattr(api_module, "MAX_RESPONSE_BYTES", 1000)
+    cloud.answer = first(1, answer_with(200, {"devices": ["x" * 100_000]}))
+    with pytest.raises(ApiError, match="has more than 1000 bytes"):
+        list(client.api.devices(PROJECT))
+    assert [each.id for each in client.api.devices(PROJECT)] == [FREEZER]
+    assert client.waits == []
+
+
+def test_a_connection_that_dt_has_closed_meanwhile_is_replaced_without_a_failed_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def respond_and_close() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with closing(HttpClient(url, 5.0)) as client:
+            for _ in range(2):
+                closed = pool.submit(respond_and_close)
+                assert client.request("GET", url, {}, max_bytes=100).status == 200
+                closed.result()
+
+
 def test_a_hang_in_the_middle_of_a_body_is_cut_off(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "RESPONSE_SECONDS", 1.0)
     cloud.add_device(FREEZER, PROJECT, history=beats(3))
@@ -401,6 +436,37 @@ def test_a_rate_limit_for_longer_is_an_error_without_waiting_for_it(cloud: Cloud
     with pytest.raises(Unavailable, match="DT limits the rate"):
         ids(Client(cloud))
     assert cloud.clock() == NOW
+
+
+def test_a_rate_limit_without_end_is_an_error_after_two_hours(cloud: Cloud) -> None:
+    cloud.add_device(FREEZER, PROJECT)
+    cloud.answer = first(10, answer_with(429, {}, {"Retry-After": "3500"}))
+    with pytest.raises(Unavailable, match="DT limits the rate"):
+        ids(Client(cloud))
+    assert cloud.clock() == NOW + 7000
+
+
+def test_a_shorter_rate_limit_does_not_replace_the_longer_one_of_another_thread(cloud: Cloud) -> None:
+    cloud.add_device(FREEZER, PROJECT, history=beats(1))
+    client = Client(cloud)
+    list(client.api.devices(PROJECT))
+
+    def limit(request: BaseHTTPRequestHandler) -> bool:
+        client.session._limited_until = NOW + 600  # as the response to another thread's request says
+        return answer_with(429, {}, {"Retry-After": "5"})(request)
+
+    cloud.answer = first(1, limit)
+    assert len(ids(client)) == 1
+    assert cloud.clock() == NOW + 600
+
+
+def test_a_wrong_key_beside_a_wrong_clock_is_tried_once_more_with_dts_clock(cloud: Cloud) -> None:
+    client = Client(cloud, secret="not the right one")
+    cloud.skew_seconds = 3600.0
+    for requests in (2, 3):
+        with pytest.raises(Refused):
+            list(client.api.projects())
+        assert cloud.requests.count("/oauth2/token") == requests
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1e9", "Fri, 99 Foo 2026", "9" * 400, "٣"])

@@ -81,6 +81,18 @@ def test_what_was_routed_to_the_sink_meanwhile_is_not_changed(journal: Journal) 
     assert delivery.event.id == "b"
 
 
+def test_what_a_sink_has_missed_does_not_expire_before_it_has_caught_up(journal: Journal) -> None:
+    accept(journal, "before")
+    route_all(journal)
+    accept(journal, "a", "b")
+    route_all(journal, missed_by=("s",))
+    journal.remove_expired(1e12, 10)
+    assert not journal.catch_up("s", every, 10)
+    assert event_ids(claim(journal, "s")) == ["a", "b"]
+    accept(journal, "before")
+    assert event_ids(journal.unrouted(10)) == ["before"]
+
+
 def test_a_sink_that_is_no_longer_enabled_has_missed_nothing(journal: Journal) -> None:
     accept(journal, "a")
     route_all(journal, missed_by=("kept", "disabled"))

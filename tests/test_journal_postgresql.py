@@ -198,6 +198,22 @@ def test_processes_that_create_the_tables_at_once_all_succeed(deployment: Deploy
     assert deployment.sql("SELECT version FROM receiver_schema") == [(SCHEMA_VERSION,)]
 
 
+def test_a_claim_that_is_being_settled_is_not_taken_over_nor_waited_for(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 0.5)
+    silent, another = deployment.open("silent"), deployment.open("another")
+    silent.accept([Arrival(name, b"{}", 1000.0) for name in ("a", "b")])
+    silent.route([(event, ["s"]) for event in silent.unrouted(10)])
+    silent.report_alive()
+    assert len(silent.claim("s", 10, 60.0)) == 2
+    deployment.sql("UPDATE dispatchers SET clock = 0")
+    with psycopg.connect(deployment.url) as settling:
+        settling.execute("SELECT 1 FROM deliveries ORDER BY event LIMIT 1 FOR UPDATE")
+        assert another.take_over(15.0)
+    assert [delivery.event.id for delivery in another.claim("s", 10, 60.0)] == ["b"]
+
+
 def test_an_event_that_one_dispatcher_routes_is_skipped_by_others_unless_that_one_fails(
     deployment: Deployment,
 ) -> None:

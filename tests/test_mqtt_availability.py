@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from conftest import StartReceiver
-from support.built_in_sinks import class_of, deliver_batch
+from support.built_in_sinks import class_of, deliver_batch, module_of
 from support.events import event, temperature
 from support.mosquitto import Broker, listening, opened, retained, running
 
-from receiver import Incident
+from receiver import Incident, Retry
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.sinks import Sink
 from receiver.event import Event
@@ -90,6 +91,25 @@ def test_a_change_does_not_wait_for_the_next_look_at_the_connection(
         deliver_batch(sink, temperature("e1", 1.0))
         Incidents(sink).open("d1")
         wait_for(broker, d1=OFFLINE)
+
+
+def test_a_change_that_could_not_be_published_is_published_later(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = module_of("mqtt").Session
+    publish, failures = session.publish, iter([Retry("as if the connection was lost")])
+
+    def publish_later(self: Any, messages: Sequence[Any]) -> None:
+        if any(message.topic.endswith("/availability") for message in messages) and (failure := next(failures, None)):
+            raise failure
+        publish(self, messages)
+
+    with opened(broker) as sink:
+        deliver_batch(sink, temperature("e1", 1.0))
+        monkeypatch.setattr(session, "publish", publish_later)
+        Incidents(sink).open("d1")
+        wait_for(broker, d1=OFFLINE)
+    assert next(failures, None) is None
 
 
 def test_a_device_is_offline_in_all_projects_in_which_it_was_seen(broker: Broker) -> None:

@@ -164,6 +164,17 @@ def test_a_packet_over_the_limit_of_the_broker_is_not_sent(fake: FakeBroker) -> 
     assert {topic for topics in fake.topics for topic in topics} == {b"dt/status"}
 
 
+@pytest.mark.usefixtures("_impatient")
+def test_no_more_messages_are_on_their_way_than_the_broker_allows(fake: FakeBroker) -> None:
+    fake.connack = b"\0\x03\x21\0\x03"  # a Receive Maximum of 3
+    fake.reply = b""
+    with opened(fake) as sink:
+        failed = signal_of(lambda: deliver_batch(sink, *(event(f"e{number}") for number in range(9))))
+    assert failed is not None
+    assert failed.type is Retry
+    assert sum(b"/event/" in topic for topic in fake.topics[0]) == 3
+
+
 # A real broker
 
 
@@ -348,6 +359,14 @@ def test_an_idle_connection_stays(broker: Broker, monkeypatch: pytest.MonkeyPatc
     with opened(broker):
         wait_until(lambda: broker.log.count("Received PINGREQ") > 2, what="signs of life")
     assert "exceeded timeout" not in broker.log
+
+
+def test_a_client_id_is_free_again_after_a_connection_that_failed(tmp_path: Path) -> None:
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        sink = build("mqtt", tmp_path, {"url": "mqtt://127.0.0.1:1"})
+        assert signal_of(lambda sink=sink: open_sink(sink)).type is Pause
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
 
 
 def test_no_thread_is_left_of_connections_that_failed(broker: Broker) -> None:

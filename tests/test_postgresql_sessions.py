@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from receiver.journal import Arrival, Outcome, Result, Settlement, SinkCounts, S
 from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
+from receiver.journal.sql.postgresql_connection import ServerTimeout, session_is_useless
 from receiver.journal.sql.records import SqlRecords
 from receiver.testing.postgresql import new_database, postgresql
 
@@ -187,6 +189,7 @@ DEFAULTS = {
     "idle sessions": "idle_session_timeout = '300ms'",
     "another schema": "search_path = elsewhere",
     "asynchronous": "synchronous_commit = off",
+    "rounded numbers": "extra_float_digits = -15",
 }
 
 
@@ -228,11 +231,13 @@ def test_whatever_the_defaults_of_its_role_are_no_call_fails(case: str, url: str
     schema = "elsewhere" if case == "another schema" else "public"
     with psycopg.connect(url) as blocking, ThreadPoolExecutor(1) as pool:
         blocking.execute(f"LOCK TABLE {schema}.events")
-        waiting = pool.submit(journals[0].accept, [Arrival("after", b"{}", 1000.0)])
+        waiting = pool.submit(journals[0].accept, [Arrival("after", b"{}", 1000.25)])
         wait_until(lambda: waits_for_a_lock(url), what="a call that waits for the lock")
         time.sleep(1.2)  # longer than the defaults above
         blocking.rollback()
         assert waiting.result() == [Outcome.ACCEPTED]
+    assert abs(journals[0].now() - time.time()) < 10
+    assert {event.received_at for event in journals[0].unrouted(1)} == {1000.25}
     for journal in journals:
         journal.close()
 
@@ -243,6 +248,8 @@ def waits_for_a_lock(url: str) -> bool:
         return bool(connection.execute(query).fetchall())
 
 
+PARAMETER = r"a parameter of DATABASE_URL, or a PG\* variable such as PGOPTIONS, has no valid value"
+DEMANDED = "it does not offer what channel_binding, require_auth or gssencmode demands"
 WORDS: dict[str, tuple[Callable[[str], str], str]] = {
     "no such database": (lambda url: make_url(url).set(database="nowhere").render_as_string(False), "no such database"),
     "unknown role": (
@@ -252,6 +259,20 @@ WORDS: dict[str, tuple[Callable[[str], str], str]] = {
     "refused": (lambda url: "postgres://u:p@127.0.0.1:1/d", "connection refused"),
     "unknown host": (lambda url: "postgres://u:p@no-such-host.invalid/d", "unknown host"),
     "read-only": (lambda url: f"{url}&options=-c%20default_transaction_read_only%3Don", "it is read-only"),
+    "a role without login": (
+        lambda url: make_url(url).set(username="pg_monitor").render_as_string(False),
+        "this user or database may not be used to log in",
+    ),
+    "no schema": (lambda url: f"{url}&options=-c%20search_path%3D", "its search_path names no schema that exists"),
+    "no service": (lambda url: f"{url}&service=nowhere", PARAMETER),
+    "no such option": (lambda url: f"{url}&options=-c%20nonsense%3D1", PARAMETER),
+    "a wrong option": (lambda url: f"{url}&options=-c%20timezone%3Dnowhere", PARAMETER),
+    "no option": (lambda url: f"{url}&options=--nonsense", PARAMETER),
+    "weak sslmode": (lambda url: "postgres://u:p@127.0.0.1:1/d?sslnegotiation=direct", PARAMETER),
+    "require_auth": (lambda url: f"{url}&require_auth=nonsense", PARAMETER),
+    "channel binding": (lambda url: f"{url}&channel_binding=require", DEMANDED),
+    "authentication": (lambda url: f"{url}&require_auth=scram-sha-256", DEMANDED),
+    "gss": (lambda url: f"{url}&gssencmode=require", DEMANDED),
 }
 
 
@@ -260,6 +281,62 @@ def test_each_reason_why_a_database_cannot_be_used_has_its_words(url: str, case:
     change, words = WORDS[case]
     with pytest.raises(JournalUnavailable, match=f"the database of DATABASE_URL cannot be used now: {words}$"):
         SqlJournal(PostgresqlDatabase(change(url), None))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PGSSLMODE", "strict"), ("PGTZ", "nowhere"), ("PGSERVICE", "nowhere"), ("PGOPTIONS", "-c x=1"), ("PGPORT", "-1")],
+)
+def test_parameters_in_the_environment_of_the_process_have_the_same_words(
+    name: str, value: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(JournalUnavailable, match=PARAMETER):
+        SqlJournal(PostgresqlDatabase(url, None))
+
+
+@pytest.mark.parametrize("parameters", ["sslmode=verify-full", "sslmode=verify-ca&sslrootcert=/nowhere"])
+def test_a_missing_root_certificate_has_words_that_say_what_to_set(parameters: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def offer_tls() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(8)
+                connection.sendall(b"S")
+                connection.recv(1)
+
+        offered = pool.submit(offer_tls)
+        url = f"postgres://u:p@127.0.0.1:{server.getsockname()[1]}/d?{parameters}"
+        with pytest.raises(JournalUnavailable, match=": sslrootcert is no file; set sslrootcert=system, or"):
+            SqlJournal(PostgresqlDatabase(url, None))
+        offered.result()
+
+
+def test_a_copy_in_which_sequences_begin_anew_loses_no_event(url: str, open_journal: Callable[[], SqlJournal]) -> None:
+    """Logical replication and some tools copy rows, and no sequences: the next keys are those of other rows."""
+    journal = open_journal()
+    journal.accept([Arrival(name, b"{}", 1000.0) for name in ("a", "b", "c")])
+    journal.save_sink_state(SinkState("first"))
+    execute(url, "ALTER SEQUENCE events_key_seq RESTART; ALTER SEQUENCE sinks_key_seq RESTART")
+    for arrival in (Arrival("d", b"{}", 1000.0), Arrival("d", b"{}", 1000.0, secret="DT_SIGNATURE_SECRET")):
+        with pytest.raises(JournalUnavailable, match="its sequences are behind its rows; restart the receiver"):
+            journal.accept([arrival])
+    restarted = open_journal()
+    assert restarted.accept([Arrival("d", b"{}", 1000.0)]) == [Outcome.ACCEPTED]
+    restarted.save_sink_state(SinkState("second"))
+    assert [event.id for event in restarted.unrouted(10)] == ["a", "b", "c", "d"]
+    assert sorted(restarted.sink_states()) == ["first", "second"]
+    open_journal()
+    assert restarted.accept([Arrival("e", b"{}", 1000.0)]) == [Outcome.ACCEPTED]
+
+
+def test_a_session_is_replaced_at_once_if_another_one_may_succeed() -> None:
+    useless = ("25006", "57P01", "57P02", "57P03", "08000", "08006")
+    assert all(session_is_useless(psycopg.errors.lookup(code)()) for code in useless)
+    assert session_is_useless(psycopg.OperationalError("the connection is lost"))
+    assert not any(session_is_useless(psycopg.errors.lookup(code)()) for code in ("57014", "40001", "53100"))
+    assert not session_is_useless(ServerTimeout("which has taken its time already"))
 
 
 @pytest.mark.parametrize("failing", ["SELECT 1 / 0", "SELECT pg_sleep(10)"], ids=["error", "time limit"])

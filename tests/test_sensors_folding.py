@@ -255,6 +255,13 @@ def test_days_beyond_the_history_are_deleted_by_the_time_of_the_events_not_by_ou
     assert [day.day for day in registry.days(FREEZER, 0)] == [int(at(n * DAY).timestamp() // 86400) for n in (2, 33)]
 
 
+def test_a_sensor_that_was_heard_in_the_future_lets_no_days_expire(registry: Registry) -> None:
+    """As when our clock has been far ahead for a while."""
+    registry.fold([temperature(0, 1.0), temperature(40 * DAY, 2.0, device=DOOR)])
+    registry.tidy(at(DAY).timestamp())
+    assert len(registry.days(FREEZER, 0)) == 1
+
+
 # The tables
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import StartReceiver, wait_until
 from support.journals import SqlStore
-from support.sensors import DOOR, FREEZER, PROJECT, at, event, network, row_of, temperature
+from support.sensors import DOOR, FREEZER, PROJECT, at, event, network, row_of, sql, temperature
 
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.hooks import hooks_of
@@ -23,7 +24,7 @@ from receiver.incident import Cause, Incident
 from receiver.journal import Arrival, open_journal
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Announcement, Registry
-from receiver.sensors.watch import Rules
+from receiver.sensors.watch import Rules, Verdict
 from receiver.settings import SECRET, Settings, load
 from receiver.simulator import Simulator
 
@@ -116,6 +117,36 @@ def test_of_several_dispatchers_one_judges_until_it_has_been_gone_for_a_minute(
     store.clock.advance(2)
     assert [hook for hook, _ in judge(fleet, 6 * HOUR, holder="b")] == ["incident_opened"]
     assert judge(fleet, 6 * HOUR, holder="a") == []
+
+
+def test_a_copy_in_which_sequences_begin_anew_opens_incidents_after_a_restart(fleet: Registry, store: SqlStore) -> None:
+    """As logical replication leaves them; SQLite has none."""
+    columns = "id, cause, subject, project_id, sensors, since, opened, closed, reason, unstable, announced"
+    values = "7, 'device', 'copied', 'p', '[]', 0, 0, 0, '', false, 2"
+    sql(store, f"INSERT INTO registry_incidents ({columns}) VALUES ({values})")
+    with closing(Registry(store.database(), Rules())) as restarted:
+        on_the_door(restarted)
+        ((_, incident),) = judge(restarted, 6 * HOUR)
+    assert incident.id == 8
+
+
+def test_an_incident_that_became_part_of_another_is_not_announced_as_closed(fleet: Registry) -> None:
+    on_the_door(fleet)
+    assert [hook for hook, _ in judge(fleet, 6 * HOUR)] == ["incident_opened"]
+    with fleet._database.read() as connection:
+        (case,) = fleet._cases(connection, at(6 * HOUR).timestamp())
+    absorbed = replace(case, closed=at(6 * HOUR).timestamp(), absorbed=True)
+    fleet._store(Verdict(changed={case.id: absorbed}), [], [])
+    assert fleet._to_announce() == []
+    assert fleet.causes()["device"] == 0
+
+
+def test_a_dispatcher_that_stops_ends_no_lease_but_its_own(fleet: Registry) -> None:
+    on_the_door(fleet)
+    fleet.stop_judging("b")
+    assert judge(fleet, 6 * HOUR, holder="b") == []
+    fleet.stop_judging("a")
+    assert [hook for hook, _ in judge(fleet, 6 * HOUR, holder="b")] == ["incident_opened"]
 
 
 def test_what_a_dispatcher_did_not_announce_before_its_crash_its_successor_announces(

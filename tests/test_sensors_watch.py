@@ -243,6 +243,15 @@ def test_a_sensor_that_falls_silent_later_joins_the_open_incident() -> None:
     assert (opened(verdict), verdict.changed[7].sensors) == ([], ("ccon1-0", "ccon1-1", "ccon1-2"))
 
 
+def test_a_connector_is_not_back_while_dt_reports_most_of_its_sensors_as_offline() -> None:
+    heard, online = behind("c", 180, 180, 180), 1
+    sensors = [*heard[:online], *(sensor._replace(offline_since=seconds(181)) for sensor in heard[online:])]
+    ids = tuple(sensor.device_id for sensor in sensors)
+    case = Case(Cause.GATEWAY, "c", PROJECT, ids, seconds(5), seconds(62), "r", id=7)
+    verdict = Site(182, sensors, [case], dict.fromkeys(ids, minutes_at(165, 180))).judge()
+    assert (opened(verdict), verdict.changed) == ([], {})
+
+
 def test_when_a_connector_returns_its_slow_sensors_have_time_to_be_heard() -> None:
     sensors = [*behind("c", 180, 180), *behind("s", 0)]
     sensors[2] = sensors[2]._replace(connector="c", interval_minutes=30)

@@ -28,7 +28,7 @@ from support.pushes import event
 
 from receiver import keys as keys_module
 from receiver.errors import JournalUnavailable
-from receiver.keys import KEYS, FetchError, SigningKeys, StoredKeys, fetch_keys
+from receiver.keys import FAILURE, KEYS, FetchError, SigningKeys, StoredKeys, fetch_keys
 from receiver.settings import Settings, load
 from receiver.signature import PublicKey, read_keys
 from receiver.testing.issuer import DISCOVERY, JWKS, PATH, Issuer, jwk, send
@@ -154,6 +154,45 @@ def test_an_unknown_key_that_another_process_has_fetched_causes_no_fetch(
     clock.advance(60)
     other.refresh()
     assert service.fetched == 2
+
+
+def test_an_unknown_key_is_fetched_after_the_cool_down_although_no_other_push_names_it(
+    open_keys: Open, service: Service, clock: Clock
+) -> None:
+    keys = open_keys()
+    keys.refresh()
+    service.current = key_set("key-3")
+    assert found(keys, "key-3") == [False]
+    for seconds in (1, 30):
+        clock.advance(seconds)
+        keys.refresh()
+    assert (service.fetched, found(keys, "key-3")) == (2, [True])
+
+
+def test_looking_again_reads_the_journal_once_in_half_a_second(
+    open_keys: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, read = open_keys(), list[str]()
+    monkeypatch.setattr(keys._journal, "document", lambda name: read.append(name))
+    monkeypatch.setattr(keys_module, "WAKE_SECONDS", 1000.0)
+    for _ in range(3):
+        keys.look_again()
+    assert read == [KEYS, FAILURE]
+
+
+def test_a_failure_before_the_last_successful_fetch_is_past(
+    open_keys: Open, service: Service, settings: Settings, clock: Clock
+) -> None:
+    keys = open_keys()
+    service.current, keys_before = "HTTP 500", service.current
+    keys.refresh()
+    failed = StoredKeys.read(keys._journal, settings.issuer)
+    assert (failed.failed_at, failed.reason) == (clock.now, "HTTP 500")
+    service.current = keys_before
+    clock.advance(60)
+    keys.refresh()
+    fetched = StoredKeys.read(keys._journal, settings.issuer)
+    assert (fetched.fetched_at, fetched.failed_at, fetched.reason) == (clock.now, None, "")
 
 
 def test_when_fetching_fails_the_keys_are_used_until_they_are_seven_days_old(

@@ -32,6 +32,11 @@ AWKWARD_NAMES = [
 ]
 
 
+def test_no_text_of_an_error_shows_the_password() -> None:
+    sink = class_of("sql")(url=Secret("postgres://u:hunter22@h/d"))
+    assert sink._error_text(ValueError("invalid\nhunter22")) == "ValueError: invalid ***"
+
+
 def test_any_name_can_be_that_of_tables_and_labels(sql_database: SqlDatabase) -> None:
     for name in AWKWARD_NAMES:
         options = {"readings": name, "latest": f"{name} 2", "label_columns": [name]}

@@ -71,10 +71,10 @@ def open_journal(settings: Settings, holder: str | None = None, *, create_tables
     return SqlJournal(_database(settings), holder, create_tables=create_tables)
 
 
-def open_records(settings: Settings, *, create_tables: bool = True) -> Records:
-    """The journal as operators inspect and change it; its tables are created or upgraded. Raises JournalError.
+def open_records(settings: Settings, *, create_tables: bool) -> Records:
+    """The journal as operators inspect and change it. Raises JournalError.
 
-    Without `create_tables` they must exist and be of the latest version.
+    With `create_tables` its tables are created or upgraded; without, they must exist and be of the latest version.
     """
     from receiver.journal.sql.records import SqlRecords
 

@@ -117,6 +117,7 @@ def create_tables(database: Database) -> None:
         database.lock_schema(connection)
         _check_tables(connection)
         metadata.create_all(connection)
+        database.advance_keys(connection, incidents.c.id)
         version = connection.scalar(select(versions.c.version))
         if version is None:
             connection.execute(database.insert(versions).values(version=SCHEMA_VERSION))

@@ -108,11 +108,11 @@ class Fleet:
 
     def origins(self) -> Counter[str]:
         """How many events in the journal have which origin."""
-        with closing(open_records(self.operator.settings)) as records:
+        with closing(open_records(self.operator.settings, create_tables=True)) as records:
             return Counter(each.origin for each in records.received(0, time.time() + 1, 0, 10**6))
 
     def event(self, event_id: str) -> Event:
-        with closing(open_records(self.operator.settings)) as records:
+        with closing(open_records(self.operator.settings, create_tables=True)) as records:
             history = records.history(event_id)
         assert history is not None
         return history.event.decode()

@@ -80,7 +80,7 @@ def run(folder: Path, devices: int, days: float = 31) -> Report:
         gaps = open_gaps(registry, cloud.clock(), HISTORY_MINUTES)
         began = time.monotonic()
         planned = plan(client.api, journal, request, gaps, 0.0, cloud.clock(), dry_run=False)
-        records = stack.enter_context(closing(open_records(settings)))
+        records = stack.enter_context(closing(open_records(settings, create_tables=True)))
         summary = Backfill(client.session, journal, records, planned, request).run()
         seconds = time.monotonic() - began
         deliver_all(journal, registry, month.delivered)

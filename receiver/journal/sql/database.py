@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Column, Connection, Table
 
 from receiver.journal.contract import Arrival, Space
 
@@ -57,11 +57,17 @@ class Database(Protocol):
     def space(self) -> Space:
         """How much it takes, and what is free for it; as `check_capacity` counts."""
 
+    def is_taken(self) -> bool:
+        """Whether `lock_dispatcher` would fail."""
+
     def lock_dispatcher(self) -> None:
         """Become a dispatcher until the process ends. Raises JournalUnavailable while another one has the lock."""
 
     def lock_schema(self, connection: Connection) -> None:
         """Keep other processes from creating or altering the tables until this transaction ends."""
+
+    def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
+        """Let the keys that the database assigns continue after the greatest one that is stored."""
 
     def wait(self) -> bool:
         """Wait for a commit that ends it, for half a second at most. Returns whether there may be one."""

@@ -205,6 +205,9 @@ class SqlJournal(SqlState):
             due: float | None = connection.scalar(query.where(sinks.c.name == sink, deliveries.c.due.is_not(None)))
             return due
 
+    def is_taken(self) -> bool:
+        return self._database.is_taken()
+
     def start_dispatching(self) -> list[str]:
         self._database.lock_dispatcher()
         claimed = deliveries.c.holder == self._holder if self._shared else deliveries.c.holder.is_not(None)

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Table, create_engine, event, func, select
+from sqlalchemy import Column, Connection, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
@@ -63,7 +63,7 @@ WITH given AS (
     SELECT * FROM unnest(%b::text[], %b::float8[], %b::bytea[], %b::text[]) AS columns (id, received_at, body, origin)
 ), added AS (
     INSERT INTO events (id, received_at, routed, body, origin) SELECT id, received_at, false, body, origin FROM given
-    ON CONFLICT DO NOTHING RETURNING id
+    ON CONFLICT (id) DO NOTHING RETURNING id
 )
 SELECT id, pg_notify('{CHANNEL}', '') FROM added
 """
@@ -164,11 +164,21 @@ class PostgresqlDatabase:
             return storable(text)
         return storable(text).encode("ascii", "backslashreplace").decode()
 
+    def is_taken(self) -> bool:
+        return False
+
     def lock_dispatcher(self) -> None:
         """Nothing to do: any number of dispatchers share the work."""
 
     def lock_schema(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
+
+    def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
+        """Some copies of a database have its rows, and sequences that begin anew."""
+        sequence = func.pg_get_serial_sequence(column.table.name, column.name)
+        greatest = select(func.max(column).label("key")).subquery()
+        is_behind = greatest.c.key > func.coalesce(func.pg_sequence_last_value(sequence), 0)
+        connection.execute(select(func.setval(sequence, greatest.c.key)).where(is_behind))
 
     def wait(self) -> bool:
         return self._listener.wait()
@@ -299,14 +309,15 @@ def _begin(connection: Connection) -> None:
 
 
 def _start() -> str:
-    """The first statement of each transaction: reads the clock, limits statements so that no push waits for long, and
-    makes the commit durable; a stricter setting of the server is not changed. PostgreSQL 17 is the first that can limit
-    whole transactions; a limit that is running already has to end before another can begin."""
+    """The first statement of each transaction: reads the clock, limits statements so that no push waits for long,
+    has times exact, and makes the commit durable; a stricter setting of the server is not changed. PostgreSQL 17 is the
+    first that can limit whole transactions; a limit that is running already has to end before another can begin."""
     return f"""
         SELECT
             extract(epoch FROM clock_timestamp())::float8,
             set_config('statement_timeout', '{int(STATEMENT_SECONDS * 1000)}', true),
             set_config('lock_timeout', '0', true),
+            set_config('extra_float_digits', '1', true),
             set_config('idle_in_transaction_session_timeout', '{int(IDLE_SECONDS * 1000)}', true),
             CASE WHEN current_setting('server_version_num')::int >= 170000
             THEN set_config('transaction_timeout', '0', true)

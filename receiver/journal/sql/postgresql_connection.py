@@ -126,13 +126,15 @@ def _validate(parameters: dict[str, Any]) -> None:
     for name, valid in CHOICES.items():
         if parameters.get(name, valid[0]) not in valid:
             raise JournalError(f"DATABASE_URL: {name} must be one of {', '.join(valid)}")
-    if not all(re.fullmatch(r"\d{0,5}", port) for port in str(parameters.get("port", "")).split(",")):
-        raise JournalError("DATABASE_URL: port must be a number")
+    ports = str(parameters.get("port", "")).split(",")
+    if not all(re.fullmatch(r"\d{0,5}", port) and 1 <= int(port or 1) <= 65535 for port in ports):
+        raise JournalError("DATABASE_URL: port must be a number from 1 to 65535")
 
 
 REASONS = {
     'password authentication failed|no password supplied|role ".*" does not exist': "wrong user or password",
     "no pg_hba.conf entry": "pg_hba.conf allows no such connection",
+    "is not permitted to log in|not currently accepting connections": "this user or database may not be used to log in",
     '^3D000$|database ".*" does not exist': "no such database",
     "^53300$|too many connections|too many clients|remaining connection slots": "too many connections",
     "^53100$": "its disk is full",
@@ -143,11 +145,21 @@ REASONS = {
     "^42501$|permission denied": "permission denied",
     "^25006$|session is read-only|in recovery": "it is read-only",
     "session is not read-only|is not in hot standby": "it is not what target_session_attrs asks for",
+    "^3F000$": "its search_path names no schema that exists",
+    "^23505$": "its sequences are behind its rows; restart the receiver, which corrects them",
     "^22": "it cannot store this text or number",
     "^40": "conflict with another transaction",
     "failed to resolve host|could not translate host name|Name or service not known": "unknown host",
     "Connection refused|No such file or directory": "connection refused",
     "timeout expired|timed out|does not respond|No route to host|Network is unreachable": "no response",
+    r'invalid "?\w+"? value|invalid value for parameter|invalid port number|unrecognized configuration parameter|'
+    "requires a value|weak sslmode|definition of service": (
+        "a parameter of DATABASE_URL, or a PG* variable such as PGOPTIONS, has no valid value"
+    ),
+    "channel binding|authentication method requirement|GSSAPI": (
+        "it does not offer what channel_binding, require_auth or gssencmode demands"
+    ),
+    "root certificate file": "sslrootcert is no file; set sslrootcert=system, or the path of the certificate",
     "SSL|certificate": "no TLS connection can be established",
     "closed the connection|reset by peer|connection is (lost|closed)|consuming input failed": "connection lost",
     "server login|no more connections allowed|pgbouncer": "the pooler in front of it cannot connect to it",

@@ -137,7 +137,8 @@ class SqlRecords(SqlState):
             "origin": quarantined.origin,
         }
         with self._database.write(wakes=True) as connection:
-            connection.execute(self._database.insert(events).values(event).on_conflict_do_nothing())
+            row = self._database.insert(events).values(event)
+            connection.execute(row.on_conflict_do_nothing(index_elements=["id"]))
             connection.execute(delete(quarantine).where(quarantine.c.id == quarantined.id))
 
     def count_received(self, since: float, until: float) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event
+from sqlalchemy import Column, Connection, Engine, QueuePool, Table, create_engine, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -49,7 +49,7 @@ STDERR = 2
 
 _MB = 1_000_000
 INSERT_EVENT = (
-    "INSERT INTO events (id, received_at, routed, body, origin) VALUES (?, ?, 0, ?, ?) ON CONFLICT DO NOTHING"
+    "INSERT INTO events (id, received_at, routed, body, origin) VALUES (?, ?, 0, ?, ?) ON CONFLICT (id) DO NOTHING"
 )
 LAST_EVENTS = "SELECT id FROM events ORDER BY key DESC LIMIT ?"
 
@@ -151,6 +151,14 @@ class SqliteDatabase:
         pages = self._pages()
         return Space(pages.used, self._free_disk() + pages.free)
 
+    def is_taken(self) -> bool:
+        if self._dispatches:
+            return False
+        if not self._dispatcher.acquire(0.0):
+            return True
+        self._dispatcher.release()
+        return False
+
     def lock_dispatcher(self) -> None:
         """SQLite allows one dispatcher."""
         if self._dispatches:
@@ -163,6 +171,9 @@ class SqliteDatabase:
 
     def lock_schema(self, connection: Connection) -> None:
         """Nothing to do: a writer is alone already."""
+
+    def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
+        """Nothing to do: they always do."""
 
     def wait(self) -> bool:
         return self._wakeup.wait()

@@ -118,6 +118,8 @@ class SqlState:
             self._database.lock_schema(connection)
             version = _found_version(connection)
             metadata.create_all(connection)
+            for key in (events.c.key, sinks.c.key):
+                self._database.advance_keys(connection, key)
             if version is None:
                 connection.execute(self._database.insert(versions).values(version=SCHEMA_VERSION))
             elif version < SCHEMA_VERSION:
@@ -136,7 +138,9 @@ class SqlState:
             query = query.with_for_update(read=True, key_share=True)
         key: int | None = connection.scalar(query)
         if key is None:
-            connection.execute(self._database.insert(sinks).values(name=name).on_conflict_do_nothing())
+            connection.execute(
+                self._database.insert(sinks).values(name=name).on_conflict_do_nothing(index_elements=["name"])
+            )
             key = connection.scalars(query).one()
         return key
 
