@@ -21,6 +21,11 @@ from receiver.errors import NotAnEvent
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
+MAX_LEVELS = 100
+"""How deeply objects and lists in a body can be nested: far more than DT does, and few enough for every call that
+decodes or encodes them. The interpreter's own limit depends on how deep the stack of the caller is, so without this one
+a sink could fail to decode what intake has accepted."""
+
 TYPES = (
     "touch",
     "temperature",
@@ -166,6 +171,8 @@ def _parse(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
         payload = DECODER.decode(text)
+        if body.count(b"{") + body.count(b"[") > MAX_LEVELS and _levels_exceed(payload, MAX_LEVELS):
+            raise NotAnEvent("the body is nested too deeply")
         return _without_lone_surrogates(payload) if ESCAPED_SURROGATE.search(text) else payload
     except UnicodeDecodeError:
         raise NotAnEvent("the body is not UTF-8") from None
@@ -173,6 +180,16 @@ def _parse(body: bytes) -> Any:
         raise NotAnEvent("the body is nested too deeply") from None
     except ValueError:
         raise NotAnEvent("the body is not JSON") from None
+
+
+def _levels_exceed(payload: object, limit: int) -> bool:
+    level = [payload]
+    for _ in range(limit + 1):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [each for container in inner for each in container]
+        if not inner:
+            return False
+    return True
 
 
 def _without_lone_surrogates(payload: object) -> object:
