@@ -56,6 +56,7 @@ class Verdict(StrEnum):
     KEY_UNKNOWN = "signed with an unknown key"
     INCOMPLETE = "incomplete"
     TOO_LARGE = "too large"
+    BOTH = "incomplete, and announced as too large"
     BADLY_CHUNKED = "badly chunked"
 
 
@@ -80,6 +81,7 @@ RESPONSES = {
     Verdict.KEY_UNKNOWN: {(503, "signing key unknown")},
     Verdict.INCOMPLETE: {(408, "request incomplete")},
     Verdict.TOO_LARGE: {(413, "body too large")},
+    Verdict.BOTH: {(408, "request incomplete"), (413, "body too large")},
     Verdict.BADLY_CHUNKED: {(400, "malformed body"), (408, "request incomplete"), (413, "body too large")},
 }
 
@@ -101,8 +103,9 @@ class Oracle:
             return Opinion(Verdict.BADLY_CHUNKED)
         if len(body) > self.max_body_bytes:
             return Opinion(Verdict.TOO_LARGE)
-        if len(body) < int(push.length or 0):
-            return Opinion(Verdict.INCOMPLETE)
+        announced = int(push.length or 0)
+        if len(body) < announced:
+            return Opinion(Verdict.BOTH if announced > self.max_body_bytes else Verdict.INCOMPLETE)
         tokens = dict(joined(push))
         by_secret, by_key = tokens.get(SECRET_HEADER.upper()), tokens.get(KEY_HEADER.upper())
         head = _head(by_key) if by_key is not None and self.organizations else {}

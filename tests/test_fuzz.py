@@ -75,7 +75,7 @@ def fuzz(fault: str, inputs: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_nothing_is_found_in_the_receiver_and_there_are_pushes_of_every_kind() -> None:
-    result = fuzz("", 6000)
+    result = fuzz("", 4000)
     assert (result.returncode, result.stderr) == (0, "")
     found = set(result.stdout.splitlines())
     documented = {"200 accepted", "200 duplicate", "200 quarantined", "400 malformed body", "408 request incomplete"}
