@@ -161,7 +161,8 @@ class Round:
             left = inputs
             while left > 0 and time.monotonic() < end and len(self._figures.findings) < MAX_FINDINGS:
                 if left <= inputs // 2 and self._pushes is not self._after:
-                    self._rotate(journal)
+                    with self._finding():
+                        self._rotate(journal)
                 size = min(left, BATCH)
                 self._try(size, journal, records)
                 clock.shift(1)
