@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,9 +21,10 @@ from receiver.errors import NotAnEvent
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-MAX_DEPTH = 100
-"""How deeply a body may be nested; DT's are five levels deep. How much Python can decode depends on its version and on
-the depth of the stack, and what intake accepts every sink must be able to decode."""
+MAX_LEVELS = 100
+"""How deeply objects and lists in a body can be nested: far more than DT does, and few enough for every call that
+decodes or encodes them. The interpreter's own limit depends on how deep the stack of the caller is, so without this one
+a sink could fail to decode what intake has accepted."""
 
 TYPES = (
     "touch",
@@ -146,9 +147,6 @@ class Event:
         ]
 
 
-TOO_DEEP = "the body is nested too deeply"
-
-
 def identify(payload: object) -> tuple[str, str]:
     """The id and the type of a decoded body. Raises NotAnEvent with the reason."""
     if not isinstance(payload, dict):
@@ -173,26 +171,25 @@ def _parse(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
         payload = DECODER.decode(text)
-        if text.count("{") + text.count("[") > MAX_DEPTH and _is_deep(payload):
-            raise NotAnEvent(TOO_DEEP)
+        if body.count(b"{") + body.count(b"[") > MAX_LEVELS and _levels_exceed(payload, MAX_LEVELS):
+            raise NotAnEvent("the body is nested too deeply")
         return _without_lone_surrogates(payload) if ESCAPED_SURROGATE.search(text) else payload
     except UnicodeDecodeError:
         raise NotAnEvent("the body is not UTF-8") from None
     except RecursionError:
-        raise NotAnEvent(TOO_DEEP) from None
+        raise NotAnEvent("the body is nested too deeply") from None
     except ValueError:
         raise NotAnEvent("the body is not JSON") from None
 
 
-def _is_deep(payload: object) -> bool:
+def _levels_exceed(payload: object, limit: int) -> bool:
     level = [payload]
-    for _ in range(MAX_DEPTH):
-        level = [each for value in level for each in _children(value)]
-    return bool(level)
-
-
-def _children(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for _ in range(limit + 1):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [each for container in inner for each in container]
+        if not inner:
+            return False
+    return True
 
 
 def _without_lone_surrogates(payload: object) -> object:

@@ -617,6 +617,14 @@ def test_decoded_data_can_be_encoded_as_json_again(number: str) -> None:
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "the body is nested too deeply"),
         (b'{"a":' * 101 + b"1" + b"}" * 101, "the body is nested too deeply"),
         (b'{"a":' * 99 + b"1" + b"}" * 99 + b"x", "the body is not JSON"),
+        (
+            b'{"event":{"eventId":"a","eventType":"x"},"a":' + b"[" * 100 + b"]" * 100 + b"}",
+            "the body is nested too deeply",
+        ),
+        (
+            b'{"event":{"eventId":"a","eventType":"x","a":' + b'{"a":' * 99 + b"1" + b"}" * 101,
+            "the body is nested too deeply",
+        ),
         (b"[]", "the body is not a JSON object"),
         (b"null", "the body is not a JSON object"),
         (b"NaN", "the body is not a JSON object"),
@@ -703,6 +711,26 @@ def test_an_id_and_a_type_are_sufficient(name: str) -> None:
         "origin": "push",
     }
     assert (event.readings(), event.typed) == ([], None)
+
+
+@pytest.mark.parametrize("name", ["labels", "data"])
+def test_what_is_an_event_is_one_for_every_caller_however_deep_its_stack_is(name: str) -> None:
+    fields = {"labels": b'"eventType":"x"},"labels":{"a":%s}}', "data": b'"eventType":"x","data":{"x":%s}}}'}
+    bodies = [b'{"event":{"eventId":"a",' + fields[name] % (b"[" * n + b"]" * n) for n in range(1, 1100)]
+
+    def accepted(stack: int) -> list[int]:
+        if stack:
+            return accepted(stack - 1)
+        return [n for n, body in enumerate(bodies, start=1) if is_event(body)]
+
+    def is_event(body: bytes) -> bool:
+        try:
+            json.dumps(Event.from_body(body, RECEIVED).data)
+        except NotAnEvent:
+            return False
+        return True
+
+    assert accepted(0) == accepted(500) == list(range(1, {"labels": 99, "data": 98}[name]))
 
 
 def test_the_raw_body_is_unchanged() -> None:

@@ -235,7 +235,7 @@ def test_built_in_sinks_use_only_what_every_sink_can_use() -> None:
 
 
 def test_nothing_imports_the_tests_or_the_plugins() -> None:
-    own = {"tests", "plugins", "conftest", "bench", "chaos", "power_cut"}
+    own = {"tests", "plugins", "conftest", "bench", "chaos", "power_cut", "fuzz"}
     assert [each for each in of_package() if each.module.split(".")[0] in own] == []
 
 
