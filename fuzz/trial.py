@@ -136,8 +136,11 @@ class Round:
         logging.basicConfig(handlers=[self._lines], level=logging.INFO, force=True)
         both = {HEADER, ASYMMETRIC_HEADER}
         self._trusted = rng.choice([both, both, {HEADER}, {ASYMMETRIC_HEADER}])
-        secrets = dict(list(SECRETS.items())[rng.randrange(2) :]) if HEADER in self._trusted else {}
         organizations = ORGANIZATIONS if ASYMMETRIC_HEADER in self._trusted else ()
+        names = list(SECRETS)[
+            rng.randrange(2) if organizations else 0 :
+        ]  # without organizations, the first is required
+        secrets = {name: SECRETS[name] for name in names if HEADER in self._trusted}
         legacy_sha1 = rng.random() < 0.3
         (folder / "config.toml").write_text(
             f"[receiver]\nmax_body_bytes = {MAX_BODY_BYTES}\nlegacy_sha1 = {json.dumps(legacy_sha1)}\n"
