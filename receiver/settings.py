@@ -266,11 +266,7 @@ def load_with_problems(
 
     Raises ConfigError if the file is missing or is not TOML.
     """
-    try:
-        path = Path(environ.get("RECEIVER_CONFIG") or "config.toml").absolute()
-    except FileNotFoundError:
-        remedy = "start in the folder of your config.toml, or name the file with its full path in RECEIVER_CONFIG"
-        raise ConfigError([f"the current folder does not exist any more; {remedy}"]) from None
+    path = _config_path(environ)
     document = _read(path)
     problems = [f"{path.name}: no table [{name}]{nearest(name, TABLES)}" for name in document if name not in TABLES]
     reader = _Reader(path.name, environ, problems)
@@ -280,19 +276,9 @@ def load_with_problems(
     sinks = tuple(reader.sinks(document.get("sinks", {})))
     has_organizations, organizations = _organizations(environ, problems)
     issuer = _secure_url(environ, ISSUER_URL, ISSUER, problems)
-    api = ApiAccess(
-        _account(environ, "DT_SERVICE_ACCOUNT_KEY_ID", problems),
-        _account(environ, "DT_SERVICE_ACCOUNT_SECRET", problems),
-        _account(environ, "DT_SERVICE_ACCOUNT_EMAIL", problems),
-        _secure_url(environ, "DT_API_URL", API_URL, problems),
-        _secure_url(environ, "DT_TOKEN_URL", TOKEN_URL, problems),
-    )
+    api = _api_access(environ, problems)
     secrets = _secrets(environ, problems if secret_required else [], required=not has_organizations)
-    try:
-        database_url = read_variable(environ, "DATABASE_URL") or None
-    except ConfigError as error:
-        database_url = None
-        problems.append(f"environment: {error}")
+    database_url = _value(environ, "DATABASE_URL", problems) or None
     passwords = {
         user: password
         for user, name in CONSOLE_PASSWORDS.items()
@@ -300,9 +286,8 @@ def load_with_problems(
     }
     port = _whole_number(environ, "PORT", 8000, 65535, problems)
     workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
-    token = receiver.metrics_token.get_secret_value() if receiver.metrics_token else ""
-    urls = {url for url in (database_url, sensors.url and sensors.url.get_secret_value()) if url}
-    account = {value for value in (api.key_id, api.secret) if value}
+    token, registry = (each.get_secret_value() if each else "" for each in (receiver.metrics_token, sensors.url))
+    others = (token, registry, database_url, api.key_id, api.secret)
     return Settings(
         path,
         receiver,
@@ -312,7 +297,7 @@ def load_with_problems(
         workers,
         secrets,
         secret_values=frozenset(
-            [*secrets.values(), *organizations, *reader.environment_values, token, *urls, *passwords.values(), *account]
+            [*secrets.values(), *organizations, *reader.environment_values, *passwords.values(), *filter(None, others)]
         ),
         organizations=organizations,
         issuer=issuer,
@@ -323,6 +308,14 @@ def load_with_problems(
         api=api,
         console_passwords=passwords,
     ), problems
+
+
+def _config_path(environ: Mapping[str, str]) -> Path:
+    try:
+        return Path(environ.get("RECEIVER_CONFIG") or "config.toml").absolute()
+    except FileNotFoundError:
+        remedy = "start in the folder of your config.toml, or name the file with its full path in RECEIVER_CONFIG"
+        raise ConfigError([f"the current folder does not exist any more; {remedy}"]) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -369,13 +362,23 @@ def _organizations(environ: Mapping[str, str], problems: list[str]) -> tuple[boo
     return bool(ids), frozenset(ids)
 
 
-def _account(environ: Mapping[str, str], name: str, problems: list[str]) -> str:
-    """A part of the service account; empty if it is not set."""
+def _api_access(environ: Mapping[str, str], problems: list[str]) -> ApiAccess:
+    return ApiAccess(
+        (_value(environ, "DT_SERVICE_ACCOUNT_KEY_ID", problems) or "").strip(),
+        (_value(environ, "DT_SERVICE_ACCOUNT_SECRET", problems) or "").strip(),
+        (_value(environ, "DT_SERVICE_ACCOUNT_EMAIL", problems) or "").strip(),
+        _secure_url(environ, "DT_API_URL", API_URL, problems),
+        _secure_url(environ, "DT_TOKEN_URL", TOKEN_URL, problems),
+    )
+
+
+def _value(environ: Mapping[str, str], name: str, problems: list[str]) -> str | None:
+    """The value of a variable or of its file; None if it is not set, or cannot be read."""
     try:
-        return (read_variable(environ, name) or "").strip()
+        return read_variable(environ, name)
     except ConfigError as error:
         problems.append(f"environment: {error}")
-        return ""
+        return None
 
 
 def _secure_url(environ: Mapping[str, str], name: str, default: str, problems: list[str]) -> str:
@@ -427,11 +430,7 @@ def _secrets(environ: Mapping[str, str], problems: list[str], *, required: bool)
 
 def _password(environ: Mapping[str, str], name: str, problems: list[str]) -> str | None:
     """A password of the console by the name of its variable; a blank one is not set."""
-    try:
-        password = read_variable(environ, name)
-    except ConfigError as error:
-        problems.append(f"environment: {error}")
-        return None
+    password = _value(environ, name, problems)
     if password is None or not password.strip():
         return None
     if not _is_text(password):

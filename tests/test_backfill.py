@@ -22,7 +22,8 @@ from support.commands import Operator
 from support.journals import SqlStore
 from support.missed import Fleet
 
-from receiver.dt.backfill import Backfill, Request, Summary, Window, plan, windows_of_gaps
+from receiver.dt.backfill import Backfill, Summary
+from receiver.dt.plan import Request, Window, plan, windows_of_gaps
 from receiver.errors import ReceiverError
 from receiver.event import Event, Origin
 from receiver.journal import Arrival

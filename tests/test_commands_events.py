@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.commands import NOON, Operator, event_body
 
-from receiver import admin
+from receiver.admin import events
 from receiver.journal import Arrival, Result
 
 
@@ -99,8 +99,8 @@ def test_without_such_events_there_is_a_line(stocked: Operator) -> None:
 def test_where_too_much_would_have_to_be_read_the_command_says_so(
     stocked: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin, "BATCH", 1)
-    monkeypatch.setattr(admin, "MAX_READ", 2)
+    monkeypatch.setattr(events, "BATCH", 1)
+    monkeypatch.setattr(events, "MAX_READ", 2)
     code, out, errors = stocked.run("events", "--sensor", "dev2")
     assert (code, out) == (0, ["No such events."])
     (line,) = errors

@@ -83,7 +83,7 @@ def test_a_quarantined_push_whose_event_was_received_meanwhile_is_not_delivered_
 def test_a_retry_of_the_quarantine_includes_pushes_that_are_too_old_to_be_listed(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.admin.MAX_LISTED", 10)
+    monkeypatch.setattr("receiver.admin.quarantine.MAX_LISTED", 10)
     operator.quarantine(event_body("oldest"), "of an unknown kind", NOON - 1)
     for number in range(10):
         operator.quarantine(b"[%d]" % number, "the body is not a JSON object")

@@ -121,7 +121,7 @@ def test_types_that_dt_does_not_document_are_warnings(operator: Operator) -> Non
 def test_a_replay_in_several_batches_requeues_every_event_once(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("receiver.admin.BATCH", 10)
+    monkeypatch.setattr("receiver.admin.replays.BATCH", 10)
     names = [f"e{number}" for number in range(25)]
     operator.add_events({name: [] for name in names})
     assert operator.json("replay", "archive", "--since", LONG_AGO, "--yes") == {

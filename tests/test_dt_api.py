@@ -17,18 +17,9 @@ import pytest
 from support.cloud import DOOR, FREEZER, NOW, OTHER_PROJECT, PROJECT, Client, access, open_api
 
 from receiver.dt import api as api_module
-from receiver.dt.api import (
-    ApiError,
-    DataConnector,
-    Device,
-    Metrics,
-    Missing,
-    Project,
-    Refused,
-    Session,
-    Stopped,
-    Unavailable,
-)
+from receiver.dt import session as session_module
+from receiver.dt.api import DataConnector, Device, Metrics, Project
+from receiver.dt.session import ApiError, Missing, Refused, Session, Stopped, Unavailable
 from receiver.http_client import HttpClient
 from receiver.testing.cloud import Cloud, Happening, respond
 
@@ -265,7 +256,8 @@ def test_page_tokens_that_never_end_end_the_list(cloud: Cloud, monkeypatch: pyte
 
 
 def test_an_answer_of_two_gigabytes_is_not_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "MAX_RESPONSE_BYTES", 1_000_000)
+    for module in (api_module, session_module):
+        monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", 1_000_000)
     cloud.add_device(FREEZER, PROJECT)
     sent = []
 
@@ -316,7 +308,8 @@ def test_the_rest_of_a_response_that_is_too_large_is_never_read_as_the_next_one(
     cloud.add_device(FREEZER, PROJECT)
     client = Client(cloud)
     list(client.api.projects())
-    monkeypatch.setattr(api_module, "MAX_RESPONSE_BYTES", 1000)
+    for module in (api_module, session_module):
+        monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", 1000)
     cloud.answer = first(1, answer_with(200, {"devices": ["x" * 100_000]}))
     with pytest.raises(ApiError, match="has more than 1000 bytes"):
         list(client.api.devices(PROJECT))
@@ -342,7 +335,8 @@ def test_a_connection_that_dt_has_closed_meanwhile_is_replaced_without_a_failed_
 
 
 def test_a_hang_in_the_middle_of_a_body_is_cut_off(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "RESPONSE_SECONDS", 1.0)
+    for module in (api_module, session_module):
+        monkeypatch.setattr(module, "RESPONSE_SECONDS", 1.0)
     cloud.add_device(FREEZER, PROJECT, history=beats(3))
     done = threading.Event()
 

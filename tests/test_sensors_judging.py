@@ -23,8 +23,9 @@ from receiver.hookspecs import PluginHooks, hookimpl
 from receiver.incident import Cause, Incident
 from receiver.journal import Arrival, open_journal
 from receiver.sensors import open_registry
+from receiver.sensors.judgement import Verdict
 from receiver.sensors.registry import Announcement, Registry
-from receiver.sensors.watch import Rules, Verdict
+from receiver.sensors.watch import Rules
 from receiver.settings import SECRET, Settings, load
 from receiver.simulator import Simulator
 

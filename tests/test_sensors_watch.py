@@ -10,18 +10,9 @@ import pytest
 from support.sensors import FREEZER, PROJECT, START, watched
 
 from receiver.incident import Cause
+from receiver.sensors.judgement import Verdict, judge
 from receiver.sensors.minutes import DAY_MINUTES, Minutes, learn_interval, minute_of
-from receiver.sensors.watch import (
-    Case,
-    Rules,
-    State,
-    Verdict,
-    Watched,
-    downtimes,
-    judge,
-    known_project,
-    newest_by_project,
-)
+from receiver.sensors.watch import Case, Rules, State, Watched, downtimes, known_project, newest_by_project
 
 ZERO = minute_of(START.timestamp())
 RULES = Rules()

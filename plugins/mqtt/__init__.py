@@ -23,9 +23,10 @@ from typing import ClassVar
 
 from receiver import Event, GiveUp, Incident, Pause, Retry, Secret, hookimpl
 
+from .broker import parse_url
 from .homeassistant import AVAILABILITY, BIRTH_TOPIC, LAST_SEEN, announces, config, config_topic, is_plain
 from .messages import LastMessages, is_plausible, level, text_of, value, values
-from .session import OFFLINE, ONLINE, Message, Session, TimeLimits, parse_url
+from .session import OFFLINE, ONLINE, Message, Session, TimeLimits
 
 MAX_PREFIX_CHARACTERS = 200
 MAX_RECONNECT_SECONDS = 60.0

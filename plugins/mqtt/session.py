@@ -15,10 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -28,6 +26,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from receiver import GiveUp, Pause, Retry
+
+from .broker import Broker, cause, tls_context
 
 QOS = 1
 ONLINE, OFFLINE = b"online", b"offline"
@@ -73,18 +73,6 @@ class TimeLimits:
     will_delay_seconds: int = 60
 
 
-@dataclass(frozen=True)
-class Broker:
-    """Where the broker is, and how to log in."""
-
-    host: str
-    port: int
-    tls: bool
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    ca_file: Path | None = None
-
-
 class Received(NamedTuple):
     """A response of the broker: the kind of its packet, the number of the request, and its reason code."""
 
@@ -126,26 +114,13 @@ class Session:
         self._max_bytes: int | None = None
         self._client = self._make_client(broker, client_id, retain_will)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
-        connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own
-        connect.SessionExpiryInterval = 2 * limits.will_delay_seconds  # with the session, the delay of the will ends
-        try:
-            self._client.connect(broker.host, broker.port, KEEPALIVE_SECONDS, clean_start=False, properties=connect)
-        except (OSError, ValueError) as error:
-            raise Pause(f"no connection to {broker.host}: {cause(error)}") from None
+        self._connect(broker)
         self._woken, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._set_tcp("TCP_NODELAY")
         self._set_callbacks()
         self._thread.start()
-        try:
-            self._wait({("connack", 0): "the connection"}, limits.connect_seconds)
-            self.publish([Message(status, ONLINE, True)])
-        except (Retry, GiveUp) as error:
-            self.close()
-            raise Pause(f"no connection to {broker.host}: {error}") from None
-        except BaseException:
-            self.close()
-            raise
+        self._announce(broker)
 
     @property
     def is_alive(self) -> bool:
@@ -196,6 +171,26 @@ class Session:
         self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message"))
         self._wake_up()
         self._thread.join(2 * CLOSE_SECONDS)
+
+    def _connect(self, broker: Broker) -> None:
+        connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own
+        connect.SessionExpiryInterval = 2 * self._limits.will_delay_seconds  # the will is sent when the session ends
+        try:
+            self._client.connect(broker.host, broker.port, KEEPALIVE_SECONDS, clean_start=False, properties=connect)
+        except (OSError, ValueError) as error:
+            raise Pause(f"no connection to {broker.host}: {cause(error)}") from None
+
+    def _announce(self, broker: Broker) -> None:
+        """Publish `online` once the broker has accepted the connection."""
+        try:
+            self._wait({("connack", 0): "the connection"}, self._limits.connect_seconds)
+            self.publish([Message(self._status, ONLINE, True)])
+        except (Retry, GiveUp) as error:
+            self.close()
+            raise Pause(f"no connection to {broker.host}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
 
     def _make_client(self, broker: Broker, client_id: str, retain_will: bool) -> Client:
         client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5)
@@ -327,20 +322,6 @@ def unread(connection: Any) -> int:
     return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
 
 
-def parse_url(text: str) -> Broker:
-    """The broker of a URL. Raises ValueError, without showing the URL."""
-    try:
-        parts = urlsplit(text.strip())
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ValueError("url must be a URL such as mqtt://host or mqtts://user:password@host:8883")
-    tls = parts.scheme == "mqtts"
-    user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
-    return Broker(parts.hostname, port or (8883 if tls else 1883), tls, user, password)
-
-
 def size(message: Message) -> int:
     """The bytes of its packet (MQTT 5, section 3.3): type, length, topic with its length, number, no properties."""
     rest = 2 + len(message.topic.encode()) + 2 + 1 + len(message.payload)
@@ -363,31 +344,3 @@ def refusal(received: Received, subject: str) -> Pause | Retry | GiveUp:
 
 def described(reason: ReasonCode) -> str:
     return f"{reason.getName()} (0x{reason.value:02x})"
-
-
-def cause(error: BaseException) -> str:
-    """Why there is no connection. The text of an exception may repeat the host, or more of the URL."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-
-
-def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        reason = error.strerror or "it has no certificates"
-        raise Pause(f"ca_file {ca_file} cannot be read: {reason}") from None
-    context.sslsocket_class = ClosedOnFailure
-    return context
-
-
-class ClosedOnFailure(ssl.SSLSocket):
-    """paho leaves a socket open when the TLS handshake fails."""
-
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise

@@ -103,7 +103,7 @@ def dead_letters_list(sink: str | None, reason: str | None, as_json: bool) -> No
       python -m receiver dead-letters list erp
     """
     settings = load_settings()
-    rows = admin.dead_letters(open_journal_records(settings), settings, sink, reason)
+    rows = admin.list_dead_letters(open_journal_records(settings), settings, sink, reason)
     show(rows, as_json=as_json, none="No dead letters.")
 
 

@@ -17,7 +17,7 @@ from receiver.settings import Settings
 from receiver.validation import counted, in_one_unit
 
 if TYPE_CHECKING:
-    from receiver.dt.api import Session
+    from receiver.dt.session import Session
     from receiver.journal import Records
     from receiver.sensors.shown import OpenGap
 
@@ -54,7 +54,8 @@ def backfill(
       python -m receiver backfill --since 3d --project c8v2lh6000000000000p
     """
     from receiver.dt.api import Api
-    from receiver.dt.backfill import Backfill, Request, plan, require_same_ids
+    from receiver.dt.backfill import Backfill
+    from receiver.dt.plan import Request, plan, require_same_ids
     from receiver.journal import open_journal
 
     settings = load_settings()
@@ -114,7 +115,7 @@ def doctor(push: bool, as_json: bool) -> None:
 
 def open_session(settings: Settings) -> Session:
     """Access to DT's REST API. Raises ReceiverError if the service account is not set."""
-    from receiver.dt.api import Session
+    from receiver.dt.session import Session
 
     if missing := settings.api.missing:
         raise ReceiverError(
@@ -128,7 +129,7 @@ def open_session(settings: Settings) -> Session:
 
 
 def gaps_of_receiver(settings: Settings, now: float) -> list[OpenGap]:
-    from receiver.dt.backfill import HISTORY_MINUTES
+    from receiver.dt.plan import HISTORY_MINUTES
     from receiver.sensors.shown import open_gaps
 
     if not settings.sensors.enabled:
@@ -138,7 +139,7 @@ def gaps_of_receiver(settings: Settings, now: float) -> list[OpenGap]:
 
 def times(since: str | None, until: str | None, now: float) -> tuple[float, float] | tuple[None, None]:
     """The begin and the end of what is fetched, in seconds since 1970; None for what gaps have missed."""
-    from receiver.dt.backfill import HISTORY_MINUTES
+    from receiver.dt.plan import HISTORY_MINUTES
 
     if not (since or until):
         return None, None

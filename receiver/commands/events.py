@@ -48,13 +48,12 @@ def events(
     for line in admin.undocumented(types):
         click.echo(f"warning: --type: {line}", err=True)
     records = open_journal_records(load_settings())
-    rows, read_up_to = admin.events(records, since, end, sensor=sensor, types=types, state=state, limit=limit)
+    rows, read_up_to = admin.find_events(records, since, end, sensor=sensor, types=types, state=state, limit=limit)
     show(rows, as_json=as_json, none="No such events.")
     if read_up_to:
         time = rfc3339(read_up_to + timedelta(seconds=1), "seconds")  # what was received in the same second comes again
-        click.echo(
-            f"warning: stopped after reading {counted(admin.MAX_READ, 'event')}; add --until {time} to go on", err=True
-        )
+        read = counted(admin.events.MAX_READ, "event")
+        click.echo(f"warning: stopped after reading {read}; add --until {time} to go on", err=True)
 
 
 @click.command()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-from receiver.dt.api import SKEW_SECONDS, Api, ApiError, DataConnector, Metrics, Missing, Project, Refused, Session
+from receiver.dt.api import Api, DataConnector, Metrics, Project
+from receiver.dt.session import SKEW_SECONDS, ApiError, Missing, Refused, Session
 from receiver.http_client import HttpClient, NoResponse
 from receiver.journal import Records
 from receiver.settings import Settings, is_secure_url

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from receiver.dt.api import Api, Session
+from receiver.dt.api import Api
+from receiver.dt.session import Session
 from receiver.settings import ApiAccess
 from receiver.testing.cloud import EMAIL, KEY_ID, SECRET, Cloud
 

@@ -26,7 +26,8 @@ from receiver.event import Event, rfc3339
 from receiver.incident import Cause, Incident
 from receiver.journal import open_database
 from receiver.sensors.minutes import DAY_MINUTES
-from receiver.sensors.registry import RECEIVER, Registry
+from receiver.sensors.reader import RECEIVER
+from receiver.sensors.registry import Registry
 from receiver.sensors.watch import Rules
 
 START = datetime(2026, 1, 5, tzinfo=UTC)

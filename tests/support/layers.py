@@ -38,7 +38,7 @@ LIBRARIES = {
     "sqlalchemy": ("receiver/journal/sql/", "receiver/sensors/", "receiver/testing/postgresql.py"),
     "sqlite3": ("receiver/journal/sql/",),
     "psycopg": ("receiver/journal/sql/", "receiver/testing/postgresql.py"),
-    "jwt": ("receiver/signature.py", "receiver/dt/api.py", "receiver/testing/cloud.py"),
+    "jwt": ("receiver/signature.py", "receiver/dt/session.py", "receiver/testing/cloud.py"),
     "cryptography": ("receiver/testing/issuer.py",),
     "dtintegrations": ("receiver/signature.py",),
     "gunicorn": ("receiver/intake/web_server.py", "receiver/intake/connection.py"),

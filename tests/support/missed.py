@@ -12,7 +12,8 @@ from receiver.event import Event
 from receiver.journal import Arrival, Journal, Result, Settlement, open_journal, open_records
 from receiver.sensors import open_registry
 from receiver.sensors.minutes import DAY_MINUTES
-from receiver.sensors.registry import RECEIVER, Registry
+from receiver.sensors.reader import RECEIVER
+from receiver.sensors.registry import Registry
 from receiver.testing.cloud import Cloud, CloudDevice, Happening
 from support.cloud import OTHER_PROJECT, PROJECT
 from support.commands import Operator

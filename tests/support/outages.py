@@ -18,7 +18,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from receiver.dt.backfill import HISTORY_MINUTES, Backfill, Request, Summary, plan
+from receiver.dt.backfill import Backfill, Summary
+from receiver.dt.plan import HISTORY_MINUTES, Request, plan
 from receiver.incident import Incident
 from receiver.journal import Arrival, Journal, open_journal, open_records
 from receiver.sensors import open_registry
