@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chaos.faults import InjectedFault
-from chaos.oracle import Received, Violation
+from chaos.oracle import Violation
 
 MAX_SHOWN = 20
 """How many faults are shown one by one."""
@@ -36,7 +36,7 @@ class Report:
     bodies: int
     pushes: int
     responses: Counter[tuple[int, str]]
-    received: Sequence[Received]
+    repeats: Mapping[str, int]
     recoveries: Sequence[Recovery]
     exits: Sequence[int]
     violations: Sequence[Violation]
@@ -46,7 +46,7 @@ class Report:
         return "\n".join([*self._totals(), "", *self._table(), "", *self._verdict()])
 
     def _totals(self) -> list[str]:
-        repeats = ", ".join(f"{each.sink} {each.repeats}" for each in self.received if each.repeats)
+        repeats = ", ".join(f"{sink} {count}" for sink, count in self.repeats.items() if count)
         exits = ", ".join(f"{count} with code {code}" for code, count in sorted(Counter(self.exits).items()))
         return [
             self.headline,

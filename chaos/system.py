@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sqlite3
 import struct
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -159,6 +161,15 @@ class System:
         with psycopg.connect(self.database_url, autocommit=True, connect_timeout=2) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
+
+    def journal(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query to the database of the journal, one after another: not all may fit into memory."""
+        if self.database_url is None:
+            with contextlib.closing(sqlite3.connect(self.folder / "data" / "journal.sqlite")) as connection:
+                yield from connection.execute(query)
+        else:
+            with psycopg.connect(self.database_url) as server, server.cursor("chaos") as cursor:
+                yield from cursor.execute(query)
 
     def log_fault(self, line: str) -> None:
         """Write a line to faults.txt, with a time as in log.txt."""

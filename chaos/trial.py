@@ -27,6 +27,7 @@ IDLE_SECONDS = 180.0
 """How long it may take then until all queues are empty; a claim of a killed dispatcher lasts a minute."""
 
 FRESH_SECONDS = 20.0
+PUSHES_SECONDS = 0.2
 MAX_EXPLAINED = 3
 GAUGES = [
     "receiver_unrouted_events",
@@ -43,7 +44,8 @@ GAUGES = [
 class Trial:
     """What to run: for how long, at how many pushes per second, and how much faster than usual the faults come.
 
-    It runs for longer if a lane has injected less than `min_faults` by then. With `only`, these kinds of faults are
+    It runs for longer if less than `min_pushes` different bodies were pushed by then, or a lane has injected less than
+    `min_faults`. With `only`, these kinds of faults are
     injected, in one lane. With `expire_claims` the claims of killed dispatchers are ended instead of waited for.
     """
 
@@ -52,6 +54,7 @@ class Trial:
     seconds: float
     rate: float = 50.0
     speed: float = 1.0
+    min_pushes: int = 0
     min_faults: int = 0
     only: tuple[str, ...] = ()
     expire_claims: bool = False
@@ -69,35 +72,37 @@ def run(trial: Trial, folder: Path) -> Report:
         watch.start()
         visitor.start()
         driver.start()
-        injected, violations = inject_faults(system, trial)
+        injected, violations = inject_faults(system, driver, trial)
         time.sleep(AFTERMATH_SECONDS / trial.speed)
         driver.finish(IDLE_SECONDS)
         violations += wait_until_idle(system, driver, expire_claims=trial.expire_claims)
         watch.finish()
         violations += visitor.finish()
-        received, entries = collect(system), driver.ledger.entries
-        quarantined = quarantined_ids(system)
-        violations += judge(entries, quarantined, received, system.disabled, repeats=not trial.only)
+        verdict = judge(
+            driver.ledger.entries, quarantined_ids(system), collect(system), system.disabled, repeats=not trial.only
+        )
+        violations += verdict.violations
         explanations = explain(system, violations)
-        violations += compare_registry(system, entries)
+        violations += compare_registry(system)
         violations += stop(system)
     finally:
         cloud.stop()
         system.close()
+    got_200 = sorted(cloud.accepted_at)
     return Report(
         f"journal {trial.journal}, seed {trial.seed}, {trial.seconds:.0f} s of faults at {trial.rate:.0f} pushes/s",
-        len(entries),
+        len(driver.ledger),
         cloud.pushes,
         cloud.responses,
-        received,
-        [recovery(fault, sorted(cloud.accepted_at), watch.grew) for fault in injected],
+        verdict.repeats,
+        [recovery(fault, got_200, watch.grew) for fault in injected],
         system.exits,
         violations,
         explanations,
     )
 
 
-def inject_faults(system: System, trial: Trial) -> tuple[list[InjectedFault], list[Violation]]:
+def inject_faults(system: System, driver: Driver, trial: Trial) -> tuple[list[InjectedFault], list[Violation]]:
     """Inject faults in two lanes that overlap; all of them, and the promises found broken meanwhile."""
     kinds: dict[str, Sequence[str]] = {
         "processes": OF_PROCESSES,
@@ -109,6 +114,8 @@ def inject_faults(system: System, trial: Trial) -> tuple[list[InjectedFault], li
     for lane in lanes:
         lane.start()
     time.sleep(trial.seconds)
+    while len(driver.ledger) < trial.min_pushes:
+        time.sleep(PUSHES_SECONDS)
     for lane in lanes:
         lane.finish(trial.min_faults)
     injected = sorted((fault for lane in lanes for fault in lane.injected), key=lambda fault: fault.began_at)
