@@ -13,6 +13,8 @@ compared: nothing missing, nothing foreign, nothing altered, nothing twice in a 
 | `system.py` | the receiver under test with its surroundings |
 | `visitor.py` | somebody who has the console open all the time |
 | `recorder.py` | a target of the webhook sink that records what it receives |
+| `broker.py` | a real MQTT broker |
+| `listener.py` | a client of it that records what it receives |
 | `sink.py` | the plugin that runs inside the receiver: it records events, and misbehaves when instructed |
 | `faults.py` | the faults, and the order in which they are injected |
 | `oracle.py` | what the destinations received, compared with the ledger |

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -132,6 +132,9 @@ def collect(system: System) -> Iterator[Received]:
     yield Received("console", Counter(receiver.printed_ids()))
     yield recorded("some", system.folder / "some.txt", lambda entry: entry.type in SOME_TYPES)
     yield recorded("odd", system.folder / "odd.txt", lambda entry: entry.type is not None)
+    if system.broker is not None:
+        received = recorded("broker", system.folder / "broker.txt", lambda entry: entry.type is not None)
+        yield replace(received, repeats=received.ids.total() - len(received.ids))
     yield stored(system)
 
 

@@ -30,7 +30,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Report:
-    """`exits` are the codes with which receivers exited that had not been stopped."""
+    """`exits` are the codes with which receivers exited that had not been stopped, `untested` what was left out."""
 
     headline: str
     bodies: int
@@ -41,6 +41,7 @@ class Report:
     exits: Sequence[int]
     violations: Sequence[Violation]
     explanations: Sequence[str]
+    untested: Sequence[str] = ()
 
     def __str__(self) -> str:
         return "\n".join([*self._totals(), "", *self._table(), "", *self._verdict()])
@@ -54,6 +55,7 @@ class Report:
             *(f"{count:8} {status or '---'} {text}" for (status, text), count in self.responses.most_common()),
             f"attempts after the first, seen by the destinations: {repeats or 'none'}",
             f"receivers that exited without being stopped: {exits or 'none'}",
+            *(f"not tested, {each}" for each in self.untested),
         ]
 
     def _table(self) -> list[str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import urllib3
 
 from chaos.cloud import Cloud
-from chaos.faults import OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, InjectedFault, Lane, schedule
+from chaos.faults import OF_BROKER, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, InjectedFault, Lane, schedule
 from chaos.oracle import Violation, collect, compare_registry, judge, quarantined_ids
 from chaos.report import Report, recovery
-from chaos.system import SINKS, System, Watch
+from chaos.system import System, Watch
 from chaos.traffic import CONNECTIONS, Driver, event, traffic
 from chaos.visitor import Visitor
 from receiver.simulator import Simulator
@@ -29,15 +29,11 @@ IDLE_SECONDS = 180.0
 FRESH_SECONDS = 20.0
 PUSHES_SECONDS = 0.2
 MAX_EXPLAINED = 3
-GAUGES = [
-    "receiver_unrouted_events",
-    *(
-        f'{gauge}{{sink="{name}"}}'
-        for gauge in ("receiver_pending_deliveries", "receiver_sink_paused", "receiver_dead_letters")
-        for name in [*SINKS, "sensors"]
-    ),
-]
-"""What is 0 when all queues are empty."""
+KEY_SECONDS = 90.0
+"""How long it may take until a new key of DT is known: keys are fetched every 30 s at most."""
+
+GAUGES = ("receiver_pending_deliveries", "receiver_sink_paused", "receiver_dead_letters")
+"""What is 0 for each sink when all queues are empty."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Trial:
 def run(trial: Trial, folder: Path) -> Report:
     """Run a trial in an empty folder."""
     system = System(folder, trial.journal, trial.speed)
-    cloud = Cloud([system.receiver], CONNECTIONS)
+    cloud = Cloud([system.receiver], CONNECTIONS, system.issuer)
     driver = Driver(cloud, traffic(trial.seed, trial.rate))
     watch, visitor = Watch(system), Visitor(system.receiver)
     try:
@@ -99,6 +95,7 @@ def run(trial: Trial, folder: Path) -> Report:
         system.exits,
         violations,
         explanations,
+        () if system.broker else ("the sink mqtt: mosquitto is not installed",),
     )
 
 
@@ -106,7 +103,7 @@ def inject_faults(system: System, driver: Driver, trial: Trial) -> tuple[list[In
     """Inject faults in two lanes that overlap; all of them, and the promises found broken meanwhile."""
     kinds: dict[str, Sequence[str]] = {
         "processes": OF_PROCESSES,
-        "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal],
+        "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal] + OF_BROKER * (system.broker is not None),
     }
     if trial.only:
         kinds = {"only": trial.only}
@@ -123,17 +120,24 @@ def inject_faults(system: System, driver: Driver, trial: Trial) -> tuple[list[In
 
 
 def wait_until_idle(system: System, driver: Driver, *, expire_claims: bool) -> list[Violation]:
-    """Wait for readiness and empty queues; then a new push must be delivered."""
+    """Wait for readiness and empty queues; then a new push must be delivered, and one signed with DT's newest key."""
 
     def is_idle() -> bool:
         if expire_claims:
             system.expire_claims()
         return not find_activity(system)
 
+    def is_key_known() -> bool:
+        return system.receiver.push(by_key.body, system.issuer.sign(by_key.body))[0] == 200
+
     try:
         wait_until(is_idle, IDLE_SECONDS, "a ready receiver with empty queues")
         driver.push(event(Simulator().body("touch")))
-        wait_until(is_idle, FRESH_SECONDS, "the delivery of a new push")
+        by_key = event(Simulator().body("touch"))
+        driver.ledger.record_push(by_key)
+        wait_until(is_key_known, KEY_SECONDS, "the newest key of DT")
+        driver.ledger.confirm(by_key)
+        wait_until(is_idle, FRESH_SECONDS, "the delivery of new pushes")
     except AssertionError as error:
         return [Violation(f"{error}; {'; '.join(find_activity(system))}")]
     return []
@@ -148,7 +152,12 @@ def find_activity(system: System) -> list[str]:
     except urllib3.exceptions.HTTPError as error:
         return [f"no response: {type(error).__name__}"]
     values = dict(re.findall(r"^([^#\s]\S*) (\S+)$", page, re.MULTILINE))
-    return [f"{gauge} is {values.get(gauge, 'missing')}" for gauge in GAUGES if float(values.get(gauge, "nan")) != 0]
+    gauges = [f'{gauge}{{sink="{name}"}}' for gauge in GAUGES for name in [*system.sinks, "sensors"]]
+    return [
+        f"{gauge} is {values.get(gauge, 'missing')}"
+        for gauge in ["receiver_unrouted_events", *gauges]
+        if float(values.get(gauge, "nan")) != 0
+    ]
 
 
 def explain(system: System, violations: Sequence[Violation]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import cast
 
 import pytest
 
-from chaos.faults import FAULTS, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, schedule
+from chaos.faults import FAULTS, OF_BROKER, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, schedule
 from chaos.oracle import Received, Violation, compare_registry, judge, open_registry
 from chaos.system import System
 from chaos.traffic import FIRST_EVENT_AT, Entry, Item, digest, traffic
@@ -66,7 +66,7 @@ def test_pushes_and_the_order_of_faults_are_a_function_of_the_seed(journal: str)
 
 
 def test_every_kind_of_fault_is_injected() -> None:
-    used = [*OF_PROCESSES, *OF_SURROUNDINGS, *(kind for kinds in OF_JOURNAL.values() for kind in kinds)]
+    used = [*OF_PROCESSES, *OF_SURROUNDINGS, *OF_BROKER, *(kind for kinds in OF_JOURNAL.values() for kind in kinds)]
     assert sorted(used) == sorted(FAULTS)
     planned = itertools.islice(schedule(1, "lane", used, speed=1.0), len(used))
     assert {fault.kind for fault in planned} == set(used)
