@@ -66,16 +66,21 @@ class Cloud:
         """Push one body until it is accepted. Returns False if `stop` was called before that."""
         backoff = INITIAL_BACKOFF_SECONDS
         while not self._stop.is_set():
-            by_key = self._issuer is not None and self.pushes % BY_KEY == 0
-            response = self._next_pusher().post(body, self._issuer.sign(body) if self._issuer and by_key else None)
-            with self._lock:
-                self.responses[response] += 1
-                if response[0] == 200:
-                    self.accepted_at.append(time.monotonic())
-                    return True
+            if self.attempt(body) == 200:
+                return True
             self._stop.wait(backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
         return False
+
+    def attempt(self, body: bytes) -> int:
+        """Push one body once; the status of the response, 0 for none."""
+        by_key = self._issuer is not None and self.pushes % BY_KEY == 0
+        response = self._next_pusher().post(body, self._issuer.sign(body) if self._issuer and by_key else None)
+        with self._lock:
+            self.responses[response] += 1
+            if response[0] == 200:
+                self.accepted_at.append(time.monotonic())
+        return response[0]
 
     def stop(self) -> None:
         """Retry no more."""

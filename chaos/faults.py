@@ -315,6 +315,27 @@ def load_console(system: System, planned: PlannedFault) -> Iterator[str]:
 
 
 @contextmanager
+def fill_registry_disk(system: System, planned: PlannedFault) -> Iterator[str]:
+    """No space for the file of the registry; the disk of the journal has some."""
+    assert system.disk is not None
+    with system.disk.full() as used:
+        yield f"with {used} bytes"
+
+
+def shift_database_clock(seconds: float) -> Inject:
+    """The clock of the database's machine jumps, and later back."""
+
+    @contextmanager
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
+        assert system.clock is not None
+        system.clock.shift(seconds)
+        yield f"by {seconds:+.0f} s"
+        system.clock.shift(0)
+
+    return inject
+
+
+@contextmanager
 def kill_database(system: System, planned: PlannedFault) -> Iterator[str]:
     """PostgreSQL is shut down in immediate mode, and started again."""
     assert system.server is not None
@@ -385,18 +406,26 @@ FAULTS = {
     "console under load": Fault(load_console, 10),
     "disk full under CSV": Fault(fill_disk("events.csv", 3_000), 15),
     "broker killed": Fault(kill_broker, 3),
+    "registry's disk full": Fault(fill_registry_disk, 15),
     "disk full under journal": Fault(fill_disk("data/journal.sqlite-wal", 3_000), 15),
     "database killed": Fault(kill_database, 2),
     "database frozen": Fault(freeze_database, 8),
     "connections cut": Fault(cut_connections, 0),
+    "database clock ahead": Fault(shift_database_clock(CLOCK_SECONDS), 15),
+    "database clock behind": Fault(shift_database_clock(-CLOCK_SECONDS), 15),
     "primary killed": Fault(fail_over(frozen=False), 3),
     "primary frozen": Fault(fail_over(frozen=True), 3),
 }
 OF_PROCESSES = list(FAULTS)[:11]
-OF_SURROUNDINGS = list(FAULTS)[11:22]
-OF_BROKER = ["broker killed"]
+OF_SURROUNDINGS = list(FAULTS)[11:23]
 OF_JOURNAL = {
-    "sqlite": ["disk full under journal"],
-    "postgresql": ["database killed", "database frozen", "connections cut"],
+    "sqlite": ["disk full under journal", "registry's disk full"],
+    "postgresql": [
+        "database killed",
+        "database frozen",
+        "connections cut",
+        "database clock ahead",
+        "database clock behind",
+    ],
     "replicated": ["primary killed", "primary frozen"],
 }

@@ -180,7 +180,7 @@ def compare_registry(system: System) -> list[Violation]:
         for batch in iter(lambda: list(itertools.islice(events, FOLDED_AT_ONCE)), []):
             registry.fold(batch)
         folded = known_facts(registry)
-    with closing(open_registry(system.database_url, system.folder / "data" / "sensors.sqlite")) as registry:
+    with closing(open_registry(system.database_url, system.registry_path)) as registry:
         found = known_facts(registry)
     different = {device for device in folded.keys() | found.keys() if folded.get(device) != found.get(device)}
     return [Violation("the registry knows something else of a sensor", tuple(sorted(different)))] if different else []

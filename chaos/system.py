@@ -10,28 +10,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
 
 from chaos.broker import Broker, find_mosquitto
+from chaos.clock import Clock
+from chaos.disk import Disk
 from chaos.listener import CLIENT_ID, TOPICS
 from chaos.pair import Pair
 from chaos.recorder import Recorder
 from receiver.settings import ISSUER_URL, ORGANIZATION_ID
 from receiver.testing.issuer import TEST_ORGANIZATION, Issuer
-from receiver.testing.postgresql import own_server
+from receiver.testing.postgresql import start_server
 from receiver.testing.running import ROOT, RunningReceiver, parent_of, wait_until
 
 CONFIG = """
 [receiver]
 host = "127.0.0.1"
 plugins = ["{plugin}"]
-{sinks}
+{sensors}{sinks}
 """
 RETRY = 'retry = {{ initial_backoff = {initial}, max_backoff = {maximum}, max_age = "30d" }}\n'
 INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 5.0
@@ -76,20 +79,43 @@ EXPIRE_CLAIMS = (
 class System:
     """A receiver that is restarted whenever it exits, as systemd does it. With `speed` 10 its backoff is a tenth."""
 
-    def __init__(self, folder: Path, journal: str, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        journal: str,
+        speed: float = 1.0,
+        cloud_environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
+        self.untested: dict[str, str] = {}
+        """Kinds of faults that cannot be injected on this machine, and why."""
         self._retry = RETRY.format(initial=INITIAL_BACKOFF_SECONDS / speed, maximum=MAX_BACKOFF_SECONDS / speed)
         self.target = Target()
         self.issuer = Issuer().__enter__()
         mosquitto = find_mosquitto()
         self.broker = Broker(mosquitto, BROKER, verbose=False) if mosquitto else None
+        if self.broker is None:
+            self.untested["broker killed"] = "mosquitto is not installed"
         self.sinks = [name for name in SINKS if self.broker or name != "broker"]
         """Without mosquitto there is no sink `broker`."""
-        self.server = own_server() if journal == "postgresql" else None
+        self.disk: Disk | None = None
+        self.clock: Clock | None = None
+        try:
+            if journal == "sqlite":
+                self.disk = Disk(folder / "registry")
+            elif journal == "postgresql":
+                self.clock = Clock()
+        except RuntimeError as error:
+            kinds = (
+                ["registry's disk full"] if journal == "sqlite" else ["database clock ahead", "database clock behind"]
+            )
+            self.untested |= dict.fromkeys(kinds, str(error))
+        self.server = start_server(self.clock.environment if self.clock else {}) if journal == "postgresql" else None
         self.pair = Pair() if journal == "replicated" else None
         database = self.server or self.pair
         self.database_url = database.new_database() if database else None
         environment = {
+            **cloud_environment,
             "CONSOLE_PASSWORD": CONSOLE_PASSWORD,
             ISSUER_URL: self.issuer.url,
             ORGANIZATION_ID: TEST_ORGANIZATION,
@@ -119,7 +145,13 @@ class System:
             table = options + self._retry
             table += "enabled = false\n" * (name == disabled) + 'colour = "red"\n' * (name == mistyped)
             tables.append(f"[sinks.{name}]\n{table}")
-        return CONFIG.format(plugin=ROOT / "chaos" / "sink.py", sinks="".join(tables))
+        sensors = f'[sensors]\nurl = "sqlite:///{self.registry_path}"\n' if self.disk else ""
+        return CONFIG.format(plugin=ROOT / "chaos" / "sink.py", sensors=sensors, sinks="".join(tables))
+
+    @property
+    def registry_path(self) -> Path:
+        """The SQLite file of the registry, unless it is in the database of the journal."""
+        return (self.disk.folder if self.disk else self.folder / "data") / "sensors.sqlite"
 
     def start(self) -> None:
         """Start the receiver unless it is running, and restart it from now on whenever it exits."""
@@ -247,6 +279,10 @@ class System:
         self.target.recover()
         self.target.close()
         self.issuer.close()
+        if self.disk is not None:
+            self.disk.close()
+        if self.clock is not None:
+            self.clock.close()
         if self._listener is not None:
             self._listener.kill()
             self._listener.wait()

@@ -127,6 +127,14 @@ class Driver:
         if self._cloud.push(item.body):
             self.ledger.confirm(item)
 
+    def attempt(self, item: Item) -> int:
+        """Push an item once; the status of the response, 0 for none."""
+        self.ledger.record_push(item)
+        status = self._cloud.attempt(item.body)
+        if status == 200:
+            self.ledger.confirm(item)
+        return status
+
     def _run(self) -> None:
         start = time.monotonic()
         for at, item in self._traffic:

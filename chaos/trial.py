@@ -11,13 +11,15 @@ from pathlib import Path
 import urllib3
 
 from chaos.cloud import Cloud
-from chaos.faults import OF_BROKER, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, InjectedFault, Lane, schedule
+from chaos.faults import OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, InjectedFault, Lane, schedule
+from chaos.history import History
 from chaos.oracle import Violation, collect, compare_registry, judge, quarantined_ids
 from chaos.report import Report, recovery
 from chaos.system import System, Watch
 from chaos.traffic import CONNECTIONS, Driver, event, traffic
 from chaos.visitor import Visitor
 from receiver.simulator import Simulator
+from receiver.testing.cloud import Cloud as FakeDT
 from receiver.testing.running import wait_until
 
 AFTERMATH_SECONDS = 10.0
@@ -58,22 +60,29 @@ class Trial:
 
 def run(trial: Trial, folder: Path) -> Report:
     """Run a trial in an empty folder."""
-    system = System(folder, trial.journal, trial.speed)
+    with FakeDT() as dt:
+        return run_with(dt, trial, folder)
+
+
+def run_with(dt: FakeDT, trial: Trial, folder: Path) -> Report:
+    system = System(folder, trial.journal, trial.speed, dt.environment)
     cloud = Cloud([system.receiver], CONNECTIONS, system.issuer)
     driver = Driver(cloud, traffic(trial.seed, trial.rate))
-    watch, visitor = Watch(system), Visitor(system.receiver)
+    watch, visitor, history = Watch(system), Visitor(system.receiver), History(dt, driver, system.receiver)
     try:
         system.start()
         system.process("worker")
         watch.start()
         visitor.start()
         driver.start()
+        history.start()
         injected, violations = inject_faults(system, driver, trial)
         time.sleep(AFTERMATH_SECONDS / trial.speed)
         driver.finish(IDLE_SECONDS)
+        history.finish()
         violations += wait_until_idle(system, driver, expire_claims=trial.expire_claims)
         watch.finish()
-        violations += visitor.finish()
+        violations += [*visitor.finish(), *history.compare()]
         verdict = judge(
             driver.ledger.entries, quarantined_ids(system), collect(system), system.disabled, repeats=not trial.only
         )
@@ -95,7 +104,7 @@ def run(trial: Trial, folder: Path) -> Report:
         system.exits,
         violations,
         explanations,
-        () if system.broker else ("the sink mqtt: mosquitto is not installed",),
+        [f"{kind}: {reason}" for kind, reason in system.untested.items()],
     )
 
 
@@ -103,11 +112,12 @@ def inject_faults(system: System, driver: Driver, trial: Trial) -> tuple[list[In
     """Inject faults in two lanes that overlap; all of them, and the promises found broken meanwhile."""
     kinds: dict[str, Sequence[str]] = {
         "processes": OF_PROCESSES,
-        "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal] + OF_BROKER * (system.broker is not None),
+        "surroundings": OF_SURROUNDINGS + OF_JOURNAL[trial.journal],
     }
     if trial.only:
         kinds = {"only": trial.only}
-    lanes = [Lane(system, schedule(trial.seed, name, kinds[name], trial.speed)) for name in kinds]
+    possible = {name: [kind for kind in kinds[name] if kind not in system.untested] for name in kinds}
+    lanes = [Lane(system, schedule(trial.seed, name, possible[name], trial.speed)) for name in possible]
     for lane in lanes:
         lane.start()
     time.sleep(trial.seconds)

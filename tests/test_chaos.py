@@ -14,7 +14,7 @@ from typing import cast
 
 import pytest
 
-from chaos.faults import FAULTS, OF_BROKER, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, schedule
+from chaos.faults import FAULTS, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, schedule
 from chaos.oracle import Received, Violation, compare_registry, judge, open_registry
 from chaos.system import System
 from chaos.traffic import FIRST_EVENT_AT, Entry, Item, digest, traffic
@@ -66,7 +66,7 @@ def test_pushes_and_the_order_of_faults_are_a_function_of_the_seed(journal: str)
 
 
 def test_every_kind_of_fault_is_injected() -> None:
-    used = [*OF_PROCESSES, *OF_SURROUNDINGS, *OF_BROKER, *(kind for kinds in OF_JOURNAL.values() for kind in kinds)]
+    used = [*OF_PROCESSES, *OF_SURROUNDINGS, *(kind for kinds in OF_JOURNAL.values() for kind in kinds)]
     assert sorted(used) == sorted(FAULTS)
     planned = itertools.islice(schedule(1, "lane", used, speed=1.0), len(used))
     assert {fault.kind for fault in planned} == set(used)
@@ -167,13 +167,13 @@ def test_only_events_pushed_while_a_sink_was_disabled_may_be_missing_there(
 def test_a_registry_that_lacks_an_event_is_detected(tmp_path: Path) -> None:
     bodies = [Simulator(1).body("temperature", FIRST_EVENT_AT + timedelta(minutes=minute)) for minute in (0, 15)]
     events = [Event.from_body(body, datetime.now(UTC)) for body in bodies]
-    (tmp_path / "data").mkdir()
-    with closing(open_registry(None, tmp_path / "data" / "sensors.sqlite")) as registry:
+    path = tmp_path / "sensors.sqlite"
+    with closing(open_registry(None, path)) as registry:
         registry.fold(events[:1])
 
     def different(journal: Sequence[bytes]) -> list[Violation]:
         stored = SimpleNamespace(
-            folder=tmp_path, database_url=None, journal=lambda query: [(body,) for body in journal]
+            folder=tmp_path, database_url=None, registry_path=path, journal=lambda query: [(body,) for body in journal]
         )
         return compare_registry(cast(System, stored))
 
