@@ -15,6 +15,7 @@ MINUTES = 10
 SIZE = 1
 JOURNAL = sqlite
 RATE = 50
+SPEED = 1
 TIMES = 10
 STATES = 5000
 
@@ -58,7 +59,8 @@ bench: $(VENV)/development
 	$(BIN)/python -m bench $(BENCH) --size $(SIZE)
 
 chaos: $(VENV)/development
-	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) $(SEED:%=--seed %)
+	$(BIN)/python -m chaos --minutes $(MINUTES) --journal $(JOURNAL) --rate $(RATE) --speed $(SPEED) \
+	    $(PUSHES:%=--pushes %) $(FAULTS:%=--faults %) $(SEED:%=--seed %)
 
 failover: $(VENV)/development
 	$(BIN)/python -m chaos --failovers $(TIMES) --rate $(RATE) $(SEED:%=--seed %)

@@ -11,12 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from receiver.simulator import Pusher
+from receiver.testing.issuer import Issuer
 from receiver.testing.running import RunningReceiver
 from receiver.testing.samples import TEST_SECRET
 
 INITIAL_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 1.0
 """DT's own backoff is longer; a test does not wait for it."""
+
+BY_KEY = 4
+"""With an issuer, one in so many attempts is signed with its key, the others with the secret."""
 
 
 class Cloud:
@@ -26,12 +30,15 @@ class Cloud:
     200.
     """
 
-    def __init__(self, receivers: Sequence[RunningReceiver], connections: int = 12) -> None:
+    def __init__(
+        self, receivers: Sequence[RunningReceiver], connections: int = 12, issuer: Issuer | None = None
+    ) -> None:
         self.receivers = list(receivers)
         self.pushes = 0
         self.responses: Counter[tuple[int, str]] = Counter()
         self.accepted_at: list[float] = []
         self._connections = connections
+        self._issuer = issuer
         self._pushers: dict[str, Pusher] = {}
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -59,15 +66,21 @@ class Cloud:
         """Push one body until it is accepted. Returns False if `stop` was called before that."""
         backoff = INITIAL_BACKOFF_SECONDS
         while not self._stop.is_set():
-            response = self._next_pusher().post(body)
-            with self._lock:
-                self.responses[response] += 1
-                if response[0] == 200:
-                    self.accepted_at.append(time.monotonic())
-                    return True
+            if self.attempt(body) == 200:
+                return True
             self._stop.wait(backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
         return False
+
+    def attempt(self, body: bytes) -> int:
+        """Push one body once; the status of the response, 0 for none."""
+        by_key = self._issuer is not None and self.pushes % BY_KEY == 0
+        response = self._next_pusher().post(body, self._issuer.sign(body) if self._issuer and by_key else None)
+        with self._lock:
+            self.responses[response] += 1
+            if response[0] == 200:
+                self.accepted_at.append(time.monotonic())
+        return response[0]
 
     def stop(self) -> None:
         """Retry no more."""

@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from typing import TypeVar
 
 import psutil
 
-from chaos.system import SINKS, System
+from chaos.system import System
+from chaos.visitor import Visitor
+from receiver.testing.issuer import send
 from receiver.testing.running import wait_until
 
 CLOCK_SECONDS = 3670.0
@@ -32,6 +35,9 @@ FAULT_SECONDS = 60.0
 """How long to wait for each fault until enough were injected, on a busy machine."""
 
 MEMORY_BYTES = 1_000_000_000
+
+BROWSER_CONNECTIONS = 12
+"""Those of two browsers: each opens six to a host."""
 
 HOLD_FRACTIONS = (0.05, 0.5, 2.5)
 """How long one call holds the interpreter, in lengths of the fault: up to so long that the dispatcher is killed."""
@@ -175,7 +181,7 @@ def shift_clock(seconds: float) -> Inject:
 @contextmanager
 def mistype_sink(system: System, planned: PlannedFault) -> Iterator[str]:
     """A restart with an error in one sink's table, and another with the table corrected. Its events must wait."""
-    name = choose(list(SINKS), planned)
+    name = choose(system.sinks, planned)
     with configured(system, system.config(mistyped=name)):
         yield name
 
@@ -183,7 +189,7 @@ def mistype_sink(system: System, planned: PlannedFault) -> Iterator[str]:
 @contextmanager
 def disable_sink(system: System, planned: PlannedFault) -> Iterator[str]:
     """A sink is disabled, and later enabled. Its pending deliveries must wait; no new events are queued for it."""
-    name = choose(list(SINKS), planned)
+    name = choose(system.sinks, planned)
     began_at = time.monotonic()
     try:
         with configured(system, system.config(disabled=name)):
@@ -270,6 +276,66 @@ def fill_disk(file: str, free_bytes: int) -> Inject:
 
 
 @contextmanager
+def kill_broker(system: System, planned: PlannedFault) -> Iterator[str]:
+    """The MQTT broker is killed, and started again."""
+    assert system.broker is not None
+    system.broker.kill()
+    yield ""
+    system.start_broker()
+
+
+@contextmanager
+def hide_issuer(system: System, planned: PlannedFault) -> Iterator[str]:
+    """DT's identity service is away, or hangs, while DT begins to sign with a new key."""
+    ended = threading.Event()
+
+    def hang(request: BaseHTTPRequestHandler) -> None:
+        ended.wait()
+
+    system.issuer.answer = choose([respond_503, hang], planned)
+    key = system.issuer.rotate(keep=1)
+    yield f"new key {key}"
+    system.issuer.answer = None
+    ended.set()
+
+
+def respond_503(request: BaseHTTPRequestHandler) -> None:
+    send(request, {}, 503)
+
+
+@contextmanager
+def load_console(system: System, planned: PlannedFault) -> Iterator[str]:
+    """Somebody opens many pages of the console at once, again and again."""
+    visitors = [Visitor(system.receiver, pause_seconds=0.0) for _ in range(BROWSER_CONNECTIONS)]
+    for visitor in visitors:
+        visitor.start()
+    yield f"{len(visitors)} connections"
+    wrong = sorted({what for visitor in visitors for what in visitor.stop()})
+    assert not wrong, ", ".join(wrong)
+
+
+@contextmanager
+def fill_registry_disk(system: System, planned: PlannedFault) -> Iterator[str]:
+    """No space for the file of the registry; the disk of the journal has some."""
+    assert system.disk is not None
+    with system.disk.full() as used:
+        yield f"with {used} bytes"
+
+
+def shift_database_clock(seconds: float) -> Inject:
+    """The clock of the database's machine jumps, and later back."""
+
+    @contextmanager
+    def inject(system: System, planned: PlannedFault) -> Iterator[str]:
+        assert system.clock is not None
+        system.clock.shift(seconds)
+        yield f"by {seconds:+.0f} s"
+        system.clock.shift(0)
+
+    return inject
+
+
+@contextmanager
 def kill_database(system: System, planned: PlannedFault) -> Iterator[str]:
     """PostgreSQL is shut down in immediate mode, and started again."""
     assert system.server is not None
@@ -336,18 +402,30 @@ FAULTS = {
     "plugin holds the interpreter": Fault(hold_interpreter, 20),
     "plugin leaks memory": Fault(leak_memory, 15),
     "plugin raises": Fault(plugin("raise"), 20),
+    "issuer away": Fault(hide_issuer, 15),
+    "console under load": Fault(load_console, 10),
     "disk full under CSV": Fault(fill_disk("events.csv", 3_000), 15),
+    "broker killed": Fault(kill_broker, 3),
+    "registry's disk full": Fault(fill_registry_disk, 15),
     "disk full under journal": Fault(fill_disk("data/journal.sqlite-wal", 3_000), 15),
     "database killed": Fault(kill_database, 2),
     "database frozen": Fault(freeze_database, 8),
     "connections cut": Fault(cut_connections, 0),
+    "database clock ahead": Fault(shift_database_clock(CLOCK_SECONDS), 15),
+    "database clock behind": Fault(shift_database_clock(-CLOCK_SECONDS), 15),
     "primary killed": Fault(fail_over(frozen=False), 3),
     "primary frozen": Fault(fail_over(frozen=True), 3),
 }
 OF_PROCESSES = list(FAULTS)[:11]
-OF_SURROUNDINGS = list(FAULTS)[11:20]
+OF_SURROUNDINGS = list(FAULTS)[11:23]
 OF_JOURNAL = {
-    "sqlite": ["disk full under journal"],
-    "postgresql": ["database killed", "database frozen", "connections cut"],
+    "sqlite": ["disk full under journal", "registry's disk full"],
+    "postgresql": [
+        "database killed",
+        "database frozen",
+        "connections cut",
+        "database clock ahead",
+        "database clock behind",
+    ],
     "replicated": ["primary killed", "primary frozen"],
 }

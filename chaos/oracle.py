@@ -7,19 +7,18 @@ was disabled may be missing at that sink.
 from __future__ import annotations
 
 import csv
-import hashlib
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from chaos.system import SOME_TYPES, System
-from chaos.traffic import Entry, Item
+from chaos.traffic import Entry, digest
 from receiver.event import Event
 from receiver.journal import open_database
 from receiver.sensors.registry import Registry
@@ -34,15 +33,15 @@ FOLDED_AT_ONCE = 500
 class Received:
     """What the destination of one sink received: how often each id, and with which bodies (SHA-256, where visible).
 
-    `expects` says which items pass the sink's filter. With `exactly` each must be there so often, otherwise at least
+    `expects` says which pass the sink's filter. With `exactly` each must be there so often, otherwise at least
     once. `repeats` counts the attempts after the first.
     """
 
     sink: str
     ids: Counter[str]
     digests: Mapping[str, set[str]] = field(default_factory=dict)
-    expects: Callable[[Item], bool] = lambda item: item.type is not None
-    exactly: Callable[[Item], int] | None = None
+    expects: Callable[[Entry], bool] = lambda entry: entry.type is not None
+    exactly: Callable[[Entry], int] | None = None
     repeats: int = 0
 
 
@@ -58,86 +57,96 @@ class Violation:
         return f"{self.what}: {len(self.ids)} ({named})" if self.ids else self.what
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What was found: the broken promises, and for each sink how often its destination saw a repeated attempt."""
+
+    violations: list[Violation]
+    repeats: Mapping[str, int]
+
+
 def judge(
     entries: Sequence[Entry],
     quarantined: set[str],
-    received: Sequence[Received],
+    received: Iterable[Received],
     disabled: Sequence[tuple[str, float, float]],
     *,
     repeats: bool = True,
-) -> list[Violation]:
-    """Every forbidden difference between destinations and ledger. With `repeats`, some must have been repeated."""
-    items = {entry.item.id: entry.item for entry in entries}
-    not_events = {item.id for item in items.values() if item.type is None}
-    confirmed = {entry.item.id for entry in entries if entry.confirmed_at is not None}
+) -> Verdict:
+    """Every forbidden difference between destinations and ledger. With `repeats`, some must have been repeated.
+
+    What was received is looked at one sink after another, since all together may not fit into memory.
+    """
+    ledger = {entry.id: entry for entry in entries}
+    not_events = {entry.id for entry in entries if entry.type is None}
+    confirmed = {entry.id for entry in entries if entry.confirmed_at is not None}
     found = {
-        "retried to the end, and never got 200": items.keys() - confirmed,
+        "retried to the end, and never got 200": ledger.keys() - confirmed,
         "got 200, but not in quarantine": (confirmed & not_events) - quarantined,
         "in quarantine, but never pushed": quarantined - not_events,
     }
+    repeated: dict[str, int] = {}
     for each in received:
         windows = [(since, until) for name, since, until in disabled if name == each.sink]
-        found |= compare(each, items, {entry.item.id for entry in entries if must_have(each, entry, windows)})
+        found |= compare(each, ledger, {entry.id for entry in entries if must_have(each, entry, windows)})
+        repeated[each.sink] = each.repeats
     violations = [Violation(what, tuple(sorted(ids))) for what, ids in found.items() if ids]
-    if repeats and not any(each.repeats for each in received):
+    if repeats and not any(repeated.values()):
         violations.append(Violation("no sink received an event twice, so repeats were not tested"))
-    return violations
+    return Verdict(violations, repeated)
 
 
 def must_have(received: Received, entry: Entry, windows: Iterable[tuple[float, float]]) -> bool:
     """Whether an item must be at a sink: it got 200, and cannot have been accepted while the sink was disabled."""
-    if entry.confirmed_at is None or not received.expects(entry.item):
+    if entry.confirmed_at is None or not received.expects(entry):
         return False
     return not any(entry.first_pushed_at < until and since < entry.confirmed_at for since, until in windows)
 
 
-def compare(received: Received, items: Mapping[str, Item], required: set[str]) -> dict[str, set[str]]:
+def compare(received: Received, ledger: Mapping[str, Entry], required: set[str]) -> dict[str, set[str]]:
     """The ids that one sink lacks, should not have, or has otherwise than it should."""
-    expected = {name for name in received.ids if name in items and received.expects(items[name])}
+    expected = {name for name in received.ids if name in ledger and received.expects(ledger[name])}
     return {
         f"got 200, but missing at sink {received.sink}": required - received.ids.keys(),
         f"at sink {received.sink}, but never pushed or filtered out": received.ids.keys() - expected,
         f"at sink {received.sink} with a different body": {
-            name for name in expected if received.digests.get(name, set()) - {digest(items[name].body)}
+            name for name in expected if received.digests.get(name, set()) - {ledger[name].digest}
         },
         f"not in the right number at sink {received.sink}": {
-            name for name in expected if received.exactly and received.ids[name] != received.exactly(items[name])
+            name for name in expected if received.exactly and received.ids[name] != received.exactly(ledger[name])
         },
     }
 
 
-def collect(system: System) -> list[Received]:
-    """What all destinations have received so far."""
+def collect(system: System) -> Iterator[Received]:
+    """What all destinations have received so far, one after another."""
     target, receiver = system.target, system.receiver
-    return [
-        Received(
-            "hook",
-            Counter(target.accepted.copy()),
-            {name: {digest(body) for body in bodies} for name, bodies in target.bodies.copy().items()},
-            repeats=sum(target.calls.values()) - len(target.calls),
-        ),
-        Received("events", rows(system.folder / "events.csv"), exactly=lambda item: 1),
-        Received("readings", rows(system.folder / "readings.csv"), exactly=count_rows),
-        Received("console", Counter(receiver.printed_ids())),
-        recorded("some", system.folder / "some.txt", lambda item: item.type in SOME_TYPES),
-        recorded("odd", system.folder / "odd.txt", lambda item: item.type is not None),
-        *([stored(system)] if system.database_url else []),
-    ]
+    yield Received(
+        "hook",
+        Counter(target.accepted),
+        target.digests,
+        repeats=sum(target.calls.values()) - len(target.calls),
+    )
+    yield Received("events", rows(system.folder / "events.csv"), exactly=lambda entry: 1)
+    yield Received("readings", rows(system.folder / "readings.csv"), exactly=lambda entry: entry.rows)
+    yield Received("console", Counter(receiver.printed_ids()))
+    yield recorded("some", system.folder / "some.txt", lambda entry: entry.type in SOME_TYPES)
+    yield recorded("odd", system.folder / "odd.txt", lambda entry: entry.type is not None)
+    if system.broker is not None:
+        received = recorded("broker", system.folder / "broker.txt", lambda entry: entry.type is not None)
+        yield replace(received, repeats=received.ids.total() - len(received.ids))
+    yield stored(system)
 
 
 def stored(system: System) -> Received:
-    """What is in the database of the journal: after failovers, that of the survivor."""
-    digests = dict(system.sql("SELECT id, encode(sha256(body), 'hex') FROM events"))
-    return Received("journal", Counter(digests.keys()), {name: {found} for name, found in digests.items()})
-
-
-def digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
+    """What is in the journal: after failovers, in that of the survivor."""
+    digests = {name: {digest(body)} for name, body in system.journal("SELECT id, body FROM events")}
+    return Received("journal", Counter(digests.keys()), digests)
 
 
 def quarantined_ids(system: System) -> set[str]:
     """The ids of all pushes in quarantine: the SHA-256 of each body."""
-    return {push["id"] for push in json.loads(system.receiver.run("quarantine", "list", "--json"))}
+    return {name for (name,) in system.journal("SELECT id FROM quarantine")}
 
 
 def rows(path: Path) -> Counter[str]:
@@ -147,32 +156,31 @@ def rows(path: Path) -> Counter[str]:
         return Counter(row["event_id"] for row in csv.DictReader(file))
 
 
-def count_rows(item: Item) -> int:
-    """How many rows an event has in a file of readings."""
-    return max(1, len(Event.from_body(item.body, datetime.now(UTC)).readings()))
-
-
-def recorded(sink: str, path: Path, expects: Callable[[Item], bool]) -> Received:
+def recorded(sink: str, path: Path, expects: Callable[[Entry], bool]) -> Received:
     """What the plugin has recorded; a line that was cut short does not count."""
     ids: Counter[str] = Counter()
     digests: dict[str, set[str]] = {}
     repeats = 0
-    for name, attempt, sha256 in RECORD.findall(path.read_text(encoding="utf-8") if path.exists() else ""):
+    for found in RECORD.finditer(path.read_text(encoding="utf-8") if path.exists() else ""):
+        name, attempt, sha256 = found.groups()
         ids[name] += 1
         digests.setdefault(name, set()).add(sha256)
         repeats += int(attempt) > 1
     return Received(sink, ids, digests, expects, repeats=repeats)
 
 
-def compare_registry(system: System, entries: Sequence[Entry]) -> list[Violation]:
-    """The sensors of which the registry knows something else than one into which each event was folded once."""
+def compare_registry(system: System) -> list[Violation]:
+    """The sensors of which the registry knows something else than one into which each event was folded once.
+
+    The events are those of the journal, which `judge` has compared with the ledger.
+    """
     expected, now = Path(system.folder / "expected.sqlite"), datetime.now(UTC)
-    events = (Event.from_body(entry.item.body, now) for entry in entries if entry.item.type is not None)
+    events = (Event.from_body(body, now) for (body,) in system.journal("SELECT body FROM events"))
     with closing(open_registry(None, expected)) as registry:
         for batch in iter(lambda: list(itertools.islice(events, FOLDED_AT_ONCE)), []):
             registry.fold(batch)
         folded = known_facts(registry)
-    with closing(open_registry(system.database_url, system.folder / "data" / "sensors.sqlite")) as registry:
+    with closing(open_registry(system.database_url, system.registry_path)) as registry:
         found = known_facts(registry)
     different = {device for device in folded.keys() | found.keys() if folded.get(device) != found.get(device)}
     return [Violation("the registry knows something else of a sensor", tuple(sorted(different)))] if different else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,12 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Recorder:
     """An HTTP server at `url` that accepts everything.
 
-    By idempotency key, `bodies` are the bodies and `calls` the number of requests; `concurrent_calls` are the keys of
-    requests that arrived while another with the same key was being processed.
+    By idempotency key, `digests` are the SHA-256 of the bodies and `calls` the number of requests; `concurrent_calls`
+    are the keys of requests that arrived while another with the same key was being processed.
     """
 
     def __init__(self) -> None:
-        self.bodies: dict[str, set[bytes]] = {}
+        self.digests: dict[str, set[str]] = {}
         self.calls: Counter[str] = Counter()
         self.concurrent_calls: list[str] = []
         self._in_progress: Counter[str] = Counter()
@@ -44,7 +45,7 @@ class Recorder:
             if self._in_progress[key] > 1:
                 self.concurrent_calls.append(key)
             self.calls[key] += 1
-            self.bodies.setdefault(key, set()).add(body)
+            self.digests.setdefault(key, set()).add(hashlib.sha256(body).hexdigest())
 
     def _end(self, key: str) -> None:
         with self._lock:

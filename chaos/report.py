@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chaos.faults import InjectedFault
-from chaos.oracle import Received, Violation
+from chaos.oracle import Violation
 
 MAX_SHOWN = 20
 """How many faults are shown one by one."""
@@ -30,23 +30,24 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Report:
-    """`exits` are the codes with which receivers exited that had not been stopped."""
+    """`exits` are the codes with which receivers exited that had not been stopped, `untested` what was left out."""
 
     headline: str
     bodies: int
     pushes: int
     responses: Counter[tuple[int, str]]
-    received: Sequence[Received]
+    repeats: Mapping[str, int]
     recoveries: Sequence[Recovery]
     exits: Sequence[int]
     violations: Sequence[Violation]
     explanations: Sequence[str]
+    untested: Sequence[str] = ()
 
     def __str__(self) -> str:
         return "\n".join([*self._totals(), "", *self._table(), "", *self._verdict()])
 
     def _totals(self) -> list[str]:
-        repeats = ", ".join(f"{each.sink} {each.repeats}" for each in self.received if each.repeats)
+        repeats = ", ".join(f"{sink} {count}" for sink, count in self.repeats.items() if count)
         exits = ", ".join(f"{count} with code {code}" for code, count in sorted(Counter(self.exits).items()))
         return [
             self.headline,
@@ -54,6 +55,7 @@ class Report:
             *(f"{count:8} {status or '---'} {text}" for (status, text), count in self.responses.most_common()),
             f"attempts after the first, seen by the destinations: {repeats or 'none'}",
             f"receivers that exited without being stopped: {exits or 'none'}",
+            *(f"not tested, {each}" for each in self.untested),
         ]
 
     def _table(self) -> list[str]:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sqlite3
 import struct
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
 
+from chaos.broker import Broker, find_mosquitto
+from chaos.clock import Clock
+from chaos.disk import Disk
+from chaos.listener import CLIENT_ID, TOPICS
 from chaos.pair import Pair
 from chaos.recorder import Recorder
-from receiver.testing.postgresql import own_server
+from receiver.settings import ISSUER_URL, ORGANIZATION_ID
+from receiver.testing.issuer import TEST_ORGANIZATION, Issuer
+from receiver.testing.postgresql import start_server
 from receiver.testing.running import ROOT, RunningReceiver, parent_of, wait_until
 
 CONFIG = """
 [receiver]
 host = "127.0.0.1"
 plugins = ["{plugin}"]
-{sinks}
+{sensors}{sinks}
 """
 RETRY = 'retry = {{ initial_backoff = {initial}, max_backoff = {maximum}, max_age = "30d" }}\n'
 INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 5.0
@@ -35,6 +45,7 @@ SINKS = {
     "console": 'type = "stdout"\n',
     "some": 'type = "records"\npath = "{folder}/some.txt"\nfilter = {{ event_types = {types} }}\n',
     "odd": 'type = "records"\npath = "{folder}/odd.txt"\ninstructions = "{folder}/instructions"\n',
+    "broker": 'type = "mqtt"\nurl = "{broker}"\n',
 }
 SOME_TYPES = ["touch", "temperature", "humidity", "soilMoisture"]
 FILES = {
@@ -43,7 +54,18 @@ FILES = {
     "console": "stdout.txt",
     "some": "some.txt",
     "odd": "odd.txt",
+    "broker": "broker.txt",
 }
+BROKER = """
+allow_anonymous true
+persistence true
+persistence_location {folder}/
+autosave_interval 0
+max_inflight_messages 0
+max_queued_messages 0
+"""
+"""Messages for the listener are never held back, so that one that was accepted is on its way when the broker dies."""
+
 CONSOLE_PASSWORD = "chaos-console-password"
 START_SECONDS = 60.0
 RESTART_SECONDS = 0.5
@@ -57,15 +79,47 @@ EXPIRE_CLAIMS = (
 class System:
     """A receiver that is restarted whenever it exits, as systemd does it. With `speed` 10 its backoff is a tenth."""
 
-    def __init__(self, folder: Path, journal: str, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        journal: str,
+        speed: float = 1.0,
+        cloud_environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
+        self.untested: dict[str, str] = {}
+        """Kinds of faults that cannot be injected on this machine, and why."""
         self._retry = RETRY.format(initial=INITIAL_BACKOFF_SECONDS / speed, maximum=MAX_BACKOFF_SECONDS / speed)
         self.target = Target()
-        self.server = own_server() if journal == "postgresql" else None
+        self.issuer = Issuer().__enter__()
+        mosquitto = find_mosquitto()
+        self.broker = Broker(mosquitto, BROKER, verbose=False) if mosquitto else None
+        if self.broker is None:
+            self.untested["broker killed"] = "mosquitto is not installed"
+        self.sinks = [name for name in SINKS if self.broker or name != "broker"]
+        """Without mosquitto there is no sink `broker`."""
+        self.disk: Disk | None = None
+        self.clock: Clock | None = None
+        try:
+            if journal == "sqlite":
+                self.disk = Disk(folder / "registry")
+            elif journal == "postgresql":
+                self.clock = Clock()
+        except RuntimeError as error:
+            kinds = (
+                ["registry's disk full"] if journal == "sqlite" else ["database clock ahead", "database clock behind"]
+            )
+            self.untested |= dict.fromkeys(kinds, str(error))
+        self.server = start_server(self.clock.environment if self.clock else {}) if journal == "postgresql" else None
         self.pair = Pair() if journal == "replicated" else None
         database = self.server or self.pair
         self.database_url = database.new_database() if database else None
-        environment = {"CONSOLE_PASSWORD": CONSOLE_PASSWORD}
+        environment = {
+            **cloud_environment,
+            "CONSOLE_PASSWORD": CONSOLE_PASSWORD,
+            ISSUER_URL: self.issuer.url,
+            ORGANIZATION_ID: TEST_ORGANIZATION,
+        }
         if self.database_url:
             environment["DATABASE_URL"] = self.database_url
         self.receiver = RunningReceiver(folder, self.config(), time.time(), environment)
@@ -74,6 +128,8 @@ class System:
         self.disabled: list[tuple[str, float, float]] = []
         """Which sink was disabled from when to when (monotonic)."""
         self.last_stopped_at = 0.0
+        self._listener: subprocess.Popen[bytes] | None = None
+        self._start_listener()
         self._should_run = False
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -83,11 +139,19 @@ class System:
     def config(self, *, disabled: str = "", mistyped: str = "") -> str:
         """config.toml, in which one sink may be disabled or have an error."""
         tables = []
-        for name, options in SINKS.items():
-            table = options.format(hook=self.target.url, folder=self.folder, types=SOME_TYPES) + self._retry
+        broker = self.broker.url if self.broker else ""
+        for name in self.sinks:
+            options = SINKS[name].format(hook=self.target.url, folder=self.folder, types=SOME_TYPES, broker=broker)
+            table = options + self._retry
             table += "enabled = false\n" * (name == disabled) + 'colour = "red"\n' * (name == mistyped)
             tables.append(f"[sinks.{name}]\n{table}")
-        return CONFIG.format(plugin=ROOT / "chaos" / "sink.py", sinks="".join(tables))
+        sensors = f'[sensors]\nurl = "sqlite:///{self.registry_path}"\n' if self.disk else ""
+        return CONFIG.format(plugin=ROOT / "chaos" / "sink.py", sensors=sensors, sinks="".join(tables))
+
+    @property
+    def registry_path(self) -> Path:
+        """The SQLite file of the registry, unless it is in the database of the journal."""
+        return (self.disk.folder if self.disk else self.folder / "data") / "sensors.sqlite"
 
     def start(self) -> None:
         """Start the receiver unless it is running, and restart it from now on whenever it exits."""
@@ -152,6 +216,34 @@ class System:
         draft.write_text(misbehavior, encoding="utf-8")
         draft.rename(instructions)
 
+    def start_broker(self) -> None:
+        """Start the broker, and wait until the listener is connected to it."""
+        assert self.broker is not None
+        connections = self._connections_of_listener()
+        self.broker.start()
+        wait_until(lambda: self._connections_of_listener() > connections, START_SECONDS, "the listener")
+
+    def _start_listener(self) -> None:
+        """Start the broker and its listener, whose subscription is then in the file of the broker."""
+        if self.broker is None:
+            return
+        self.broker.start()
+        path = self.folder / FILES["broker"]
+        command = [sys.executable, "-m", "chaos.listener", str(self.broker.port), str(path)]
+        self._listener = subprocess.Popen(command, cwd=ROOT)
+        saved = self.broker.folder / "mosquitto.db"
+
+        def is_subscribed() -> bool:
+            assert self.broker is not None
+            self.broker.save()
+            return saved.exists() and TOPICS.encode() in saved.read_bytes()
+
+        wait_until(is_subscribed, START_SECONDS, "the subscription of the listener")
+
+    def _connections_of_listener(self) -> int:
+        assert self.broker is not None
+        return self.broker.log.count(f" as {CLIENT_ID} ")
+
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """Run a statement on a connection of our own to the database. [] if there is no database."""
         if self.database_url is None:
@@ -159,6 +251,15 @@ class System:
         with psycopg.connect(self.database_url, autocommit=True, connect_timeout=2) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
+
+    def journal(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query to the database of the journal, one after another: not all may fit into memory."""
+        if self.database_url is None:
+            with contextlib.closing(sqlite3.connect(self.folder / "data" / "journal.sqlite")) as connection:
+                yield from connection.execute(query)
+        else:
+            with psycopg.connect(self.database_url) as server, server.cursor("chaos") as cursor:
+                yield from cursor.execute(query)
 
     def log_fault(self, line: str) -> None:
         """Write a line to faults.txt, with a time as in log.txt."""
@@ -177,6 +278,16 @@ class System:
             self.receiver.kill_all()
         self.target.recover()
         self.target.close()
+        self.issuer.close()
+        if self.disk is not None:
+            self.disk.close()
+        if self.clock is not None:
+            self.clock.close()
+        if self._listener is not None:
+            self._listener.kill()
+            self._listener.wait()
+        if self.broker is not None:
+            self.broker.remove()
         if self.pair is not None:
             self.pair.close()
 
@@ -242,7 +353,7 @@ class Watch(threading.Thread):
 
     def __init__(self, system: System) -> None:
         super().__init__(daemon=True)
-        self.grew: dict[str, list[float]] = {name: [] for name in SINKS}
+        self.grew: dict[str, list[float]] = {name: [] for name in system.sinks}
         self._system = system
         self._done = threading.Event()
 
@@ -259,6 +370,6 @@ class Watch(threading.Thread):
         self.join()
 
     def _sizes(self) -> dict[str, int]:
-        paths = {name: self._system.folder / file for name, file in FILES.items()}
+        paths = {name: self._system.folder / file for name, file in FILES.items() if name in self.grew}
         sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
         return {**sizes, "hook": len(self._system.target.accepted)}

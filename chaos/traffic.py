@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chaos.cloud import Cloud
-from receiver.event import TYPES
+from receiver.event import TYPES, Event
 from receiver.simulator import Simulator
 
 DUPLICATE_SHARE = 0.02
@@ -28,6 +28,8 @@ UNUSUAL_SHARE = 0.12
 NOT_EVENT_SHARE = 0.004
 FIRST_EVENT_AT = datetime(2026, 1, 1, tzinfo=UTC)
 CONNECTIONS = 48
+MAX_WAITING = 5000
+"""So many items may wait for a connection; then no more are made until one has got 200."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,34 @@ class Item:
     body: bytes
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
-    """An item in the ledger, with monotonic times: its first push, and the first 200 to it, by which it is safe."""
+    """An item in the ledger, without its body, so that a million fit into memory.
 
-    item: Item
+    `digest` is the SHA-256 of the body, `rows` how many an event has in a file of readings. Times are monotonic: the
+    first push, and the first 200 to it, by which it is safe.
+    """
+
+    id: str
+    type: str | None
+    digest: str
+    rows: int
     first_pushed_at: float
     confirmed_at: float | None = None
+
+    @classmethod
+    def of(cls, item: Item, first_pushed_at: float, confirmed_at: float | None = None) -> Entry:
+        rows = count_rows(item) if item.type is not None else 0
+        return cls(item.id, item.type, digest(item.body), rows, first_pushed_at, confirmed_at)
+
+
+def digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def count_rows(item: Item) -> int:
+    """How many rows an event has in a file of readings."""
+    return max(1, len(Event.from_body(item.body, datetime.now(UTC)).readings()))
 
 
 class Ledger:
@@ -60,9 +83,14 @@ class Ledger:
         with self._lock:
             return list(self._entries.values())
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def record_push(self, item: Item) -> None:
-        with self._lock:
-            self._entries.setdefault(item.id, Entry(item, time.monotonic()))
+        if item.id not in self._entries:
+            entry = Entry.of(item, time.monotonic())
+            with self._lock:
+                self._entries.setdefault(item.id, entry)
 
     def confirm(self, item: Item) -> None:
         with self._lock:
@@ -78,6 +106,7 @@ class Driver:
         self._cloud = cloud
         self._traffic = traffic
         self._pool = ThreadPoolExecutor(CONNECTIONS)
+        self._waiting = threading.Semaphore(MAX_WAITING)
         self._finishing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -87,9 +116,9 @@ class Driver:
     def finish(self, seconds: float) -> None:
         """Begin no new push; those under way are retried for so long."""
         self._finishing.set()
-        self._thread.join()
         deadline = threading.Timer(seconds, self._cloud.stop)
         deadline.start()
+        self._thread.join()
         self._pool.shutdown()
         deadline.cancel()
 
@@ -98,12 +127,21 @@ class Driver:
         if self._cloud.push(item.body):
             self.ledger.confirm(item)
 
+    def attempt(self, item: Item) -> int:
+        """Push an item once; the status of the response, 0 for none."""
+        self.ledger.record_push(item)
+        status = self._cloud.attempt(item.body)
+        if status == 200:
+            self.ledger.confirm(item)
+        return status
+
     def _run(self) -> None:
         start = time.monotonic()
         for at, item in self._traffic:
             if self._finishing.wait(max(0.0, start + at - time.monotonic())):
                 return
-            self._pool.submit(self.push, item)
+            self._waiting.acquire()
+            self._pool.submit(self.push, item).add_done_callback(lambda _: self._waiting.release())
 
 
 def traffic(seed: int, rate: float) -> Iterator[tuple[float, Item]]:
@@ -147,7 +185,7 @@ def items(seed: int) -> Iterator[Callable[[datetime], Item]]:
 
     def not_an_event(at: datetime) -> Item:
         body = rng.choice(NOT_EVENTS).replace(b"NONCE", rng.randbytes(8).hex().encode())
-        return Item(hashlib.sha256(body).hexdigest(), None, body)
+        return Item(digest(body), None, body)
 
     while True:
         chance = rng.random()

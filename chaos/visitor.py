@@ -19,17 +19,18 @@ ALLOWED = {200, 404, 503, 0}
 
 
 class Visitor(threading.Thread):
-    """Asks for a page every fifth of a second; `responses` counts the statuses of each, 0 for none."""
+    """Asks for a page, pauses, and asks for the next; `responses` counts the statuses of each, 0 for none."""
 
-    def __init__(self, receiver: RunningReceiver) -> None:
+    def __init__(self, receiver: RunningReceiver, pause_seconds: float = LOOK_SECONDS) -> None:
         super().__init__(daemon=True)
         self.responses: Counter[tuple[str, int]] = Counter()
         self._receiver = receiver
+        self._pause_seconds = pause_seconds
         self._done = threading.Event()
 
     def run(self) -> None:
         for part in itertools.cycle(PARTS):
-            if self._done.wait(LOOK_SECONDS):
+            if self._done.wait(self._pause_seconds):
                 return
             self.responses[part, self.look(part)] += 1
 
@@ -40,10 +41,14 @@ class Visitor(threading.Thread):
         except urllib3.exceptions.HTTPError:
             return 0
 
-    def finish(self) -> list[Violation]:
-        """End. None may have responded with an internal error, and now every part must be shown."""
+    def stop(self) -> set[str]:
+        """End. Returns what responded with an internal error."""
         self._done.set()
         self.join()
-        wrong = {f"/console/{part} responded {status}" for part, status in self.responses if status not in ALLOWED}
+        return {f"/console/{part} responded {status}" for part, status in self.responses if status not in ALLOWED}
+
+    def finish(self) -> list[Violation]:
+        """End. None may have responded with an internal error, and now every part must be shown."""
+        wrong = self.stop()
         unseen = {f"/console/{part} is not shown" for part in PARTS if self.look(part) != 200}
         return [Violation(what) for what in sorted(wrong | unseen)]

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 import time_machine
 
-from chaos.oracle import count_rows, digest, recorded
-from chaos.traffic import Item
+from chaos.oracle import recorded
+from chaos.traffic import Item, count_rows, digest
 from power_cut.disk import ELSEWHERE, State
 from power_cut.machine import DAY_SECONDS, OTHER_COLUMNS, Entry, Machine, Phase, write_files
 from receiver.delivery.plugins import Plugins, load_plugins

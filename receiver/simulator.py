@@ -122,12 +122,11 @@ class Pusher:
         event = json.loads(body)["event"]
         return PushResponse(event["eventId"], event["eventType"], *self.post(body))
 
-    def post(self, body: bytes) -> tuple[int, str]:
-        """Sign and push any body. Returns status and text as in PushResponse."""
+    def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """Push any body, signed unless headers are given. Returns status and text as in PushResponse."""
+        headers = sign(body, self._secret, time.time()) if headers is None else headers
         try:
-            response = self._pool.request(
-                "POST", self._url, body=body, headers=sign(body, self._secret, time.time()), redirect=False
-            )
+            response = self._pool.request("POST", self._url, body=body, headers=headers, redirect=False)
         except urllib3.exceptions.HTTPError as error:
             return 0, _reason(error)
         return response.status, response.data[:200].decode("utf-8", "replace").partition("\n")[0].strip()

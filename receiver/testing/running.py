@@ -159,10 +159,11 @@ class RunningReceiver:
     def printed_ids(self) -> list[str]:
         """The ids of the events on its standard output. An event that a kill has cut off is ignored."""
         ids = []
-        for line in (self.folder / "stdout.txt").read_text(encoding="utf-8").splitlines():
-            for found in _PRINTED_EVENT.finditer(line):
-                with contextlib.suppress(ValueError):
-                    ids.append(json.loads(line[found.start() :])["event_id"])
+        with (self.folder / "stdout.txt").open(encoding="utf-8") as file:
+            for line in file:
+                for found in _PRINTED_EVENT.finditer(line):
+                    with contextlib.suppress(ValueError):
+                        ids.append(json.loads(line[found.start() :])["event_id"])
         return ids
 
     def pids(self) -> dict[str, list[int]]:

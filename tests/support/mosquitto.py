@@ -1,17 +1,11 @@
-"""A real MQTT broker (Debian's package mosquitto) on loopback, and a client that listens to it."""
+"""A real MQTT broker for a test, and a client that listens to it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from tempfile import mkdtemp
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,8 +13,8 @@ import pytest
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from chaos.broker import Broker, find_mosquitto
 from receiver.delivery.sinks import Sink
-from receiver.testing.ports import reserve_port
 from receiver.testing.running import ROOT, wait_until
 from support.built_in_sinks import build, open_sink
 
@@ -35,73 +29,6 @@ class Published(NamedTuple):
     topic: str
     payload: bytes
     retained: bool = False
-
-
-class Broker:
-    """One broker in a folder of its own, which it keeps when it is killed. `config` is added to its configuration."""
-
-    def __init__(self, program: str, config: str = "allow_anonymous true", listener: str = "") -> None:
-        self.folder = Path(mkdtemp(prefix="receiver-mosquitto-"))
-        self.port = reserve_port()
-        self.url = f"mqtt://127.0.0.1:{self.port}"
-        self._program = program
-        self._process: subprocess.Popen[bytes] | None = None
-        self.configure(config, listener)
-
-    def configure(self, config: str, listener: str = "") -> None:
-        """Replace what is in its configuration besides; effective from the next start."""
-        common = f"user root\nlistener {self.port} 127.0.0.1\n{listener}\n"
-        (self.folder / "mosquitto.conf").write_text(f"{common}{config}\n".replace("{folder}", str(self.folder)))
-
-    def start(self) -> None:
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._program, "-v", "-c", self.folder / "mosquitto.conf"], stdout=log, stderr=log
-            )
-        wait_until(self._accepts, what="mosquitto")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
-
-    def stop(self) -> None:
-        """End it as a service manager does; with persistence it saves what it retains."""
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait(10)
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """A context in which it neither reads nor writes, while its connections stay."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        yield
-        self._process.send_signal(signal.SIGCONT)
-
-    def reload(self) -> None:
-        """Read its files of users and permissions again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
-
-    def restart(self) -> None:
-        self.kill()
-        self.start()
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
-
-    def _accepts(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
-
-    def remove(self) -> None:
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Listener:
@@ -181,10 +108,8 @@ def running(
     config: str = "allow_anonymous true", listener: str = "", users: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Broker]:
     """A running broker with these users. Without the program, the test is skipped, or fails in CI."""
-    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    program = find_mosquitto()
     if program is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("mosquitto is not installed")
         pytest.skip("mosquitto is not installed")
     broker = Broker(program, config, listener)
     passwords = broker.folder / "passwords"
