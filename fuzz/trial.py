@@ -137,9 +137,7 @@ class Round:
         both = {HEADER, ASYMMETRIC_HEADER}
         self._trusted = rng.choice([both, both, {HEADER}, {ASYMMETRIC_HEADER}])
         organizations = ORGANIZATIONS if ASYMMETRIC_HEADER in self._trusted else ()
-        names = list(SECRETS)[
-            rng.randrange(2) if organizations else 0 :
-        ]  # alone, the first is required
+        names = list(SECRETS)[rng.randrange(2) if organizations else 0 :]  # alone, the first is required
         secrets = {name: SECRETS[name] for name in names if HEADER in self._trusted}
         legacy_sha1 = rng.random() < 0.3
         (folder / "config.toml").write_text(
