@@ -75,6 +75,7 @@ LAST_LINES = 5
 """How many lines of the output of each sink are shown."""
 
 FREEZER = "Freezer 1"
+FREEZER_ID = "emu0freezer000000000001"
 HEARTBEATS = range(8 * 60, 2 * 60, -15)
 """When the freezer was heard, in minutes before the start: its silence is two hours old."""
 
@@ -92,7 +93,7 @@ def run(seconds: float, rate: float, say: Say) -> None:
     with server(folder, secret) as url:
         say(f"A receiver is running at {url}, with its journal in {folder}.")
         say(f"Simulated sensors push {rate:g} signed events per second for {seconds:g} s. Ctrl-C stops it.\n")
-        freezer = Simulator(labels={"name": FREEZER})
+        freezer = Simulator(sensor=FREEZER_ID, labels={"name": FREEZER})
         history = push_heartbeats(url, secret, freezer, HEARTBEATS)
         pushed = history + push(url, secret, seconds, rate, say)
         wait_until_delivered(url)
@@ -142,7 +143,7 @@ def show_incident(url: str, secret: str, freezer: Simulator, folder: Path, say: 
 
 
 def wait_for_incident(registry: Registry, *, is_open: bool) -> Incident:
-    """Wait until the incident of the freezer is open, or closed. A simulated sensor may be offline as well."""
+    """Wait until the incident of the freezer is open, or closed."""
     end = time.monotonic() + JUDGED_SECONDS
     while time.monotonic() < end:
         for incident in registry.incidents(10):

@@ -55,12 +55,12 @@ class Simulator:
         labels: Mapping[str, str] = MappingProxyType({}),
         value: str | None = None,
     ) -> None:
+        self._seed = seed
         self._random = random.Random(seed)
         self._project = project
         self._sensor = sensor
         self._labels = labels
         self._value = value
-        self._devices: dict[str, str] = {}
 
     def body(self, event_type: str, at: datetime | None = None, samples: int = 1) -> bytes:
         """The raw body of a new event of this type, as DT would send it at `at` (aware UTC; default now).
@@ -75,7 +75,7 @@ class Simulator:
         if self._value is not None:
             set_value(event_type, data, self._value)
         fields = data if event_type == "labelsChanged" else {event_type: {**data, "updateTime": stamp}}
-        device = self._sensor or self._devices.setdefault(event_type, f"emu{self._name(20)}")
+        device = self._sensor or device_id(self._seed, event_type)
         payload = {
             "event": {
                 "eventId": self._event_id(time),
@@ -105,8 +105,10 @@ class Simulator:
         second = int(at.timestamp()) % 2**32
         return base64.b32hexencode(second.to_bytes(4, "big") + self._random.randbytes(8))[:20].decode().lower()
 
-    def _name(self, length: int) -> str:
-        return "".join(self._random.choices(ALPHABET, k=length))
+
+def device_id(seed: int | None, event_type: str) -> str:
+    """The simulated sensor of a type: the same one each time, since the registry expects every sensor it has heard."""
+    return "emu" + "".join(random.Random(f"{seed} {event_type}").choices(ALPHABET, k=20))
 
 
 class Pusher:
@@ -242,7 +244,7 @@ MAKERS: dict[str, Callable[[random.Random, datetime, int], Data]] = {
     "batteryStatus": _number("batteryStatus", 1, 100),
     "labelsChanged": lambda random, time, samples: {"added": {"room": "12"}, "modified": {}, "removed": ["old"]},
     "connectionStatus": lambda random, time, samples: {
-        "connection": random.choice(STATES["connectionStatus"]),
+        "connection": random.choice(["ETHERNET", "CELLULAR"]),  # OFFLINE opens an incident: only with `value`
         "available": ["ETHERNET", "CELLULAR"],
     },
     "ethernetStatus": lambda random, time, samples: {

@@ -270,3 +270,20 @@ def test_the_lack_of_a_response_is_reported_with_its_reason(url: str, text: str)
     body = Simulator(1).body("touch", NOW)
     pusher = Pusher(url.format(port=reserve_port()), TEST_SECRET)
     assert pusher.push(body) == PushResponse(event_of(body).id, "touch", 0, text)
+
+
+def test_each_type_has_one_sensor_whenever_it_is_simulated() -> None:
+    sensors = [{event_of(Simulator().body(name)).device_id for name in TYPES} for _ in range(2)]
+    assert sensors[0] == sensors[1]
+    assert len(sensors[0]) == len(TYPES)
+    assert all(re.fullmatch("emu[0-9a-z]{20}", str(each)) for each in sensors[0])
+
+
+def test_no_simulated_sensor_is_offline_unless_that_is_asked_for() -> None:
+    said = {
+        json.loads(Simulator().body("connectionStatus"))["event"]["data"]["connectionStatus"]["connection"]
+        for _ in range(50)
+    }
+    assert said == {"ETHERNET", "CELLULAR"}
+    offline = event_of(Simulator(value="OFFLINE").body("connectionStatus"))
+    assert [reading.text for reading in offline.readings()] == ["OFFLINE"]
