@@ -13,7 +13,7 @@ from support.cloud import OTHER_PROJECT, PROJECT
 from support.commands import STRONG_SECRET, Operator
 from support.sensors import event
 
-from receiver.dt import api, doctor, session
+from receiver.dt import api, doctor
 from receiver.sensors import open_registry
 from receiver.settings import SECRET
 from receiver.testing.cloud import Cloud, CloudConnector, respond
@@ -187,7 +187,7 @@ def test_a_test_push_is_signed_with_the_secret_of_its_connector(setup: Setup) ->
 
 
 def test_dt_being_away_is_a_finding(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("receiver.commands.dt.DOCTOR_SECONDS", 0.1)
     setup.cloud.answer = lambda request: bool(respond(request, 503, b"")) or True
     code, (found,) = setup.examine()
     assert (code, found["problem"]) == (1, "DT's REST API does not work now: HTTP 503")

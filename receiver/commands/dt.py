@@ -16,6 +16,9 @@ from receiver.sensors import open_registry, registry_path
 from receiver.settings import Settings
 from receiver.validation import counted, in_one_unit
 
+DOCTOR_SECONDS = 20.0
+"""How long `doctor` repeats a request without a response: who looks for a fault wants to know soon."""
+
 if TYPE_CHECKING:
     from receiver.dt.session import Session
     from receiver.journal import Records
@@ -105,7 +108,7 @@ def doctor(push: bool, as_json: bool) -> None:
     from receiver.dt.doctor import Severity, examine
 
     settings = load_settings()
-    session = open_session(settings)
+    session = open_session(settings, patience_seconds=DOCTOR_SECONDS)
     projects, records = what_is_here(settings)
     findings = examine(settings, session, projects, records, push=push)
     show(findings, as_json=as_json, none="DT and this receiver fit together.")
@@ -113,9 +116,9 @@ def doctor(push: bool, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-def open_session(settings: Settings) -> Session:
+def open_session(settings: Settings, patience_seconds: float | None = None) -> Session:
     """Access to DT's REST API. Raises ReceiverError if the service account is not set."""
-    from receiver.dt.session import Session
+    from receiver.dt.session import PATIENCE_SECONDS, Session
 
     if missing := settings.api.missing:
         raise ReceiverError(
@@ -124,7 +127,10 @@ def open_session(settings: Settings) -> Session:
         )
     return Session(
         settings.api,
-        on_wait=lambda seconds, reason: click.echo(f"waiting for {in_one_unit(seconds)}: {reason}", err=True),
+        on_wait=lambda seconds, reason: click.echo(
+            f"trying DT's REST API again in {in_one_unit(seconds)}: {reason}", err=True
+        ),
+        patience_seconds=patience_seconds or PATIENCE_SECONDS,
     )
 
 

@@ -43,7 +43,7 @@ INITIAL_BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
 
 PATIENCE_SECONDS = 300.0
-"""How long a request is repeated that gets no response, or 5xx."""
+"""How long a request is repeated that gets no response, or 5xx, unless the caller has less patience."""
 
 RATE_LIMIT_SECONDS = 7200.0
 """How long a request is repeated that gets 429: DT works, and says when to come again."""
@@ -84,8 +84,10 @@ class Session:
         now: Callable[[], float] = time.time,
         wait: Callable[[float], object] | None = None,
         on_wait: Callable[[float, str], object] = lambda seconds, reason: None,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.access = access
+        self._patience_seconds = patience_seconds
         self.now = now
         self.skew_seconds: float | None = None
         self._stopped = threading.Event()
@@ -121,7 +123,7 @@ class Session:
                 working_at = self.now()
             failures += 1
             backoff = random.uniform(0.5, 1) * min(INITIAL_BACKOFF_SECONDS * 2**failures, MAX_BACKOFF_SECONDS)
-            end = working_at + PATIENCE_SECONDS
+            end = working_at + self._patience_seconds
             try:
                 response = client.request(method, address, headers, body=body, max_bytes=MAX_RESPONSE_BYTES)
             except NoResponse as error:
