@@ -1,4 +1,4 @@
-"""`python -m power_cut --states 5000 --seed 7`: run it, print the report, and say where the states are that failed."""
+"""`python -m power_cut --states 5000 --seed 7`: print the report, and where the failed states are."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A disk, and what may be on it after a power cut.
 
-Programs see every change at once. On the disk, what was flushed is certain, and of the rest any part may be there: what
-"any part" means is a matter of the file system, and said here by `Rules`.
+Programs see every change at once. On the disk, what was flushed is certain; of other changes, any part may be there.
+Which parts are possible depends on the file system: `Rules`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from power_cut.recording import Files, Kind, Operation, Recording
 
 ELSEWHERE = "elsewhere"
-"""What is below this folder is on another machine, which has power: all that was written is there."""
+"""This folder represents another machine, which has power: everything written there survives."""
 
 
 END = (1 << 63) - 1
@@ -24,15 +24,15 @@ END = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Rules:
-    """What a file system may lose in a power cut of what was not flushed.
+    """What a file system may lose in a power cut, of changes that were not flushed.
 
-    Data reach the disk in blocks of `block` bytes, each in any of its states since the last flush, whatever the others.
+    Data reach the disk in blocks of `block` bytes, each in any of its states since the last flush, independently.
 
     ordered: names, and the sizes of files that became shorter, reach the disk in the order of their changes; a flush of
-        a file whose name or size has changed, or of a folder, takes all earlier ones with it. Otherwise each is lost or
-        not, whatever the others, until its own folder or file is flushed.
-    zeros: a file can have got its size and not its data, and then has zeros in their place. Otherwise a file becomes
-        longer as its data are written, from front to back.
+        a file whose name or size has changed, or of a folder, makes all earlier ones durable. Otherwise each is lost or
+        not, independently, until its own folder or file is flushed.
+    zeros: a file can have its new size without its data, and has zeros in their place. Otherwise a file grows as its
+        data are written, from front to back.
     """
 
     name: str
@@ -71,7 +71,7 @@ LOSSES = (
     Loss("some", "some"),
     Loss("some", "some"),
 )
-"""What is tried at each cut; the last two differ by chance."""
+"""What is tried at each cut; the last two differ at random."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Disk:
         return {path: inodes[entry] for path, entry in self._names.items() if isinstance(entry, File)}
 
     def chance(self, number: int, loss: Loss, rng: random.Random) -> Chance:
-        """The chance by which it is decided what is lost at the operation of this number."""
+        """What decides which changes a cut after the operation of this number loses."""
         return Chance(self._rules, loss, self._committed, number, rng)
 
     def _create(self, number: int, operation: Operation) -> None:
@@ -235,7 +235,7 @@ class Disk:
 
 
 class Chance:
-    """Decides, by the rules of a file system, what of the changes that were not flushed is on the disk."""
+    """Decides at random, by the rules of a file system, which changes that were not flushed are on the disk."""
 
     def __init__(self, rules: Rules, loss: Loss, committed: int, number: int, rng: random.Random) -> None:
         self.rules = rules
@@ -276,7 +276,7 @@ class Chance:
 def states(
     recording: Recording, rules: Rules, cuts: Collection[int], losses: Collection[Loss], seed: object
 ) -> Iterator[State]:
-    """What may be on the disk when the power fails after so many operations."""
+    """The states of the disk when the power fails after each number of operations in `cuts`."""
     disk = Disk(rules, recording)
     for number, position in enumerate(positions(recording)):
         if number in cuts:
@@ -299,9 +299,10 @@ def replay(recording: Recording) -> Files:
 
 
 def after_kill(earlier: Recording, number: int, later: Recording) -> Recording:
-    """The recording `later`, which began on the files that programs saw after so many operations of `earlier`.
+    """One recording of both: `later` began on the files that programs saw after `number` operations of `earlier`.
 
-    They were killed then: nothing was lost, but not all of it was on the disk. All positions of `earlier` become 0.
+    The programs were killed then, which loses nothing, but leaves changes that are not flushed. All positions of
+    `earlier` become 0.
     """
     disk = Disk(RULES[0], earlier)
     for each in range(number):
@@ -345,7 +346,7 @@ def blocks(operation: Operation, size: int) -> Iterator[tuple[int, int, bytes]]:
 
 
 def folder_of(path: str) -> str:
-    """The path of the folder in which a name is; empty for the uppermost."""
+    """The path of the folder that has a name; empty for the top folder."""
     return "" if "/" not in path else path.rpartition("/")[0]
 
 

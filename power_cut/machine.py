@@ -1,4 +1,4 @@
-"""A receiver on a disk that is recorded, and its driver: what it pushed, and by when each event had got 200."""
+"""A receiver on a recorded disk, and its driver: what it pushed, and where in the recording each event got 200."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ NEVER = 1 << 63
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a life, from a position of the recording on: the settings, and how far the clock is ahead.
+    """A part of a scenario, which begins at a position of the recording: its settings and its clock.
 
-    `began_at` is on that clock.
+    `shift` is how many seconds the clock is ahead; `began_at` is a time on that clock.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Entry:
-    """An event, or a push that is not one, that had got 200 by a position of the recording.
+    """A push that got 200 before a position of the recording, whether it is a valid event or not.
 
-    `pushed_at` is on the receiver's clock, `sinks` are those that must get it. One whose position is NEVER had got no
-    200, and may be there.
+    `pushed_at` is a time on the receiver's clock; `sinks` are those that must get the event. At the position NEVER are
+    pushes without 200, which may be stored nevertheless.
     """
 
     item: Item
@@ -85,14 +85,13 @@ class Entry:
 
 
 class Machine:
-    """A folder with a disk, and a receiver on it: recorded while it is `run`, and later on other states of the disk.
+    """A folder with a disk, and a receiver on it: recorded by `run`, and later started on other states of the disk.
 
-    The files that are below `disk` at the beginning are on the disk for certain, and so are the events of `ledger` in
-    the journal there.
+    The files below `disk` at the beginning count as flushed. `ledger` has the events that the journal there holds.
     """
 
     def __init__(self, folder: Path, seed: int, ledger: Iterable[Entry] = (), shift: float = 0.0) -> None:
-        self.folder = folder.resolve()  # the journal resolves its path, too
+        self.folder = folder.resolve()  # as the journal resolves its path
         self.disk = self.folder / "disk"
         (self.disk / ELSEWHERE).mkdir(parents=True, exist_ok=True)
         self.ledger = list(ledger)
@@ -102,19 +101,19 @@ class Machine:
         self._lock = threading.Lock()
         self._receiver: RunningReceiver | None = None
 
-    def run(self, live: Callable[[Machine], None]) -> Recording:
-        """Record what happens in `live`. Raises AssertionError if the recording lacks anything."""
+    def run(self, scenario: Callable[[Machine], None]) -> Recording:
+        """Record a scenario. Raises AssertionError if the recording is not complete."""
         self._recorder = Recorder(self.folder, self.disk)
         try:
-            live(self)
+            scenario(self)
         finally:
             if self._receiver is not None:
                 self._receiver.kill_all()
         recording = self._recorder.finish()
         replayed = dict(replay(recording))
         for path, content in contents(self.disk).items():
-            assert replayed.pop(path, b"") == content, f"{path} was changed otherwise than recorded"
-        assert not replayed, f"removed, and not recorded: {sorted(replayed)}"
+            assert replayed.pop(path, b"") == content, f"the recording does not reproduce {path}"
+        assert not replayed, f"removed without a record: {sorted(replayed)}"
         return recording
 
     def start(self, name: str, config: str = CONFIG) -> None:
@@ -129,18 +128,18 @@ class Machine:
         self._receiver = None
 
     def continue_as(self, name: str, days: int = 0) -> None:
-        """Begin a phase in which the clock is so many days further ahead."""
+        """Begin a phase; its clock is `days` further ahead."""
         assert self._receiver
         self._shift += days * DAY_SECONDS
         self._receiver.shift_clock(self._shift)
         self._begin(name, self.phases[-1].config)
 
     def push(self, count: int) -> None:
-        """Push so many items, several at once, each until it gets 200."""
+        """Push `count` items, several at once; each is repeated until it gets 200."""
         self._push_all(next(self._items)(at) for at in self._times(count))
 
     def push_large(self, count: int) -> None:
-        """The same with large events only."""
+        """Like `push`, with large events only."""
         simulator = Simulator(count)
         bodies = (json.loads(simulator.body("temperature", at)) for at in self._times(count))
         self._push_all(event(large(payload)) for payload in bodies)
@@ -153,11 +152,11 @@ class Machine:
         return next((phase for phase in reversed(self.phases) if phase.position <= position), self.phases[0])
 
     def confirmed_at(self, position: int) -> list[Entry]:
-        """What had got 200 by a position."""
+        """What got 200 before a position."""
         return [entry for entry in self.ledger if entry.position <= position]
 
     def recover(self, phase: Phase) -> list[str]:
-        """Start the receiver as it is, wait until it has delivered everything, and stop it. What went wrong then."""
+        """Start the receiver on the disk as it is, wait for all deliveries, and stop it. Returns what went wrong."""
         receiver = self._new_receiver(phase.config, {}, phase.shift)
         try:
             receiver.start()
@@ -170,7 +169,7 @@ class Machine:
         return [f"the receiver ends with exit code {code}"] if code else []
 
     def ledger_after(self, position: int) -> list[Entry]:
-        """The ledger of a recording that begins with what a cut at this position has left."""
+        """The ledger of a recording that begins on the disk that a cut at this position has left."""
         return [replace(entry, position=0 if entry.position <= position else NEVER) for entry in self.ledger]
 
     def _begin(self, name: str, config: str) -> None:
@@ -211,7 +210,7 @@ def wait_until_idle(receiver: RunningReceiver) -> None:
 
 
 def write_files(disk: Path, files: Files) -> None:
-    """Put these files below a folder, and nothing else."""
+    """Replace everything below a folder by these files."""
     shutil.rmtree(disk, ignore_errors=True)
     disk.mkdir(parents=True)
     for path, content in files.items():

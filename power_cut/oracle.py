@@ -51,7 +51,7 @@ class Oracle:
         self._plugins: Plugins | None = None
 
     def problems(self, state: State) -> list[str]:
-        """What is wrong with a state, and with what the receiver's parts make of it, all in this process."""
+        """What is wrong with a state, and what the receiver's parts do wrong on it, called in this process."""
         phase = self._machine.phase_at(state.position)
         confirmed = self._machine.confirmed_at(state.position)
         write_files(self._disk, state.files)
@@ -68,7 +68,7 @@ class Oracle:
                 return [f"the receiver's own code fails: {type(error).__name__}: {error}"]
 
     def problems_of_recovery(self, state: State) -> list[str]:
-        """What is wrong with what the real program makes of a state."""
+        """What is wrong once the real program has recovered from a state."""
         phase = self._machine.phase_at(state.position)
         confirmed = self._machine.confirmed_at(state.position)
         write_files(self._disk, state.files)
@@ -91,8 +91,8 @@ class Oracle:
     def _lacking(self, confirmed: list[Entry], phase: Phase) -> Iterator[str]:
         """What got 200 and is not in the journal, unless retention may have removed it."""
         bodies = self._bodies()
-        kept = [entry for entry in confirmed if phase.began_at - entry.pushed_at < DAY_SECONDS]
-        yield from named("got 200, but not in the journal", {entry.item.id for entry in kept} - bodies.keys())
+        retained = [entry for entry in confirmed if phase.began_at - entry.pushed_at < DAY_SECONDS]
+        yield from named("got 200, but not in the journal", {entry.item.id for entry in retained} - bodies.keys())
         known = {name: self._items[name].item.body for name in bodies.keys() & self._items.keys()}
         yield from named("not in the journal as it was pushed", {name for name in known if known[name] != bodies[name]})
         yield from named("in the journal, but never pushed", bodies.keys() - known.keys())
@@ -135,7 +135,7 @@ class Oracle:
         return sorted({sink for entry in self._machine.ledger for sink in entry.sinks})
 
     def _misdelivered(self, required: list[Entry], settings: Settings) -> list[str]:
-        """What sinks lack, and what is otherwise wrong in their files."""
+        """What is missing at sinks, or wrong in their files."""
         wanted = {
             sink: {entry.item.id: entry for entry in required if sink in entry.sinks and entry.item.type}
             for sink in self._sinks()

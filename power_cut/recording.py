@@ -1,4 +1,4 @@
-"""What the receiver's processes have done to the files of one folder, in one order."""
+"""Every change that the receiver's processes made to the files below one folder, in one order."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("recorder.c")
 LOG_BYTES = 1 << 30
-"""The log is a sparse file: it takes only the space of what is in it."""
+"""The log is a sparse file, so it uses no more space than its content."""
 
 LOG_START = 4096
 RECORD = struct.Struct("=IIQQQ")
 END = struct.Struct("=Q")
-NOT_KEPT = "-shm"
-"""The end of the names of SQLite's shared memory, which is built anew by whoever opens the database first."""
+NOT_RECORDED = "-shm"
+"""The suffix of SQLite's shared memory, which the first connection rebuilds."""
 
 
 class Kind(IntEnum):
-    """What a record says; the values are those of recorder.c."""
+    """The kind of a record; the values are those of recorder.c."""
 
     CREATE = 1
     WRITE = 2
@@ -67,13 +67,13 @@ Files = Mapping[str, bytes | None]
 
 @dataclass(frozen=True)
 class Recording:
-    """All operations on a disk, which had the files `base` (None: a folder) before."""
+    """All operations on a disk, in order; `base` are the files on it before (None: a folder)."""
 
     base: Mapping[str, StoredFile | None]
     operations: Sequence[Operation]
 
     def without(self, is_left_out: Callable[[Operation], bool]) -> Recording:
-        """The same with some operations left out, as if the program had forgotten them."""
+        """A copy without some operations, as if the program had omitted them."""
         return replace(self, operations=[each for each in self.operations if not is_left_out(each)])
 
 
@@ -84,7 +84,7 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, disk: Path) -> None:
-        """Keep library and log in `folder`; record what is below `disk`, which is a real path."""
+        """Record what is below `disk`, which is a resolved path; library and log are in `folder`."""
         library = compile_library(folder)
         self._log = folder / "recording"
         with self._log.open("wb") as file:
@@ -100,7 +100,7 @@ class Recorder:
 
     @property
     def position(self) -> int:
-        """Where the recording ends at this moment; all that a program has relied on so far is before it."""
+        """The end of the recording now; everything that a program has relied on so far is before it."""
         end: int = END.unpack_from(self._map)[0]
         return end
 
@@ -150,7 +150,7 @@ def parse(log: bytes) -> Iterator[Operation]:
         start = position + RECORD.size
         position = start + path_length + data_length
         path = os.fsdecode(log[start : start + path_length])
-        if not path.removesuffix(" (deleted)").endswith(NOT_KEPT):
+        if not path.removesuffix(" (deleted)").endswith(NOT_RECORDED):
             yield Operation(Kind(kind), path, inode, offset, log[start + path_length : position], position)
 
 
@@ -161,7 +161,7 @@ def stored_files(disk: Path) -> Iterator[tuple[str, StoredFile | None]]:
         name = path.relative_to(disk).as_posix()
         if stat.S_ISDIR(status.st_mode):
             yield name, None
-        elif stat.S_ISREG(status.st_mode) and not name.endswith(NOT_KEPT):
+        elif stat.S_ISREG(status.st_mode) and not name.endswith(NOT_RECORDED):
             yield name, StoredFile(status.st_ino, path.read_bytes())
 
 

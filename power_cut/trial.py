@@ -1,4 +1,4 @@
-"""One run: lives are recorded, power cuts tried on the recordings, and every promise checked on what they leave."""
+"""One run: records scenarios, tries power cuts on the recordings, and checks every promise on the disks they leave."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Loss, Rules, State, after_kill, states
-from power_cut.lives import Lives, put_old_journal
 from power_cut.machine import NEVER, Machine, write_files
 from power_cut.oracle import Oracle
 from power_cut.recording import Files, Kind, Operation, Recording
+from power_cut.scenarios import Scenarios, put_old_journal
 
 SHARES = {"from the first start": 0.5, "upgrade": 0.1, "recovery": 0.4}
-"""Which share of the states is of which life."""
+"""The share of the states that each scenario gets."""
 
 STATES_OF_A_CUT = 4
-"""How many of the states at a cut usually differ."""
+"""How many different states a cut usually has."""
 
 
 class Interruption(StrEnum):
-    """What ends the first life before a recovery in which the power fails again."""
+    """What ends the first scenario before a recovery in which the power fails again."""
 
     CUT = "a power cut"
     TORN_ROW = "a power cut while rows were written"
@@ -38,12 +38,12 @@ INTERRUPTED: dict[Interruption, Callable[[Operation], bool]] = {
     Interruption.TORN_ROW: lambda operation: operation.kind is Kind.WRITE and operation.path.endswith(".csv"),
     Interruption.KILL: lambda operation: operation.kind in (Kind.MAKE_FOLDER, Kind.RENAME, Kind.UNLINK),
 }
-"""The operations after which it comes; SIGKILL directly after a change of names, before it can be flushed."""
+"""The operations after which it happens; SIGKILL directly after a change of names, before that can be flushed."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What to run: about so many states of the disk. `pushes` is how many items are pushed in each phase of a life."""
+    """What to run: about `states` states of the disk; each phase of a scenario pushes `pushes` items."""
 
     seed: int
     states: int
@@ -51,12 +51,12 @@ class Trial:
 
     @property
     def restarts(self) -> int:
-        """On how many of the states the program itself is started."""
+        """The number of states on which the program itself is started."""
         return self.states // 100
 
     @property
     def recoveries(self) -> int:
-        """How many recoveries are recorded, in which the power fails again."""
+        """The number of recoveries that are recorded, to cut the power in them again."""
         return max(3, self.states // 400)
 
 
@@ -74,7 +74,7 @@ class Failure:
 
 @dataclass
 class Report:
-    """How many different states were tried by phase and rules, and what came out."""
+    """The number of different states that were tried, by phase and rules, and the failures."""
 
     tried: Counter[tuple[str, str]] = field(default_factory=Counter)
     restarts: int = 0
@@ -98,7 +98,7 @@ class Report:
 
 def run(trial: Trial, folder: Path, say: Callable[[str], object] = print) -> Report:
     """Run a trial in an empty folder."""
-    report, lives = Report(), Lives(trial.pushes)
+    report, scenarios = Report(), Scenarios(trial.pushes)
     rng = random.Random(f"recoveries {trial.seed}")
 
     def judged(name: str, machine: Machine, recording: Recording, share: float) -> None:
@@ -108,24 +108,24 @@ def run(trial: Trial, folder: Path, say: Callable[[str], object] = print) -> Rep
             say(str(failure))
 
     first = Machine(folder / "first", trial.seed)
-    recording = first.run(lives.from_the_first_start)
+    recording = first.run(scenarios.from_the_first_start)
     judged("from the first start", first, recording, SHARES["from the first start"])
 
     old = Machine(folder / "old", trial.seed)
     old.ledger += put_old_journal(old.disk)
-    judged("upgrade", old, old.run(lives.upgrade), SHARES["upgrade"])
+    judged("upgrade", old, old.run(scenarios.upgrade), SHARES["upgrade"])
 
     for number in range(trial.recoveries):
         interruption = list(Interruption)[number % len(Interruption)]
-        again, later = live_again(first, recording, lives, rng.randrange(1 << 30), interruption)
+        again, later = run_after(first, recording, scenarios, rng.randrange(1 << 30), interruption)
         judged(f"recovery {number} from {interruption}", again, later, SHARES["recovery"] / trial.recoveries)
     return report
 
 
-def live_again(
-    machine: Machine, recording: Recording, lives: Lives, seed: int, interruption: Interruption
+def run_after(
+    machine: Machine, recording: Recording, scenarios: Scenarios, seed: int, interruption: Interruption
 ) -> tuple[Machine, Recording]:
-    """A life that begins with what an interruption has left of another one."""
+    """Record the recovery on the disk that an interruption of another scenario has left."""
     rng = random.Random(seed)
     cut = rng.choice([at for at, each in enumerate(recording.operations, start=1) if INTERRUPTED[interruption](each)])
     losses = [NOTHING_LOST if interruption is Interruption.KILL else Loss("some", "some")]
@@ -133,7 +133,7 @@ def live_again(
     write_files(machine.disk, state.files)
     phase = machine.phase_at(state.position)
     again = Machine(machine.folder, seed, machine.ledger_after(state.position), phase.shift)
-    later = again.run(lambda again: lives.recovery(again, f"recovery from {interruption}", phase.config))
+    later = again.run(lambda again: scenarios.recovery(again, f"recovery from {interruption}", phase.config))
     return again, after_kill(recording, cut, later) if interruption is Interruption.KILL else later
 
 
@@ -146,7 +146,7 @@ def judge(
     report: Report,
     rules: Sequence[Rules] = RULES,
 ) -> Iterator[Failure]:
-    """Try about so many different states of a recording, and start the program on some of them; those that fail."""
+    """Try about `count` different states of a recording, and start the program on `restarts` of them."""
     oracle = Oracle(machine)
     report.operations += len(recording.operations)
     report.confirmed += sum(0 < entry.position < NEVER for entry in machine.ledger)
@@ -166,7 +166,7 @@ def judge(
 def different_states(
     machine: Machine, recording: Recording, seed: str, count: int, rules: Sequence[Rules]
 ) -> Iterator[State]:
-    """About so many states that differ in what is on the disk, in what had got 200 before, or in their phase."""
+    """About `count` states that differ in the files on the disk, in which pushes got 200, or in their phase."""
     chosen = cuts(machine, recording, 1 + count // STATES_OF_A_CUT, random.Random(seed))
     seen: set[tuple[bytes, int, str]] = set()
     for each in rules:
@@ -179,8 +179,8 @@ def different_states(
 
 
 def cuts(machine: Machine, recording: Recording, count: int, rng: random.Random) -> Collection[int]:
-    """Numbers of operations after which the power fails: half of them directly after a push got 200, the others
-    anywhere in each phase in turn."""
+    """The operations after which the power fails, by number: half of them follow directly on a 200, the others are
+    spread evenly over the phases."""
     ends = [operation.end for operation in recording.operations]
     after_200 = sorted({bisect.bisect_right(ends, entry.position) for entry in machine.ledger})
     chosen = set(rng.sample(after_200, min(count // 2, len(after_200))))

@@ -381,7 +381,7 @@ def test_dt_being_away_stops_it_and_the_next_run_goes_on(cloud: Cloud, store: Sq
         return True
 
     cloud.answer = away
-    with pytest.raises(ReceiverError, match="the same command goes on"):
+    with pytest.raises(ReceiverError, match="the same command resumes it"):
         work.run()
     cloud.answer = None
     so_far = len(stored_ids(store))
@@ -420,7 +420,7 @@ def test_pages_in_another_order_lose_nothing_when_it_is_interrupted(cloud: Cloud
         return seen > 3
 
     cloud.answer = away
-    with pytest.raises(ReceiverError, match="the same command goes on"):
+    with pytest.raises(ReceiverError, match="the same command resumes it"):
         work.run()
     cloud.answer = None
     again, _ = prepared(cloud, store)
@@ -470,13 +470,13 @@ def test_another_request_does_not_go_on_with_an_interrupted_one(cloud: Cloud, st
     with pytest.raises(ReceiverError):
         work.run()
     cloud.answer = None
-    for texts, continued in ((("all",), True), (("others",), False)):
+    for texts, resumed in ((("all",), True), (("others",), False)):
         request = Request(texts, NOW - 86400 * 30, NOW)
         found = plan(Client(cloud).api, store.open(), request, (), 0.0, cloud.clock(), dry_run=False)
-        assert (found.continued, len(found.windows)) == (continued, 2)
+        assert (found.resumed, len(found.windows)) == (resumed, 2)
     cloud.now = NOW + 2 * 86400
     request = Request(("all",), NOW - 86400 * 30, NOW)
-    assert not plan(Client(cloud).api, store.open(), request, (), 0.0, cloud.clock(), dry_run=False).continued
+    assert not plan(Client(cloud).api, store.open(), request, (), 0.0, cloud.clock(), dry_run=False).resumed
 
 
 @pytest.mark.parametrize("pages", range(1, 7))
@@ -562,7 +562,7 @@ def test_control_c_ends_it_and_the_same_command_goes_on(operator: Operator, clou
     code, errors = slow.start_and_signal(signal.SIGINT, pages=40)
     assert (code, errors.split()[-1]) == (1, "Aborted!")
     printed = slow.finish()
-    assert "Going on where the same backfill was interrupted." in printed
+    assert "Resuming the same backfill, which was interrupted." in printed
     assert slow.pages <= 402
     assert fetched(operator, cloud, "--dry-run")["known"] == 3990
 

@@ -168,8 +168,8 @@ def test_check_warns_of_a_project_whose_sensors_cannot_be_watched(operator: Oper
     known.fold([event(MINUTES - n, "contact", {"state": "OPEN"}, device=f"c{n % 2}", project="p2") for n in (300, 1)])
     known.fold([event(MINUTES - n, "contact", {"state": "OPEN"}, device="c0", project="p2") for n in (300, 1)])
     assert operator.run("check").errors == [
-        "warning: no heartbeat was ever heard of 1 sensors in project p2, so it cannot be noticed when they fall "
-        "silent; let its Data Connector send networkStatus"
+        "warning: project p2 has 1 sensor without any heartbeat, whose silence cannot be detected; "
+        "enable networkStatus in its Data Connector"
     ]
 
 

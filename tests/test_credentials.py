@@ -107,6 +107,11 @@ PLACES = {
 }
 
 
+def test_a_token_that_is_too_short_is_told_how_long_it_must_be(tmp_path: Path) -> None:
+    problems = problems_at("METRICS_TOKEN", tmp_path, METRICS_TOKEN="short")
+    assert problems == ["config.toml [receiver]: metrics_token: too short; the least length is 8"]
+
+
 def problems_at(name: str, tmp_path: Path, **environ: str) -> list[str]:
     """All problems of a configuration that reads the variable `name`, in whatever place."""
     (tmp_path / "config.toml").write_text(f"[receiver]\nmetrics_token = {{ env = 'METRICS_TOKEN' }}\n{WEBHOOK}")

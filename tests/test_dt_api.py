@@ -185,11 +185,11 @@ def test_an_unknown_project_and_an_unknown_device_are_missing(cloud: Cloud) -> N
 # Wrong responses
 
 WRONG: dict[str, tuple[int, object, str]] = {
-    "not JSON": (200, b"<html>", "is no JSON object; check DT_API_URL"),
-    "not UTF-8": (200, b"\xff\xfe", "is no JSON object"),
-    "a list": (200, [1, 2], "is no JSON object"),
-    "nested deeply": (200, b"[" * 100_000, "is no JSON object"),
-    "no list": (200, {"events": {"a": 1}}, "is no list"),
+    "not JSON": (200, b"<html>", "is not a JSON object; check DT_API_URL"),
+    "not UTF-8": (200, b"\xff\xfe", "is not a JSON object"),
+    "a list": (200, [1, 2], "is not a JSON object"),
+    "nested deeply": (200, b"[" * 100_000, "is not a JSON object"),
+    "no list": (200, {"events": {"a": 1}}, "is not a list"),
     "a redirect": (302, b"", "which is not followed; check DT_API_URL"),
     "another error": (400, {"error": "a text that DT has chosen"}, r"rejects the request for .*: HTTP 400\Z"),
 }

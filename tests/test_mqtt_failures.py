@@ -78,12 +78,12 @@ def test_a_reason_code_below_0x80_is_delivered(fake: FakeBroker, code: int) -> N
     [
         (0x80, Retry, "the broker has not accepted a message to dt/oslo/d1/event/touch: Unspecified error (0x80)"),
         (0x83, Retry, "…: Implementation specific error (0x83)"),
-        (0x87, Pause, "the broker does not let us publish to dt/oslo/d1/event/touch: Not authorized (0x87); allow it…"),
+        (0x87, Pause, "not allowed to publish to dt/oslo/d1/event/touch: Not authorized (0x87); allow it…"),
         (0x90, GiveUp, "the broker does not accept a message to dt/oslo/d1/event/touch: Topic name invalid (0x90)"),
         (0x95, GiveUp, "…: Packet too large (0x95)"),
         (0x97, Retry, "the broker has not accepted a message to dt/oslo/d1/event/touch: Quota exceeded (0x97)"),
         (0x99, GiveUp, "…: Payload format invalid (0x99)"),
-        (0xFF, Retry, "the connection was lost: the broker has sent what is not MQTT"),
+        (0xFF, Retry, "the connection was lost: the broker sent data that is not valid MQTT"),
     ],
 )
 def test_a_refused_message_is_not_delivered(fake: FakeBroker, code: int, type: type, text: str) -> None:
@@ -119,7 +119,7 @@ def test_a_broker_that_knows_only_an_older_mqtt_pauses(fake: FakeBroker) -> None
 
 def test_a_refused_subscription_pauses(fake: FakeBroker) -> None:
     fake.suback = 0x87
-    reason = "the broker does not let us subscribe to dt/status: Not authorized (0x87)"
+    reason = "not allowed to subscribe to dt/status: Not authorized (0x87)"
     assert signal_of_open(url=fake.url) == Signal(Pause, reason)
 
 
@@ -208,7 +208,7 @@ def test_an_acl_that_forbids_one_topic_pauses_with_that_reason_and_nothing_count
     (broker.folder / "acl").write_text("topic readwrite #\ntopic deny dt/oslo/d2/event/touch\n")
     broker.configure("allow_anonymous true\nacl_file {folder}/acl")
     broker.restart()
-    reason = "the broker does not let us publish to dt/oslo/d2/event/touch: Not authorized (0x87); allow it in its ACL"
+    reason = "not allowed to publish to dt/oslo/d2/event/touch: Not authorized (0x87); allow it in the broker's ACL"
     with opened(broker) as sink:
         signal = signal_of(lambda: deliver_batch(sink, event("e1"), event("e2", device="d2"), event("e3")))
         deliver_batch(sink, event("e1"), event("e3"))
@@ -224,11 +224,11 @@ def test_an_acl_that_forbids_one_topic_pauses_with_that_reason_and_nothing_count
 @pytest.mark.parametrize(
     ("acl", "reason"),
     [
-        ("topic read #", "the broker does not let us publish to dt/status: Not authorized (0x87); allow it in its ACL"),
+        ("topic read #", "not allowed to publish to dt/status: Not authorized (0x87); allow it in the broker's ACL"),
         (
             "topic write #",
-            "the broker does not send what is retained; does its ACL let us read? "
-            "(the broker does not respond within 2 s)",
+            "the broker does not send retained messages (the broker does not respond within 2 s); "
+            "allow reading them in its ACL",
         ),
     ],
 )
@@ -391,11 +391,11 @@ def test_no_thread_is_left_of_connections_that_failed(broker: Broker) -> None:
         ({"url": "mqtt://[::1"}, "url must be a URL such as"),
         ({"url": "mqtt://u:p@a", "user": "u"}, "url has a user name or password, and so has user or password"),
         ({"url": "mqtt://a", "ca_file": "a.pem"}, "ca_file has no effect with a url that begins with mqtt://"),
-        ({"url": "mqtt://a", "prefix": ""}, "prefix must be the begin of a topic"),
-        ({"url": "mqtt://a", "prefix": "a/+/b"}, "prefix must be the begin of a topic"),
-        ({"url": "mqtt://a", "prefix": "$SYS"}, "prefix must be the begin of a topic"),
-        ({"url": "mqtt://a", "prefix": "a/"}, "prefix must be the begin of a topic"),
-        ({"url": "mqtt://a", "discovery_prefix": "a#"}, "discovery_prefix must be the begin of a topic"),
+        ({"url": "mqtt://a", "prefix": ""}, "prefix must be the beginning of a topic"),
+        ({"url": "mqtt://a", "prefix": "a/+/b"}, "prefix must be the beginning of a topic"),
+        ({"url": "mqtt://a", "prefix": "$SYS"}, "prefix must be the beginning of a topic"),
+        ({"url": "mqtt://a", "prefix": "a/"}, "prefix must be the beginning of a topic"),
+        ({"url": "mqtt://a", "discovery_prefix": "a#"}, "discovery_prefix must be the beginning of a topic"),
         ({"url": "mqtt://a", "prefix": "homeassistant"}, "prefix must not be that of Home Assistant"),
     ],
 )

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Loss, Rules, replay, states
-from power_cut.lives import Lives, put_old_journal
 from power_cut.machine import Machine
 from power_cut.recording import Files, Kind, Operation, Recorder, Recording, StoredFile, compiler, contents
-from power_cut.trial import Interruption, Report, judge, live_again
+from power_cut.scenarios import Scenarios, put_old_journal
+from power_cut.trial import Interruption, Report, judge, run_after
 
-LIVES = Lives(pushes=6)
+SCENARIOS = Scenarios(pushes=6)
 EXT4, XFS, POSIX = RULES
 JOURNAL = "data/journal.sqlite"
 WAL = f"{JOURNAL}-wal"
@@ -42,10 +42,10 @@ def needs_compiler() -> None:
 
 
 @pytest.fixture(scope="module")
-def life(needs_compiler: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, Recording]:
+def first(needs_compiler: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, Recording]:
     """From the first start on, recorded."""
-    machine = Machine(tmp_path_factory.mktemp("life"), seed=1)
-    return machine, machine.run(LIVES.from_the_first_start)
+    machine = Machine(tmp_path_factory.mktemp("first"), seed=1)
+    return machine, machine.run(SCENARIOS.from_the_first_start)
 
 
 def report_on(machine: Machine, recording: Recording, count: int, restarts: int = 0) -> Report:
@@ -55,8 +55,8 @@ def report_on(machine: Machine, recording: Recording, count: int, restarts: int 
     return report
 
 
-def test_no_power_cut_loses_alters_or_repeats_anything(life: tuple[Machine, Recording]) -> None:
-    report = report_on(*life, count=40, restarts=1)
+def test_no_power_cut_loses_alters_or_repeats_anything(first: tuple[Machine, Recording]) -> None:
+    report = report_on(*first, count=40, restarts=1)
     assert report.failures == [], report
     assert report.tried.total() > 20
     assert len({phase for phase, _ in report.tried}) == 6, report
@@ -65,13 +65,13 @@ def test_no_power_cut_loses_alters_or_repeats_anything(life: tuple[Machine, Reco
 def test_nor_does_one_during_an_upgrade(needs_compiler: None, tmp_path: Path) -> None:
     machine = Machine(tmp_path, seed=2)
     machine.ledger += put_old_journal(machine.disk)
-    report = report_on(machine, machine.run(LIVES.upgrade), count=12)
+    report = report_on(machine, machine.run(SCENARIOS.upgrade), count=12)
     assert report.failures == [], report
 
 
 @pytest.mark.parametrize("interruption", [Interruption.TORN_ROW, Interruption.KILL])
-def test_nor_does_one_during_the_recovery_from(interruption: Interruption, life: tuple[Machine, Recording]) -> None:
-    report = report_on(*live_again(*life, LIVES, 3, interruption), count=12)
+def test_nor_does_one_during_the_recovery_from(interruption: Interruption, first: tuple[Machine, Recording]) -> None:
+    report = report_on(*run_after(*first, SCENARIOS, 3, interruption), count=12)
     assert report.failures == [], report
 
 
@@ -110,9 +110,9 @@ def with_synchronous_normal(recording: Recording) -> Recording:
     ],
 )
 def test_the_rig_finds_what_is_lost_when_a_flush_is_left_out(
-    forget: Callable[[Recording], Recording], problem: str, life: tuple[Machine, Recording]
+    forget: Callable[[Recording], Recording], problem: str, first: tuple[Machine, Recording]
 ) -> None:
-    machine, recording = life
+    machine, recording = first
     failures = judge(machine, forget(recording), "short", 40, 0, Report(), [POSIX])
     assert any(problem in line for failure in failures for line in failure.problems)
 
@@ -120,11 +120,11 @@ def test_the_rig_finds_what_is_lost_when_a_flush_is_left_out(
 def test_a_change_that_was_not_recorded_is_found(needs_compiler: None, tmp_path: Path) -> None:
     machine = Machine(tmp_path, seed=4)
 
-    def live(machine: Machine) -> None:
+    def scenario(machine: Machine) -> None:
         machine.disk.joinpath("surprise").write_bytes(b"not by a recorded program")
 
-    with pytest.raises(AssertionError, match="surprise was changed otherwise than recorded"):
-        machine.run(live)
+    with pytest.raises(AssertionError, match="the recording does not reproduce surprise"):
+        machine.run(scenario)
 
 
 def test_without_a_compiler_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
 """The `mqtt` sink: events and the newest values of each device on topics of an MQTT 5 broker, for Home Assistant too.
 
-What is retained is listed nowhere but at the broker, and read from there when a device is first seen by a connection.
-So a newer value is never replaced after a restart either, also where no disk survives it, and the list cannot differ
-from what is there.
+Retained messages are recorded only at the broker, and read from it when a connection first sees a device. So a newer
+value is not replaced by an older one, even after a restart without a disk, and no record can differ from the broker.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Mqtt:
     """Publishes events to an MQTT 5 broker, and the newest value of each device and quantity as a retained message.
 
     An event goes to PREFIX/PROJECT/DEVICE/event/TYPE as DT sent it, its values to PREFIX/PROJECT/DEVICE/QUANTITY, where
-    an older value never replaces a newer one. With `homeassistant`, devices appear in Home Assistant by themselves.
+    an older value never replaces a newer one. With `homeassistant`, devices are announced to Home Assistant.
 
     url: the broker; mqtt://host or mqtts://host, with user and password in it or in the next two options.
     user: the name to log in with.
@@ -77,13 +76,13 @@ class Mqtt:
         self._session: Session | None = None
         self._lock = threading.Lock()
         self._silent: set[tuple[str, bool]] = set()
-        """Devices of open incidents, and whether that is one of a project: a device can be in one of each kind."""
+        """Devices of open incidents, and whether the cause is a project: a device can be in one of each kind."""
         self._changed: set[str] = set()
         """Devices whose availability is to be published."""
 
     @hookimpl
     def open(self, name: str) -> None:
-        """Connect; raises Pause if that fails."""
+        """Connect. Raises Pause if that fails."""
         self._client_id, self._claim = claim_client_id(f"{name} {self.prefix}")
         self._closed, self._wake = False, threading.Event()
         try:
@@ -97,7 +96,7 @@ class Mqtt:
 
     @hookimpl
     def deliver_batch(self, events: Sequence[Event]) -> None:
-        """Publish these events and what is new about their devices, in the order in which they occurred."""
+        """Publish events and the newer values of their devices, in the order in which the events occurred."""
         ordered = sorted(events, key=lambda event: (event.occurred_at, event.id))
         with self._connected() as session:
             self._look_up(session, ordered)
@@ -115,7 +114,7 @@ class Mqtt:
 
     @hookimpl
     def close(self) -> None:
-        """The broker says that we are offline if no other connection with our client id begins in time."""
+        """Disconnect; the broker publishes `offline` unless a connection with the same client id begins in time."""
         self._closed = True
         self._wake.set()
         self._keeper.join()
@@ -127,8 +126,8 @@ class Mqtt:
     def _connected(self) -> Iterator[Session]:
         """A context with the connection, for one thread at a time.
 
-        After any failure the connection is closed, and what was known about topics is forgotten: the broker may have
-        accepted some of the messages, and may be another one by now.
+        After any failure the connection is closed, and everything known about topics is discarded: the broker may have
+        accepted some of the messages, or may have been replaced.
         """
         with self._lock:
             try:
@@ -159,7 +158,7 @@ class Mqtt:
             session.close()
 
     def _keep_connected(self) -> None:
-        """Reconnect while there is nothing to deliver, and publish again what has to be."""
+        """Reconnect while there is nothing to deliver, and publish changed availability and lost messages."""
         wait = self.limits.reconnect_seconds
         while not self._closed:
             self._wake.wait(wait)
@@ -168,13 +167,13 @@ class Mqtt:
                 if not self._closed:
                     with self._connected() as session:
                         self._publish_availability(session)
-                        session.publish([Message(*again, self.retain) for again in self._last.take_again()])
+                        session.publish([Message(*again, self.retain) for again in self._last.pop_again()])
                 wait = self.limits.reconnect_seconds
             except (Pause, Retry, GiveUp):
                 wait = min(2 * wait, MAX_RECONNECT_SECONDS)
 
     def _note(self, incident: Incident) -> None:
-        """Let the thread that keeps the connection publish what changes, until the broker has accepted it."""
+        """Make the thread `_keep_connected` publish changes of availability, until the broker has accepted them."""
         devices = {level(device_id) for device_id in incident.sensors}
         members = {(device, incident.cause == "project") for device in devices}
         with self._lock:
@@ -183,7 +182,7 @@ class Mqtt:
         self._wake.set()
 
     def _publish_availability(self, session: Session) -> None:
-        """On the topics that have an availability of these devices, whatever the project in which they were seen."""
+        """Publish the availability of changed devices, on the topics of all projects in which they were seen."""
         if self._changed and self.retain:
             session.subscribe([f"{self.prefix}/+/{device}/{AVAILABILITY}" for device in sorted(self._changed)])
         messages = []
@@ -200,7 +199,7 @@ class Mqtt:
         return OFFLINE if {(device, True), (device, False)} & self._silent else ONLINE
 
     def _receive(self, topic: str, payload: bytes, was_retained: bool) -> None:
-        """What the broker sends, in the thread of the connection."""
+        """Called with each message from the broker, in the thread of the connection."""
         if topic == self._status:
             if payload != ONLINE:
                 self._last.publish_again([topic])
@@ -212,7 +211,7 @@ class Mqtt:
             self._last.receive(topic, payload)
 
     def _look_up(self, session: Session, events: Sequence[Event]) -> None:
-        """Read what is retained about devices that this connection has not seen yet."""
+        """Read the retained messages of devices that this connection has not seen yet."""
         found = {self._topic(event): event.device_id for event in events if event.device_id}
         new = {topic: device for topic, device in found.items() if topic not in self._looked_up}
         if new and self.retain:
@@ -224,7 +223,7 @@ class Mqtt:
             self._looked_up.update(new)
 
     def _remove(self, session: Session, *filters: str) -> None:
-        """Remove all that is retained on these topics, in rounds: a broker may send only so much for a subscription."""
+        """Remove all retained messages on these topics, in rounds, as a broker may limit how many it sends at once."""
         topics = list(filters)
         while topics:
             self._last.forget()
@@ -235,7 +234,7 @@ class Mqtt:
         self._last.replace(self._status, ONLINE)
 
     def _messages(self, event: Event, announced: dict[str, bytes]) -> Iterator[Message]:
-        """The event as DT sent it, and what is new about its device; put what Home Assistant shows into `announced`."""
+        """The event as DT sent it, and the newer values of its device. Adds discovery messages to `announced`."""
         topic = self._topic(event)
         yield Message(f"{topic}/event/{level(event.type)}", event.body, False)
         if not event.device_id:
@@ -268,13 +267,15 @@ def register_sinks(register: Callable[[str, type], None]) -> None:
 def check_prefix(option: str, prefix: str) -> None:
     """Raise ValueError for what cannot be the beginning of a topic."""
     if not PREFIX.fullmatch(prefix) or len(prefix) > MAX_PREFIX_CHARACTERS:
-        raise ValueError(f"{option} must be the begin of a topic: no $ or / at its begin, no / at its end, no + or #")
+        raise ValueError(
+            f"{option} must be the beginning of a topic: no $ or / at its start, no / at its end, no + or #"
+        )
 
 
 def claim_client_id(purpose: str) -> tuple[str, int]:
     """A client id that no other process on this machine uses, and the open file that reserves it.
 
-    It is the same after a restart, so that the broker takes the new connection for the old one, and sends no will.
+    It is the same after a restart, so that the broker continues the session, and publishes no will.
     """
     owner = "\0".join([socket.gethostname(), str(os.getuid()), str(Path.cwd()), purpose])
     digest = hashlib.sha256(owner.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Where the broker of the `mqtt` sink is: its URL, how to log in, and its certificate."""
+"""The broker of the `mqtt` sink: its URL, login and certificate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from receiver import Pause
 
 @dataclass(frozen=True)
 class Broker:
-    """Where the broker is, and how to log in."""
+    """The address of a broker, and how to log in."""
 
     host: str
     port: int
@@ -23,7 +23,7 @@ class Broker:
 
 
 def parse_url(text: str) -> Broker:
-    """The broker of a URL. Raises ValueError, without showing the URL."""
+    """The broker of a URL. Raises ValueError, whose message does not contain the URL."""
     try:
         parts = urlsplit(text.strip())
         port = parts.port
@@ -37,6 +37,7 @@ def parse_url(text: str) -> Broker:
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """TLS that trusts the system's certificates, or those of a file. Raises Pause if the file cannot be read."""
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
@@ -47,7 +48,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def cause(error: BaseException) -> str:
-    """Why there is no connection. The text of an exception may repeat the host, or more of the URL."""
+    """Why connecting failed, without the text of the exception, which may contain parts of the URL."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Home Assistant's discovery of devices: one message for each device, with everything that it can show.
+"""Home Assistant's discovery of devices: one message for each device, with all its entities.
 
 https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery
 """
@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from receiver import Event
 
 BIRTH_TOPIC = "homeassistant/status"
-"""Where Home Assistant says that it is online, whatever the discovery prefix is."""
+"""Where Home Assistant publishes that it is online; it does not depend on the discovery prefix."""
 
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_NAME_CHARACTERS = 255
@@ -66,11 +66,11 @@ ENTITIES: Mapping[str, Table] = {
 """Quantity → its entity, without what depends on the device."""
 
 ABOUT_THE_CONNECTION = ("online", LAST_SEEN)
-"""Quantities that tell why a device is not available, so they stay available with it."""
+"""Quantities that explain why a device is unavailable, so they are shown even then."""
 
 
 def is_plain(device_id: str | None) -> TypeGuard[str]:
-    """Whether Home Assistant reads a device id in a discovery topic."""
+    """Whether Home Assistant accepts a device id in a discovery topic."""
     return device_id is not None and PLAIN_ID.fullmatch(device_id) is not None
 
 
@@ -81,10 +81,10 @@ def config_topic(discovery_prefix: str, device_id: str) -> str:
 def config(
     known: bytes | None, event: Event, reported: Collection[str], topic: str, status: str, *, is_newest: bool
 ) -> bytes:
-    """The discovery message of the device of an event that has `reported` these quantities, made from what is `known`.
+    """The discovery message of an event's device: the entities of the `known` message and of the `reported` quantities.
 
-    `topic` is what the topics of the device begin with, `status` that of the receiver. Name, area and type are those of
-    the event if it `is_newest`, else those known. An entity stays once it was there.
+    `topic` is the beginning of the device's topics, `status` the topic of the receiver's status. Name, area and type
+    are those of the event if it `is_newest`, else those of the known message.
     """
     before = parsed(known)
     device = before["device"] if before and not is_newest else device_of(event)
@@ -140,7 +140,7 @@ def parsed(payload: bytes | None) -> Table | None:
 
 
 def announces(payload: bytes, status: str) -> bool:
-    """Whether this is a discovery message of the sink whose own status is on that topic."""
+    """Whether this is a discovery message of the sink with this topic for its status."""
     found = parsed(payload)
     availability = found.get("availability") if found else None
     return isinstance(availability, list) and {"topic": status} in availability

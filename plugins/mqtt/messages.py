@@ -14,19 +14,19 @@ MAX_LEVEL_CHARACTERS = 255
 """Ids of DT have at most 23; the type of an event can have any length, and a topic 65,535 bytes."""
 
 MAX_AHEAD = timedelta(days=1)
-"""A value whose time is further ahead of the receipt of its event is not retained: no later one would replace it."""
+"""A value dated further after the receipt of its event is not retained, since no later value would replace it."""
 
 UNKNOWN = "unknown"
 """The level of a topic for an id that the event does not have."""
 
 
 def level(text: str | None) -> str:
-    """An id as one level of a topic: what is special in MQTT, or cannot be in a topic, is percent-encoded."""
+    """An id as one level of a topic; characters that are special or invalid in topics are percent-encoded."""
     return quote(text or UNKNOWN, safe="")[:MAX_LEVEL_CHARACTERS]
 
 
 def values(event: Event) -> Iterator[tuple[str, bytes]]:
-    """The newest value of each quantity of an event, as the JSON that is published; none from the future."""
+    """The newest value of each quantity of an event, as the JSON that is published; without values from the future."""
     usable = [reading for reading in event.readings() if is_plausible(event, reading.time)]
     newest = {reading.quantity: reading for reading in sorted(usable, key=lambda reading: reading.time)}
     for quantity, reading in newest.items():
@@ -48,7 +48,7 @@ def text_of(time: datetime) -> str:
 
 
 def order(payload: bytes) -> tuple[str, str]:
-    """Time and event id, by which values are compared; before all others for what is not a value."""
+    """Time and event id, by which values are compared; payloads that are not values sort first."""
     try:
         found = json.loads(payload)
         time, event_id = found["time"], found["event_id"]
@@ -58,10 +58,10 @@ def order(payload: bytes) -> tuple[str, str]:
 
 
 class LastMessages:
-    """The last message of each topic, as far as it is known to this connection.
+    """The last message of each topic that this connection knows. Thread-safe.
 
-    The broker is the durable list: what it retains comes in when a device is looked up, and later what other
-    dispatchers publish. `on_again` is called when there is something to publish again. Callable from any thread.
+    The broker stores them durably: it sends its retained messages when a device is looked up, and later those that
+    other dispatchers publish. `on_again` is called when messages have to be published again.
     """
 
     def __init__(self, on_again: Callable[[], None]) -> None:
@@ -78,14 +78,14 @@ class LastMessages:
             return list(self._payloads)
 
     def replace(self, topic: str, payload: bytes) -> bool:
-        """Whether a payload differs from the last one, which it then replaces."""
+        """Replace the last payload of a topic. Returns whether it was a different one."""
         with self._lock:
             differs = self._payloads.get(topic) != payload
             self._payloads[topic] = payload
             return differs
 
     def replace_older(self, topic: str, payload: bytes) -> bool:
-        """Whether a value is newer than the last one, which it then replaces."""
+        """Replace the last value of a topic by a newer one. Returns whether it is newer."""
         with self._lock:
             is_newer = order(payload) > order(self._payloads.get(topic, b""))
             if is_newer:
@@ -93,9 +93,9 @@ class LastMessages:
             return is_newer
 
     def receive(self, topic: str, payload: bytes) -> None:
-        """A message from the broker; an empty one removes what is retained.
+        """Record a message from the broker; an empty one means that the retained message was removed.
 
-        If it is older than what we know, another dispatcher has replaced a newer value, which is published again.
+        If it is older than the last one, another dispatcher has replaced a newer value, which is published again.
         """
         with self._lock:
             if not payload:
@@ -112,8 +112,8 @@ class LastMessages:
             self._again.update(topics)
         self._on_again()
 
-    def take_again(self) -> list[tuple[str, bytes]]:
-        """Topic and payload of what is to be published again, once."""
+    def pop_again(self) -> list[tuple[str, bytes]]:
+        """The topics and payloads to publish again, each once."""
         with self._lock:
             topics, self._again = self._again, set()
             return [(topic, self._payloads[topic]) for topic in sorted(topics) if topic in self._payloads]

@@ -1,7 +1,7 @@
-"""One connection of the `mqtt` sink with a broker, by paho-mqtt, none of whose exceptions leaves this file.
+"""One connection of the `mqtt` sink to a broker, by paho-mqtt, whose exceptions do not leave this file.
 
-It is used once: after any failure it is closed and another one is made. paho would send its unacknowledged messages
-again when it reconnects, and so put old retained values in place of newer ones.
+It is never reused: after any failure it is closed and a new one is made. If paho reconnected, it would resend its
+unacknowledged messages, and replace newer retained values by old ones.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ QOS = 1
 ONLINE, OFFLINE = b"online", b"offline"
 KEEPALIVE_SECONDS = 30
 UNACKNOWLEDGED = 100
-"""How many messages are on their way at once, if the broker allows as many (its Receive Maximum)."""
+"""How many messages may be unacknowledged at once, if the broker allows as many (its Receive Maximum)."""
 
 FILTERS_IN_A_PACKET = 8
-"""AWS IoT Core disconnects a client that subscribes to more at once."""
+"""AWS IoT Core disconnects a client with more topic filters in one SUBSCRIBE."""
 
-NOT_MQTT = "the broker has sent what is not MQTT"
+NOT_MQTT = "the broker sent data that is not valid MQTT"
 CLOSE_SECONDS = 1.0
 POLL_SECONDS = 0.5
 BAD_LOGIN, NOT_AUTHORIZED, TOO_LARGE = 0x86, 0x87, 0x95
 ABOUT_THE_MESSAGE = (0x90, TOO_LARGE, 0x99)
-"""Reason codes that mean that the broker never accepts this message: its topic, its size, its format."""
+"""Reason codes by which the broker rejects the message for good: its topic, its size, its format."""
 
 ReasonCode.names = {
     **ReasonCode.names,
     TOO_LARGE: {"Packet too large": [PacketTypes.CONNACK, PacketTypes.DISCONNECT, PacketTypes.PUBACK]},
 }
-"""mosquitto sends this code in a PUBACK, where MQTT does not have it; paho would end the connection for that."""
+"""mosquitto sends this code in a PUBACK, where MQTT does not allow it; paho would then end the connection."""
 
 
 class Message(NamedTuple):
@@ -64,7 +64,7 @@ class Message(NamedTuple):
 class TimeLimits:
     """How long to wait: for a connection, for each next acknowledgement, and before an attempt to reconnect.
 
-    `will_delay_seconds` is how long the broker waits before it says that we are offline.
+    `will_delay_seconds` is the delay of the will, by which the broker reports the receiver as offline.
     """
 
     connect_seconds: float = 5.0
@@ -83,10 +83,10 @@ class Received(NamedTuple):
 
 
 class Session:
-    """A connection with a broker. One thread at a time uses it; `on_message` is called by a thread of its own.
+    """A connection to a broker. One thread at a time uses it; `on_message` is called by a thread of its own.
 
-    Some time after the connection has ended, the broker publishes `offline` on the topic `status`, unless another
-    session with the same client id begins before.
+    `will_delay_seconds` after the end of the connection, the broker publishes `offline` on the topic `status` (MQTT 5,
+    section 3.1.3.2.2), unless a session with the same client id begins before.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class Session:
         *,
         retain_will: bool,
     ) -> None:
-        """Connect and let the broker retain `online` on the topic `status`.
+        """Connect, and publish `online`, retained, on the topic `status`.
 
         `on_message` gets the topic, the payload, and whether the message was retained before we subscribed. Raises
-        Pause if there is no connection, or if the broker refuses it.
+        Pause if the connection fails or is refused.
         """
         self._limits = limits
         self._status = status
@@ -127,10 +127,10 @@ class Session:
         return not self._end and self._closing_at is None
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Publish all messages, and return when the broker has accepted each one of them.
+        """Publish all messages, and return when the broker has acknowledged each of them.
 
-        Raises Pause if it does not let us publish to a topic, GiveUp if it never accepts a message, Retry for anything
-        else; some of the messages may be published then.
+        Raises Pause if publishing to a topic is not authorized, GiveUp if the broker rejects a message for good, Retry
+        for any other failure; some of the messages may have been published.
         """
         waiting: dict[tuple[str, int], str] = {}
         for message in messages:
@@ -139,19 +139,19 @@ class Session:
             while len(waiting) >= self._window:
                 self._wait_for_one(waiting)
             sent = self._client.publish(message.topic, message.payload, QOS, message.retain)
-            waiting["puback", sent.mid] = message.topic  # also if it was not sent: then the end of the connection comes
+            waiting["puback", sent.mid] = message.topic  # if it was not sent, the connection ends
         self._wait(waiting)
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe, and return when `on_message` has got all that is retained on these topics.
+        """Subscribe, and return when `on_message` has been called for all retained messages on these topics.
 
-        The broker sends that in the order of the subscriptions, so the message that `status` retains comes last. With
-        QoS 1 it would queue it, and drop what is too much (mosquitto: more than 1,000 messages). Messages of our own
-        are not sent back. Raises Pause if the broker refuses, or never sends it.
+        The broker sends them in the order of the subscriptions, so the retained message on `status` is the last one.
+        With QoS 1 it would queue them, and drop those above a limit (mosquitto: 1,000 messages). Our own messages are
+        not sent back. Raises Pause if the subscription is refused, or if the retained messages are not sent.
         """
         options = SubscribeOptions(qos=0, noLocal=True)
         every = [*filters, self._status]
-        waiting = {("last", 0): "what is retained"}
+        waiting = {("last", 0): "retained messages"}
         for start in range(0, len(every), FILTERS_IN_A_PACKET):
             topics = every[start : start + FILTERS_IN_A_PACKET]
             _, number = self._client.subscribe([(topic, options) for topic in topics])
@@ -163,10 +163,12 @@ class Session:
         except Retry as error:
             if not self.is_alive:
                 raise
-            raise Pause(f"the broker does not send what is retained; does its ACL let us read? ({error})") from None
+            raise Pause(
+                f"the broker does not send retained messages ({error}); allow reading them in its ACL"
+            ) from None
 
     def close(self) -> None:
-        """End the connection; the broker publishes the will after its delay."""
+        """End the connection, so that the broker publishes the will after its delay."""
         self._closing_at = time.monotonic()
         self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message"))
         self._wake_up()
@@ -214,19 +216,19 @@ class Session:
         client.on_socket_register_write = self._wake_up
 
     def _set_tcp(self, option: str) -> None:
-        """Set an option of the connection, where the system has it, and while there is a connection."""
+        """Set an option of the connection, if the system supports it and the connection is open."""
         connection: Any = self._client.socket()
         if connection is not None and hasattr(socket, option):
             with suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 1)
 
     def _wake_up(self, *_: object) -> None:
-        """Let the thread write what is there to be written."""
-        with suppress(OSError):  # it has ended, or wakes up anyway
+        """Make the thread write pending data."""
+        with suppress(OSError):  # the thread has ended, or is awake
             self._waker.send(b"\0")
 
     def _release(self) -> None:
-        """Close all sockets, and break the cycle of references, so that nothing waits for the garbage collector."""
+        """Close all sockets, and break the reference cycle, so that memory is freed without the garbage collector."""
         client = self._client
         for each in (client.socket(), self._waker, self._woken):
             if each is not None:
@@ -235,7 +237,7 @@ class Session:
         client.on_socket_register_write = None
 
     def _run(self) -> None:
-        """The thread that reads and writes. An exception means that the broker has sent what is not MQTT."""
+        """The thread that reads and writes. An exception means that the broker sent data that is not valid MQTT."""
         client, code = self._client, MQTTErrorCode.MQTT_ERR_SUCCESS
         try:
             while (connection := client.socket()) is not None and not self._is_overdue():
@@ -245,7 +247,7 @@ class Session:
                     self._woken.recv(4096)
                 if connection in events or unread(connection):
                     code = client.loop_read()
-                    self._set_tcp("TCP_QUICKACK")  # or the system of the broker holds its next response back for 40 ms
+                    self._set_tcp("TCP_QUICKACK")  # else the broker's system delays its next response by 40 ms
                 if client.want_write():
                     client.loop_write()
                 client.loop_misc()
@@ -256,7 +258,7 @@ class Session:
             self._release()
 
     def _is_overdue(self) -> bool:
-        """Whether the broker has not even accepted our last words in time."""
+        """Whether the last data could not be sent within CLOSE_SECONDS after `close`."""
         return self._closing_at is not None and time.monotonic() > self._closing_at + CLOSE_SECONDS
 
     def _finish(self, reason: str, code: int = 0) -> None:
@@ -268,7 +270,7 @@ class Session:
             self._wait_for_one(waiting, seconds)
 
     def _wait_for_one(self, waiting: dict[tuple[str, int], str], seconds: float | None = None) -> None:
-        """Take the next response; raise what it asks for if it refuses one of the requests in `waiting`."""
+        """Wait for the next response; if it rejects a request in `waiting`, raise what its reason code means."""
         seconds = self._limits.response_seconds if seconds is None else seconds
         try:
             received = self._inbox.get(timeout=seconds)
@@ -309,7 +311,7 @@ class Session:
 
 
 def poll(sockets: Mapping[Any, int], at_once: int) -> set[Any]:
-    """Those of the sockets for which one of their events has occurred, within POLL_SECONDS or `at_once`."""
+    """The sockets for which one of their events occurs within POLL_SECONDS, or has occurred if `at_once`."""
     polled = select.poll()
     for each, events in sockets.items():
         polled.register(each, events)
@@ -318,25 +320,25 @@ def poll(sockets: Mapping[Any, int], at_once: int) -> set[Any]:
 
 
 def unread(connection: Any) -> int:
-    """How many bytes TLS has read from a socket, which polling it does not show."""
+    """How many bytes TLS has decrypted and not returned yet, which polling the socket does not show."""
     return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
 
 
 def size(message: Message) -> int:
-    """The bytes of its packet (MQTT 5, section 3.3): type, length, topic with its length, number, no properties."""
+    """The size of its PUBLISH packet in bytes (MQTT 5, section 3.3): type, length, topic, packet id, no properties."""
     rest = 2 + len(message.topic.encode()) + 2 + 1 + len(message.payload)
     return 1 + math.ceil(rest.bit_length() / 7) + rest
 
 
 def refusal(received: Received, subject: str) -> Pause | Retry | GiveUp:
-    """What a response with a reason code of 0x80 or above asks for (MQTT 5, section 2.4)."""
+    """The signal for a response with a reason code of 0x80 or above (MQTT 5, section 2.4)."""
     if received.kind == "connack":
         login = "; check user and password" if received.code in (BAD_LOGIN, NOT_AUTHORIZED) else ""
         return Pause(f"the broker refuses the connection: {received.text}{login}")
     if received.kind == "suback":
-        return Pause(f"the broker does not let us subscribe to {subject}: {received.text}")
+        return Pause(f"not allowed to subscribe to {subject}: {received.text}")
     if received.code == NOT_AUTHORIZED:
-        return Pause(f"the broker does not let us publish to {subject}: {received.text}; allow it in its ACL")
+        return Pause(f"not allowed to publish to {subject}: {received.text}; allow it in the broker's ACL")
     if received.code in ABOUT_THE_MESSAGE:
         return GiveUp(f"the broker does not accept a message to {subject}: {received.text}")
     return Retry(f"the broker has not accepted a message to {subject}: {received.text}")

@@ -69,12 +69,12 @@ def backfill(
     texts = (since or "", until or "", project or "", device or "")
     start, end = times(since, until, now)
     request = Request(texts, start, end, project, device)
-    kept = now - settings.journal.retention_days * 86400
+    retained_from = now - settings.journal.retention_days * 86400
     with closing(open_journal(settings)) as journal, closing(Api(session)) as api:
-        planned = plan(api, journal, request, gaps, kept, now, dry_run=dry_run)
+        planned = plan(api, journal, request, gaps, retained_from, now, dry_run=dry_run)
         require_same_ids(api, records, planned.devices, now)
-        if planned.continued:
-            click.echo("Going on where the same backfill was interrupted.", err=True)
+        if planned.resumed:
+            click.echo("Resuming the same backfill, which was interrupted.", err=True)
         if not dry_run:
             confirm(planned.question, len(planned.windows), yes)
         with click.progressbar(length=planned.seconds, file=sys.stderr) as bar:

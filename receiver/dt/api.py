@@ -17,15 +17,15 @@ from receiver.http_client import HttpClient
 
 PAGE_SIZE = 1000
 MAX_PAGES = 3000
-"""Of one list: a sensor that sent an event every second of 31 days has fewer."""
+"""The limit for one list; a sensor with an event in every second of 31 days has fewer."""
 
 MAX_FAULTS = 4
-"""How often a response may be no JSON."""
+"""How many responses in a row may be invalid JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as it is now: what a push has in `labels` and `metadata`."""
+    """A device as it is now, with what a push has in `labels` and `metadata`."""
 
     id: str
     project_id: str
@@ -45,7 +45,7 @@ class Project:
 
 @dataclass(frozen=True)
 class DataConnector:
-    """A Data Connector; without `event_types` it sends all of them. `path` is its resource name."""
+    """A Data Connector. `path` is its resource name; if `event_types` is empty, it sends all types."""
 
     path: str
     name: str
@@ -59,7 +59,7 @@ class DataConnector:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a Data Connector did in the last 3 hours; `latency_seconds` is the 99th percentile."""
+    """The pushes of a Data Connector in the last 3 hours; `latency_seconds` is the 99th percentile."""
 
     successes: int
     errors: int
@@ -106,7 +106,7 @@ class Api:
                 yield _connector(each)
 
     def metrics(self, connector: DataConnector) -> Metrics:
-        """What a Data Connector did in the last 3 hours."""
+        """The pushes of a Data Connector in the last 3 hours. Raises Missing."""
         content = self._get(f"/{quote(connector.path, errors='replace')}:metrics", f"metrics of {connector.path}")
         found = content.get("metrics")
         values = found if isinstance(found, dict) else {}
@@ -120,7 +120,7 @@ class Api:
             content = self._get(path, what, project, **parameters)
             items = content.get(key, [])
             if not isinstance(items, list):
-                raise ApiError(f"DT's list of {key} for {what} is no list")
+                raise ApiError(f"DT's list of {key} for {what} is not a list")
             yield items
             token = content.get("nextPageToken")
             if not isinstance(token, str) or not token:
@@ -147,7 +147,7 @@ class Api:
                 raise ApiError(f"DT's response for {what} has more than {MAX_RESPONSE_BYTES} bytes")
             elif (content := decode_object(response.body)) is not None:
                 return content
-        raise ApiError(f"DT's response for {what} is no JSON object; check DT_API_URL")
+        raise ApiError(f"DT's response for {what} is not a JSON object; check DT_API_URL")
 
 
 def _error(status: int, what: str, project: str) -> ApiError:
@@ -212,7 +212,7 @@ def _last(content: object, name: str) -> str:
 
 
 def _whole(content: Mapping[str, Any], name: str) -> int:
-    """A count, which JSON of protocol buffers may have as text."""
+    """A count; protocol buffers encode 64-bit numbers as text in JSON."""
     try:
         return int(content.get(name) or 0)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Fetches from DT's history what the receiver has missed, and stores it in the journal, from where it is delivered.
+"""Fetches missed events from DT's history, and stores them in the journal, from where they are delivered.
 
-An event is stored once, by its id, whether it was pushed or fetched. So fetching too much, fetching twice, and pushes
-that come meanwhile double nothing; a window counts as fetched only after everything in it is stored.
+An event is stored once by its id, whether it was pushed or fetched, so overlapping windows, repeated runs and pushes in
+the meantime cause no duplicates. A window counts as fetched only after everything in it is stored.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from receiver.journal import Arrival, Journal, Outcome, Records
 from receiver.sensors.minutes import Minutes, minute_of
 
 BATCH = 1000
-"""How many events one commit stores: pushes wait meanwhile."""
+"""How many events one commit stores; pushes have to wait for it."""
 
 SAVE_SECONDS = 0.5
 SAVED_AT_ONCE = 1000
-"""What is left is saved so often, and less often the more parts there are."""
+"""The remaining windows are saved at this interval, times the thousands of windows: saving all of them takes longer."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a backfill did; `failures` has a line for what could not be fetched."""
+    """The result of a backfill: numbers of events and gaps; `failures` has a line for each thing not fetched."""
 
     fetched: int
     new: int
@@ -47,7 +47,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class MissedRow:
-    """How many events of a device are not in the journal."""
+    """How many events of a device the journal lacks."""
 
     device_id: str
     device_name: str | None
@@ -55,9 +55,9 @@ class MissedRow:
 
 
 class Backfill:
-    """Fetches windows with several threads, and stores what is in them. `dry_run` stores nothing.
+    """Fetches the windows of a plan with several threads, and stores their events; with `dry_run`, only counts them.
 
-    `progress` is called with the seconds of history that were fetched since its last call, by one thread at a time.
+    `progress` is called by one thread at a time, with the seconds of history that were fetched since its last call.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class Backfill:
         self._abort: ReceiverError | None = None
 
     def run(self, concurrency: int = 4) -> Summary:
-        """Fetch and store what is planned. Raises ReceiverError if DT or the journal is away; the rest is left then.
+        """Fetch and store all windows. Raises ReceiverError if DT's API or the journal is unavailable.
 
-        What fails of one device is in the summary.
+        The same request then resumes it. Failures of single devices are in the summary.
         """
         waiting = iter(list(self._left.items()))
         try:
@@ -103,7 +103,7 @@ class Backfill:
                     self._session.stop()
                     raise
             if self._abort is not None:
-                raise ReceiverError(f"{self._abort}; the same command goes on where this one was interrupted")
+                raise ReceiverError(f"{self._abort}; the same command resumes it")
             self._left.clear()
         finally:
             self._save(force=True)
@@ -122,11 +122,11 @@ class Backfill:
         with closing(Api(self._session)) as api:
             while self._abort is None:
                 with self._lock:
-                    taken = next(waiting, None)
-                if taken is None:
+                    following = next(waiting, None)
+                if following is None:
                     return
                 try:
-                    self._fetch(api, *taken)
+                    self._fetch(api, *following)
                 except (JournalError, Unavailable) as error:
                     self._abort = self._abort or error
                     self._session.stop()
@@ -146,7 +146,7 @@ class Backfill:
             in_order = in_order and all(
                 later >= earlier for later, earlier in zip([above, *times], times, strict=False)
             )
-            if times and in_order:  # or what is left of the window is unknown, until all of it is fetched
+            if times and in_order:  # else the rest of the window is known only at its end
                 above = times[-1]
                 reached = min(left, max(window.start, above + 1))
                 self._advance(left - reached, number, replace(window, end=reached))
@@ -163,7 +163,7 @@ class Backfill:
             self._save()
 
     def _store(self, device: Device, page: Sequence[Any]) -> list[float]:
-        """Store a page; the times of its events, in its order."""
+        """Store a page. Returns the times of its events, in its order."""
         now = self._session.now()
         arrivals = [_arrival(event, device, now) for event in page]
         times = [time for event in page if (time := _time(event)) is not None]
@@ -178,7 +178,7 @@ class Backfill:
         return times
 
     def missed_rows(self) -> list[MissedRow]:
-        """The devices of which events were missed, those with the most first."""
+        """The devices with missed events, those with the most first."""
         devices = self._plan.devices
         return [
             MissedRow(name, str(devices[name].labels.get("name") or "") or None, count)
@@ -187,7 +187,7 @@ class Backfill:
         ]
 
     def _expected(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
-        """What would become of these arrivals."""
+        """The outcomes that accepting these arrivals would have."""
         known = self._records.known([each.id for each in arrivals])
         outcomes = []
         for each in arrivals:
@@ -199,7 +199,7 @@ class Backfill:
         return outcomes
 
     def _save(self, *, force: bool = False) -> None:
-        """Save what is left, unless that was done a moment ago."""
+        """Save the remaining windows, unless that was done a moment ago."""
         now = self._session.now()
         seconds = SAVE_SECONDS * max(1.0, len(self._left) / SAVED_AT_ONCE)
         if self._dry_run or (now - self._saved_at < seconds and not force):
@@ -209,7 +209,7 @@ class Backfill:
 
 
 def _pages(api: Api, device: Device, window: Window) -> Iterator[list[Any]]:
-    """The pages of a window; for a device that has moved meanwhile, from its new project."""
+    """The pages of a window; from the new project if the device has moved since the plan was made."""
     try:
         yield from api.events(device.project_id, device.id, window.start, window.end)
     except Missing:
@@ -220,7 +220,7 @@ def _pages(api: Api, device: Device, window: Window) -> Iterator[list[Any]]:
 
 
 def _arrival(event: object, device: Device, now: float) -> Arrival:
-    """An event of the history as a push would have brought it; one that is no valid event, for the quarantine."""
+    """An event of the history in the shape of a push; for the quarantine if it is not a valid event."""
     payload = {
         "event": event,
         "labels": device.labels,

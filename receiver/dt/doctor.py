@@ -1,4 +1,4 @@
-"""Compares what DT says of the Data Connectors with what this receiver needs, and says what to do. Changes nothing."""
+"""Compares DT's Data Connectors with what this receiver needs, and says what to do. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HTTP_PUSH, ACTIVE, SYSTEM_DISABLED = "HTTP_PUSH", "ACTIVE", "SYSTEM_DISABLED"
 """A type and two states of Data Connectors."""
 
 DT_SECONDS = 10.0
-"""DT waits so long for the response to a push."""
+"""How long DT waits for the response to a push."""
 
 SLOW_SECONDS = 5.0
 FEW_ERRORS = 0.01
 REACH_SECONDS = 10.0
 PUSHED_TYPE = "touch"
-"""The event type of a test push: a value that changes nothing but a count."""
+"""The event type of a test push: it changes only a count of touches."""
 
 
 class Severity(StrEnum):
@@ -52,10 +52,10 @@ class Finding:
 def examine(
     settings: Settings, session: Session, projects: Sequence[str], records: Records | None, *, push: bool = False
 ) -> list[Finding]:
-    """Everything that is wrong, as far as it can be seen from here.
+    """All findings that can be made from this machine; none means that nothing is wrong.
 
-    `projects` are those whose sensors were heard, `records` the journal, if this machine has them. With `push` a signed
-    test event is pushed to each Data Connector's URL, and goes to all sinks.
+    `projects` are those whose sensors were heard, and `records` the journal, where they are available. With `push` a
+    signed test event is pushed to each Data Connector's URL, and is delivered to all sinks.
     """
     with closing(Api(session)) as api:
         try:
@@ -132,10 +132,10 @@ class _Examination:
             yield Finding(Severity.WARNING, f"sink {sink}", problem, f"correct it in {self.settings.path.name}")
 
     def ours(self, connectors: Mapping[str, Sequence[DataConnector]]) -> dict[str, Sequence[DataConnector]]:
-        """By project the connectors that are meant for this receiver, since projects have those of other programs, too.
+        """By project, the connectors meant for this receiver; projects can also have connectors for other programs.
 
-        Those with our secret. Of a project without such ones: those at whose URL a receiver responds, or else all, if
-        the project was heard, or if no project has one with our secret.
+        Those are the connectors with our secret. In a project without one: those at whose URL a receiver responds, or
+        else all, if the project was heard, or if no project has a connector with our secret.
         """
         chosen: dict[str, Sequence[DataConnector]] = {
             project: [each for each in found if self.has_our_secret(each)] for project, found in connectors.items()

@@ -1,6 +1,6 @@
-"""What a backfill fetches: the windows of gaps or of a time that was asked for, and the devices as they are now.
+"""What a backfill fetches: the windows of gaps or of a requested time, and the devices as they are now.
 
-An interrupted backfill leaves the rest of its windows in the journal, for the next one of the same request.
+An interrupted backfill saves its remaining windows in the journal; repeating the same request resumes it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ HISTORY_MINUTES = 31 * 24 * 60
 """How far back DT's history goes."""
 
 PROGRESS = "backfill"
-"""The document with what is left of a backfill that was interrupted."""
+"""The document with the remaining windows of an interrupted backfill."""
 
 RESUME_SECONDS = 86400.0
-"""What was interrupted longer ago is begun anew."""
+"""A backfill that was interrupted longer ago is not resumed, but starts again."""
 
 SAMPLED_EVENTS = 500
 SAMPLED_REQUESTS = 3
 """How many of the newest events in the journal are looked at, and how many of them DT is asked for."""
 
 SETTLED_SECONDS = 60.0
-"""An event that is older is in DT's history, which is up to 10 s late."""
+"""An older event is in DT's history, which is up to 10 s late."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """What is to be fetched: the events of a device between two times in seconds since 1970."""
+    """The events of one device between two times in seconds since 1970."""
 
     device_id: str
     project_id: str
@@ -46,9 +46,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for: what gaps have missed, or with a `start` and an `end` all events between these times.
+    """What a person asked for: the events that gaps miss, or all events between `start` and `end`.
 
-    `texts` are the options as they were given: the same ones go on with a backfill that was interrupted.
+    `texts` are the command's options as given; the same options resume an interrupted backfill.
     """
 
     texts: tuple[str, ...]
@@ -60,17 +60,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be fetched, of devices as they are now; `failures` has a line for what cannot be read.
+    """The windows to fetch, and their devices as they are now; `failures` has a line for each that cannot be read.
 
-    What was received before `kept` may be no longer in the journal. `continued` is the rest of an interrupted backfill.
+    Events received before `retained_from` (seconds since 1970) may have been removed from the journal. `resumed` says
+    that the windows are those that an interrupted backfill left.
     """
 
     windows: Sequence[Window]
     devices: Mapping[str, Device]
     gaps: Sequence[OpenGap]
     failures: Sequence[str]
-    kept: float
-    continued: bool
+    retained_from: float
+    resumed: bool
 
     @property
     def seconds(self) -> int:
@@ -82,21 +83,28 @@ class Plan:
         sensors = counted(len({window.device_id for window in self.windows}), "sensor")
         hours = f"{self.seconds / 3600:.0f} sensor hours"
         question = f"Fetch {hours} of {sensors} from DT, and deliver what the journal does not have?"
-        if any(window.start < self.kept for window in self.windows):
+        if any(window.start < self.retained_from for window in self.windows):
             question += " What is older than [journal] retention_days may be delivered again."
         return question
 
 
 def plan(
-    api: Api, journal: Journal, request: Request, gaps: Iterable[OpenGap], kept: float, now: float, *, dry_run: bool
+    api: Api,
+    journal: Journal,
+    request: Request,
+    gaps: Iterable[OpenGap],
+    retained_from: float,
+    now: float,
+    *,
+    dry_run: bool,
 ) -> Plan:
-    """What to fetch for a request. Raises ApiError if nothing can be read at all."""
+    """What to fetch for a request. Raises ApiError if DT's REST API cannot be used."""
     chosen = [
         gap for gap in gaps if request.project in (None, gap.project_id) and request.device in (None, gap.device_id)
     ]
     saved = [] if dry_run else saved_windows(journal, request, now)
     if request.start is None or request.end is None or saved:
-        windows = saved or windows_of_gaps(chosen, kept)
+        windows = saved or windows_of_gaps(chosen, retained_from)
         wanted = {window.device_id: window.project_id for window in windows}
         devices, failures = find_devices(api, sorted({*wanted.values()}), wanted)
         windows = [window for window in windows if window.device_id in devices]
@@ -107,18 +115,19 @@ def plan(
             projects = [request.project] if request.project else [each.id for each in api.projects()]
             devices, failures = find_devices(api, projects, None)
         windows = [Window(each.id, each.project_id, request.start, request.end) for each in devices.values()]
-    return Plan(windows, devices, chosen, failures, kept, bool(saved))
+    return Plan(windows, devices, chosen, failures, retained_from, bool(saved))
 
 
-def windows_of_gaps(gaps: Iterable[OpenGap], kept: float) -> list[Window]:
-    """A window for each gap, with the minutes in which the sensor was heard before and after it.
+def windows_of_gaps(gaps: Iterable[OpenGap], retained_from: float) -> list[Window]:
+    """A window for each gap, including the minutes in which the sensor was heard before and after it.
 
-    Before `kept` without them: what was heard then is no longer in the journal, and would be delivered again.
+    Such a minute before `retained_from` is excluded: its events may have been removed from the journal, and would be
+    delivered again.
     """
     windows = []
     for gap in gaps:
-        start = gap.start * 60.0 if gap.start * 60 >= kept else (gap.start + 1) * 60.0
-        end = (gap.end + 1) * 60.0 if gap.end * 60 >= kept else gap.end * 60.0
+        start = gap.start * 60.0 if gap.start * 60 >= retained_from else (gap.start + 1) * 60.0
+        end = (gap.end + 1) * 60.0 if gap.end * 60 >= retained_from else gap.end * 60.0
         windows.append(Window(gap.device_id, gap.project_id or "", start, end))
     return windows
 
@@ -126,9 +135,10 @@ def windows_of_gaps(gaps: Iterable[OpenGap], kept: float) -> list[Window]:
 def find_devices(
     api: Api, projects: Iterable[str], wanted: Mapping[str, str] | None
 ) -> tuple[dict[str, Device], list[str]]:
-    """The `wanted` devices as they are now, or all of these projects; and a line for what cannot be read.
+    """The `wanted` devices as they are now, or all of these projects; and a line for each that cannot be read.
 
-    `wanted` maps device ids to projects. A device that has moved to another project meanwhile is found there.
+    `wanted` maps device ids to projects; devices that have since moved to another project are found there. Raises
+    Unavailable.
     """
     found: dict[str, Device] = {}
     failures: dict[str, str] = {}
@@ -153,9 +163,9 @@ def find_devices(
 
 
 def require_same_ids(api: Api, records: Records, devices: Mapping[str, Device], now: float) -> None:
-    """Raise ReceiverError if an event that was pushed has another id in DT's history: all would be stored twice.
+    """Raise ReceiverError if a pushed event has another id in DT's history: everything would be stored twice.
 
-    DT does not say that the ids are the same, so it is asked for some events that the journal has.
+    DT does not document that the ids are the same, so they are compared for some events of the journal.
     """
     requests = 0
     for history in records.newest(now - SETTLED_SECONDS, None, None, SAMPLED_EVENTS):
@@ -181,7 +191,7 @@ def require_same_ids(api: Api, records: Records, devices: Mapping[str, Device], 
 
 
 def _ids_in_history(api: Api, device: Device, event: Event) -> list[object]:
-    """The ids that an event may have in DT's history: of all events of its time and type."""
+    """The ids in DT's history of all events of the same device, time and type."""
     at = event.occurred_at.timestamp()
     try:
         found = [each for page in api.events(device.project_id, device.id, at - 1, at + 1) for each in page]
@@ -199,7 +209,7 @@ def _ids_in_history(api: Api, device: Device, event: Event) -> list[object]:
 
 
 def saved_windows(journal: Journal, request: Request, now: float) -> list[Window]:
-    """What is left of the same `request`, if it was interrupted within a day."""
+    """The remaining windows of the same request, if it was interrupted within a day; else none."""
     try:
         saved = json.loads(journal.document(PROGRESS) or b"{}")
         if saved["request"] == list(request.texts) and 0 <= now - saved["began"] < RESUME_SECONDS:
@@ -210,7 +220,7 @@ def saved_windows(journal: Journal, request: Request, now: float) -> list[Window
 
 
 def save_windows(journal: Journal, request: Request, began: float, windows: Iterable[Window]) -> None:
-    """Save what is left of a request that was begun then, so that the same request goes on there."""
+    """Save the remaining windows of a request that began at `began` (seconds since 1970), so that it can be resumed."""
     left = [[each.device_id, each.project_id, each.start, each.end] for each in windows]
     saved = {"request": list(request.texts), "began": began, "windows": left}
     journal.save_document(PROGRESS, json.dumps(saved).encode() if left else b"")

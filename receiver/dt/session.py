@@ -28,25 +28,25 @@ ASSERTION_SECONDS = 1800
 """DT accepts an hour at most, counted on its own clock."""
 
 RENEW_SECONDS = 60.0
-"""A token is renewed so long before it ends."""
+"""How long before its end a token is renewed."""
 
 SKEW_SECONDS = 60.0
-"""A clock that differs by less is not the reason for a rejection."""
+"""A smaller difference between the clocks is not the reason for a rejection."""
 
 RESPONSE_SECONDS = 30.0
 
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
-"""A page of 1000 events with 30 samples each has 3 MB; four of this size fit into 64 MB."""
+"""A page of 1000 events with 30 samples each has 3 MB; four threads read up to 64 MB."""
 
 INITIAL_BACKOFF_SECONDS = 1.0
 
 MAX_BACKOFF_SECONDS = 60.0
 
 PATIENCE_SECONDS = 300.0
-"""How long a request is repeated that gets no response, or 5xx, unless the caller has less patience."""
+"""How long a request without a response, or with 5xx, is repeated, unless the caller has less patience."""
 
 RATE_LIMIT_SECONDS = 7200.0
-"""How long a request is repeated that gets 429: DT works, and says when to come again."""
+"""How long a request with 429 is repeated: DT works, and its Retry-After says when to try again."""
 
 
 class ApiError(ReceiverError):
@@ -54,7 +54,7 @@ class ApiError(ReceiverError):
 
 
 class Refused(ApiError):
-    """The service account is not known, or may not read this."""
+    """The service account is unknown, or has no permission to read this."""
 
 
 class Missing(ApiError):
@@ -62,7 +62,7 @@ class Missing(ApiError):
 
 
 class Unavailable(ApiError):
-    """DT's REST API cannot be used at all for now."""
+    """DT's REST API is unavailable, so further requests would fail as well."""
 
 
 class Stopped(ApiError):
@@ -70,11 +70,11 @@ class Stopped(ApiError):
 
 
 class Session:
-    """What requests of several threads share: the access token, DT's rate limit, and the wish to stop.
+    """State that the requests of several threads share: the access token, DT's rate limit, and whether to stop.
 
-    `now` is the wall clock, and `wait` returns after so many seconds, or earlier when `stop` was called. `on_wait` is
-    called before each wait that is worth a line, with the seconds and the reason. `skew_seconds` is how far DT's clock
-    is ahead of ours, as far as that is known.
+    `now` is the wall clock; `wait` sleeps for a number of seconds, or until `stop` is called. `on_wait` is called with
+    the seconds and the reason before each wait of more than a second. `skew_seconds` is how far DT's clock is ahead of
+    ours; None while that is unknown.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Session:
         self._succeeded_at = float("-inf")
 
     def stop(self) -> None:
-        """Let every request end with Stopped."""
+        """Make every request raise Stopped."""
         self._stopped.set()
 
     def token(self, rejected: str = "") -> str:
@@ -115,7 +115,10 @@ class Session:
     def exchange(
         self, client: HttpClient, method: str, address: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Response:
-        """A response that is neither 429 nor 5xx. Raises Unavailable, Stopped, and ApiError if only this one fails."""
+        """Repeat a request until its response is neither 429 nor 5xx, and return that.
+
+        Raises Stopped; Unavailable if no request succeeded meanwhile, else ApiError.
+        """
         began = working_at = self.now()
         failures = 0
         while True:
@@ -148,7 +151,7 @@ class Session:
                 self._sleep(backoff)
 
     def _wait_for_turn(self) -> bool:
-        """Wait while DT limits the rate; whether it did."""
+        """Wait while DT limits the rate. Returns whether it did."""
         waited = False
         while (left := self._limited_until - self.now()) > 0:
             waited = True
@@ -176,7 +179,7 @@ class Session:
             self.skew_seconds = at - self.now()
 
     def _fetch_token(self) -> tuple[str, float]:
-        """A new token and its lifetime in seconds. If our clock is wrong, the assertion is signed by DT's."""
+        """A new token and its lifetime in seconds. If our clock is wrong, the assertion is dated by DT's."""
         response = self._post_assertion()
         skew = self.skew_seconds or 0.0
         if response.status != 200 and abs(skew - self._assertion_skew) > SKEW_SECONDS:
@@ -220,7 +223,7 @@ def decode_object(body: bytes) -> dict[str, Any] | None:
 
 
 def _date(text: str) -> float | None:
-    """An HTTP date in seconds since 1970; None if it is none."""
+    """An HTTP date in seconds since 1970; None for any other text."""
     with suppress(ValueError, TypeError, OverflowError):
         return parsedate_to_datetime(text).timestamp()
     return None

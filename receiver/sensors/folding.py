@@ -1,7 +1,7 @@
-"""What events say of their sensors, and how that is merged with what is known.
+"""What is derived of sensors from their events, and how that is merged with what is stored.
 
-Every part is a set, a minimum, a maximum, or the value with the newest time: merging is commutative, associative and
-idempotent. So the registry is the same in whatever order events come, and however often.
+Every part is a set, a minimum, a maximum, or the value with the newest time, so merging is commutative, associative and
+idempotent: the registry does not depend on the order of events, nor on repetitions.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from receiver.sensors.history import DAY_SECONDS, pack_point
 from receiver.sensors.minutes import DAY_MINUTES, minute_of
 
 FUTURE_SECONDS = 600.0
-"""A time this far after the event was received is wrong; when it was received counts instead."""
+"""A time more than this after the receipt of the event is wrong, and the time of receipt is used instead."""
 
 LATE_SECONDS = 13 * 3600.0
-"""DT retries a push for 12 hours: an event that is older was fetched later, and fills a gap."""
+"""DT retries a push for 12 hours: an older event was sent again by other means, and fills a gap."""
 
 PERIODIC = frozenset(
     ("networkStatus", "temperature", "humidity", "co2", "pressure", "objectPresentCount", "touchCount")
 )
-"""Event types that come with every heartbeat. A sensor of which none is ever heard cannot be watched."""
+"""Event types that are sent with every heartbeat. A sensor without any of them cannot be monitored."""
 
 CONNECTORS = 8
-"""How many cloud connectors are remembered of a sensor: those that heard it last."""
+"""How many cloud connectors are stored for a sensor: those that heard it last."""
 
 ONLY_SECONDS = 86400.0
-"""A cloud connector that has not heard a sensor for so long, while others did, is not one of its connectors."""
+"""A cloud connector that did not hear a sensor for this time, while others did, is not one of its connectors."""
 
 DEVICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_NAME = 200
 
 Facts = dict[str, list[Any]]
-"""What a sensor said last, by name: its time, then the value, then the unit if there is one.
+"""The newest facts of a sensor by name, each with its time, its value, and its unit if it has one.
 
 `name`, `type`, `project`, `connection`; `via:ID` for each cloud connector; `latest:QUANTITY` for each quantity.
 """
@@ -53,7 +53,7 @@ class Day:
 
 @dataclass(slots=True)
 class News:
-    """What events say of one sensor. Times are seconds since 1970."""
+    """What a batch of events adds to one sensor. Times are seconds since 1970."""
 
     facts: Facts = field(default_factory=dict)
     first_heard: float | None = None
@@ -64,13 +64,13 @@ class News:
 
 @dataclass
 class Batch:
-    """What a batch of events says: of each sensor by device id, and of each project, by id and day, its arrivals."""
+    """What events add: news by device id, and the minutes in which pushes arrived by project and day."""
 
     sensors: dict[str, News] = field(default_factory=dict)
     arrivals: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def add(self, event: Event, history_seconds: float) -> None:
-        """Add one event. One without a valid device id says nothing of a sensor."""
+        """Add one event; without a valid device id it is ignored."""
         if event.device_id is None or not DEVICE_ID.fullmatch(event.device_id):
             return
         received = event.received_at.timestamp()
@@ -79,7 +79,7 @@ class Batch:
         news = self.sensors.setdefault(event.device_id, News())
         offline = event.type == "connectionStatus" and event.data.get("connection") == "OFFLINE"
         fetched = event.origin is Origin.HISTORY
-        own = not (offline or event.type == "labelsChanged")  # those are not its own words
+        own = not (offline or event.type == "labelsChanged")  # DT sends these for the sensor
         live = own and not event.backfilled and not fetched
         late = received - at > LATE_SECONDS
         if not fetched:
@@ -129,7 +129,7 @@ def _mark(news: News, time: float, oldest: float, *, heard: bool) -> None:
 
 def _add_facts(facts: Facts, event: Event, at: float) -> None:
     fetched = event.origin is Origin.HISTORY
-    known_at = 0.0 if fetched else at  # what a push says goes before
+    known_at = 0.0 if fetched else at  # a push takes precedence
     if name := event.labels.get("name"):
         _newest(facts, "name", [known_at, name[:MAX_NAME]])
     if event.device_type:
@@ -137,7 +137,7 @@ def _add_facts(facts: Facts, event: Event, at: float) -> None:
     if project := _project(event):
         _newest(facts, "project", [known_at, project])
     if fetched:
-        return  # or what was missed would raise or clear an incident
+        return  # else a missed event would raise or clear an incident
     if event.type == "connectionStatus" and isinstance(state := event.data.get("connection"), str):
         _newest(facts, "connection", [at, state[:64]])
     if event.type == "networkStatus":
@@ -154,13 +154,13 @@ def _connectors(data: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _newest(facts: Facts, name: str, value: list[Any]) -> None:
-    """Keep the value with the newest time, and of two with the same time always the same one."""
+    """Set a fact, unless it has a newer value; of two values with the same time, the larger one wins."""
     if name not in facts or facts[name] < value:
         facts[name] = value
 
 
 def merge_facts(known: Facts, new: Facts) -> Facts:
-    """Both, of each fact the newest value; of the cloud connectors those that heard the sensor last."""
+    """The newest value of each fact, with only those cloud connectors that heard the sensor last."""
     merged = dict(known)
     for name, value in new.items():
         _newest(merged, name, value)
@@ -171,7 +171,7 @@ def merge_facts(known: Facts, new: Facts) -> Facts:
 
 
 def only_connector(facts: Facts) -> str | None:
-    """The cloud connector through which alone the sensor is heard; None if there are several, or none is known."""
+    """The only cloud connector that hears the sensor; None if there are several, or none is known."""
     heard = {name: value[0] for name, value in facts.items() if name.startswith("via:")}
     newest = max(heard.values(), default=0.0)
     recent = [name for name, time in heard.items() if time >= newest - ONLY_SECONDS]
@@ -179,7 +179,7 @@ def only_connector(facts: Facts) -> str | None:
 
 
 def offline_since(facts: Facts, last_heard: float | None) -> float | None:
-    """Since when DT says that the device is offline; None if it does not, or the device was heard later."""
+    """Since when DT reports the device as offline; None if it does not, or if the device was heard later."""
     time, state = facts.get("connection", [0.0, ""])
     return time if state == "OFFLINE" and (last_heard is None or last_heard <= time) else None
 

@@ -15,16 +15,16 @@ WITH_MEMORY = frozenset(("temperature", "humidity"))
 """Types whose sensors may store readings while they are not heard, and send them later."""
 
 MEMORY_MINUTES = DAY_MINUTES
-"""So long after the end of a gap the sensor may still send what it stored."""
+"""How long after the end of a gap the sensor may still send what it stored."""
 
 
 class Kind(StrEnum):
     """Where the events of a gap may still be."""
 
     RECEIVER = "receiver"
-    """We were down, or nothing came from the project: DT may have them, see `backfill`."""
+    """The receiver was down, or nothing arrived from the project: DT may have the events, see `backfill`."""
     SENSOR_MEMORY = "sensor_memory"
-    """The sensor may have stored readings, and sends them itself."""
+    """The sensor may have stored readings, and send them later."""
     LOST = "lost"
 
 
@@ -44,8 +44,8 @@ def find_gaps(
 ) -> list[Gap]:
     """The gaps of a sensor, oldest first.
 
-    `filled` are the minutes of events that came later, `unheard` the times in which we were down or its project was not
-    heard, `now` the newest minute of its project.
+    `filled` are the minutes of events that arrived later, `unheard` the times in which the receiver was down or the
+    project was not heard, `now` the newest minute of the project.
     """
     limit = GAP_INTERVALS * interval
     spans: list[tuple[int, int | None]] = [*heard.gaps(longer_than=limit)]
@@ -78,7 +78,7 @@ def completeness(known: Minutes, interval: float, day: int, first: int, now: int
     """Covered time / expected time on a day since 1970; None if the sensor was not expected on it.
 
     A minute in which it was heard, or that was filled later, covers the interval after it. It is expected from `first`,
-    when it was heard first, to `now`.
+    the minute in which it was first heard, to `now`.
     """
     span = max(day * DAY_MINUTES, first), min((day + 1) * DAY_MINUTES, now)
     if span[1] <= span[0]:

@@ -13,7 +13,7 @@ QUANTITIES = (
     *("temperature", "relative_humidity", "co2", "pressure", "count", "touch", "object_present", "water_present"),
     *("motion", "occupied", "open", "signal_strength", "rssi", "battery", "online"),
 )
-"""Stored as their position: add new ones at the end."""
+"""Stored by their position, so append new ones at the end."""
 
 CODES = {quantity: code for code, quantity in enumerate(QUANTITIES)}
 _POINT = struct.Struct(">IBf")
@@ -49,7 +49,7 @@ def merge_points(stored: bytes, new: set[bytes]) -> bytes:
 def compact(hours: bytes, points: bytes) -> bytes:
     """The hours with those of `points` merged in.
 
-    An hour that is known already gets a new minimum and maximum but keeps its mean, so that a replay changes nothing.
+    An hour that exists gets a new minimum and maximum but not a new mean, so that a replay changes nothing.
     """
     known = {(hour, code): values for hour, code, *values in _HOUR.iter_unpack(hours)}
     by_hour: dict[tuple[int, int], list[float]] = {}
@@ -93,7 +93,7 @@ def by_hour(points: Iterable[Point]) -> list[Point]:
 
 
 def quantities_in(stored: Iterable[tuple[bytes, bytes]]) -> list[str]:
-    """Which quantities there are in hours and points of days."""
+    """The quantities that occur in the hours and points of days."""
     codes = set()
     for hours, points in stored:
         codes |= {code for _, code, *_ in _HOUR.iter_unpack(hours)} | {

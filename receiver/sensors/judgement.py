@@ -15,15 +15,15 @@ from receiver.sensors.minutes import DAY_MINUTES, Minutes, minute_of
 from receiver.sensors.watch import DAY_SECONDS, LEAST_SILENT_MINUTES, Case, Project, Rules, State, Watched, silence
 
 MISSING_MESSAGES = 3.0
-"""A cloud connector is silent when so many messages of its other sensors are missing."""
+"""A cloud connector is silent when this many messages of its other sensors are missing."""
 
 CHANGES_A_DAY = 3
-"""An incident that is the third change within a day is unstable: it stays open until a day was quiet."""
+"""An incident is unstable if it is the third change within a day; it stays open until a quiet day has passed."""
 
 
 @dataclass
 class Verdict:
-    """What a judgement changes: new cases, changed ones, states of sensors, and from when sensors are expected."""
+    """What a judgement changes: new cases, changed ones by id, states of sensors, and from when they are expected."""
 
     opened: list[Case] = field(default_factory=list)
     changed: dict[int, Case] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class _Judge:
         self.verdict = Verdict()
         self.sensors = {sensor.device_id: sensor for sensor in sensors}
         self.dependents: dict[str, list[Watched]] = defaultdict(list)
-        """By cloud connector, the sensors that are heard through no other one."""
+        """By cloud connector, the sensors that no other one hears."""
         self.of_project: dict[str, list[str]] = defaultdict(list)
         self.silent: list[Watched] = []
         for sensor in sensors:
@@ -98,7 +98,7 @@ class _Judge:
                 self.add(Cause.PROJECT, project.id, project.id, members, project.newest, reason)
 
     def judge_sensors(self) -> None:
-        """Open incidents for silent sensors that are in none yet: for their cloud connector, or for each."""
+        """Open incidents for silent sensors that have none: one for their cloud connector, or one for each sensor."""
         for sensor in self.silent:
             if sensor.device_id in self.in_case or (Cause.PROJECT, sensor.project_id or "") in self.open:
                 continue
@@ -120,7 +120,7 @@ class _Judge:
                 self.add_sensor(Cause.DEVICE, sensor, sensor.last_heard or 0.0, reason)
 
     def is_silent_connector(self, connector: str, silent: Watched) -> bool:
-        """Whether so many messages of its other sensors are missing that they cannot all be lost by chance."""
+        """Whether more messages of its other sensors are missing than are lost by chance."""
         project = self.projects.get(silent.project_id or "")
         dependents = self.dependents[connector]
         last = max(dependents, key=lambda sensor: max(sensor.last_heard or 0.0, sensor.expected_from))
@@ -178,7 +178,7 @@ class _Judge:
             self.verdict.opened[self.verdict.opened.index(case)] = grown
 
     def reviewed(self, case: Case) -> Case:
-        """The case as it is now: closed if its sensors are heard again, or if none of them is judged any more."""
+        """The case now: closed if its sensors are heard again, or if all of them are snoozed or retired."""
         judged = [
             self.sensors[device]
             for device in case.sensors
@@ -212,7 +212,7 @@ class _Judge:
         )
 
     def has_recovered(self, sensor: Watched, case: Case) -> bool:
-        """It is not silent, and was heard at two heartbeats since; if the case is unstable, for a whole day."""
+        """Whether it is heard, and was at two heartbeats since the case began; for a day if the case is unstable."""
         if sensor.offline_since is not None or self.is_silent(sensor):
             return False
         if not sensor.periodic:
@@ -239,7 +239,7 @@ class _Judge:
 
 
 def _spans(minutes: Minutes, at_least: float) -> bool:
-    """Whether the first and the last of these minutes are so far apart: two heartbeats, not two messages of one."""
+    """Whether the first and last of these minutes are `at_least` minutes apart, so that they are two heartbeats."""
     return minutes.count() > 1 and (minutes.last or 0) - (minutes.earliest or 0) >= at_least
 
 

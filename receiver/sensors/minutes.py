@@ -1,6 +1,6 @@
-"""Minutes in which something was heard, as bits: a set that is the same in whatever order, and how often, it is filled.
+"""Minutes in which something was heard, as a set of bits; adding a minute twice or in another order gives the same set.
 
-A day has 1440 bits. What is learned of a sensor, its gaps and its completeness are functions of these sets.
+A day has 1440 bits. The interval of a sensor, its gaps and its completeness are computed from these sets.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def overlap(span: Span, others: Iterable[Span]) -> int:
 LEARN_MINUTES = 7 * DAY_MINUTES
 LEARN_GAPS = 10
 LONGEST_GAP = 240
-"""Four times the longest interval of DT: a longer gap is an outage, and says nothing of the interval."""
+"""Four times DT's longest interval: a longer gap is an outage, and does not count for the interval."""
 
 
 def learn_interval(minutes: Minutes, excluded: Sequence[Span]) -> int | None:
     """The usual gap of the last 7 days, or of the last day if that is longer, in minutes; None with less than 10 gaps.
 
-    Gaps that touch `excluded`, which is sorted, do not count. The last day is what learns a longer interval in time; in
-    it, the two longest gaps are left out, since a lost heartbeat or an outage weighs more in so short a time.
+    Gaps that touch `excluded`, which is sorted, do not count. The last day is what adapts quickly to a longer interval;
+    its two longest gaps are left out, since a lost heartbeat or an outage weighs more in so short a time.
     """
     last = minutes.last or 0
     week = _gap_lengths(minutes, last - LEARN_MINUTES, last, excluded)
@@ -120,7 +120,7 @@ def _gap_lengths(minutes: Minutes, start: int, end: int, excluded: Sequence[Span
 def usual_gap(lengths: Mapping[int, int]) -> int:
     """The length such that three quarters of all time lie in gaps no longer: the time-weighted 75 % quantile.
 
-    A sensor that is used often sends many messages a minute apart and few heartbeats; a median would take the first
+    A sensor that is used often sends many messages a minute apart and few heartbeats; a median would take the minute
     for its interval. One that loses some heartbeats spends a few per cent of its time in gaps of twice its interval.
     """
     most = 0.75 * sum(length * count for length, count in lengths.items())

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from receiver.journal import Database
 
 RECEIVER = "*"
-"""The track of the receiver itself, which no project id can be: the minutes in which it was up."""
+"""The track with the minutes in which the receiver was up; no project id can have this name."""
 
 IDS = 500
 """How many device ids one query names."""
 
 LABEL = func.lower(func.coalesce(sensors.c.name, sensors.c.device_id))
-"""By what people look for a sensor."""
+"""What sensors are sorted and searched by."""
 
 
 class RegistryReader:
@@ -114,7 +114,7 @@ class RegistryReader:
             return self._heard(connection, members, filled=filled, minutes=minutes)
 
     def outages(self, now: float, minutes: int = LEARN_MINUTES) -> tuple[dict[str, Sequence[Span]], list[Span]]:
-        """The outages of each project, and the receiver's downtimes, of the last 7 days, or of so many minutes."""
+        """The outages of each project, and the receiver's downtimes, in the last 7 days or the last `minutes`."""
         with self._database.read() as connection:
             projects, down = self._projects(connection, self._newest(connection, now), now, minutes)
         return {project.id: project.outages for project in projects.values()}, down
@@ -147,7 +147,7 @@ class RegistryReader:
             return self._incidents(connection, connection.execute(query).all(), named=named)
 
     def incidents_of(self, device: str, limit: int) -> list[Incident]:
-        """The newest incidents of one sensor, newest first; of their sensors they have no names."""
+        """The newest incidents of one sensor, newest first; their sensors have device ids instead of names."""
         query = select(incidents).where(incidents.c.sensors.contains(f'"{device}"', autoescape=True))
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(incidents.c.id.desc()).limit(limit)).all()
@@ -177,7 +177,7 @@ class RegistryReader:
     def _projects(
         self, connection: Connection, newest: Mapping[str, float], now: float, minutes: int = LEARN_MINUTES
     ) -> tuple[dict[str, Project], list[Span]]:
-        """All projects as they are now, and when the receiver was down in the last days.
+        """All projects as they are now, and the receiver's downtimes in the last days.
 
         `newest` is the newest live timestamp of each.
         """
@@ -199,7 +199,7 @@ class RegistryReader:
     def _heard(
         self, connection: Connection, members: Iterable[Any], *, filled: bool = False, minutes: int = LEARN_MINUTES
     ) -> dict[str, Minutes]:
-        """The minutes in which sensors were heard in the 7 days, or so many minutes, before they were heard last."""
+        """The minutes in which sensors were heard in the 7 days, or in the `minutes`, before they were heard last."""
         since = {each.device_id: minute_of(each.last_heard) - minutes for each in members}
         found: dict[str, dict[int, int]] = {device: {} for device in since}
         for ids in chunks(list(since)):

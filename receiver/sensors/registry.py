@@ -21,13 +21,13 @@ from receiver.sensors.watch import DAY_SECONDS, Case, Project, State, Watched, n
 from receiver.sensors.writer import RegistryWriter
 
 JUDGE_SECONDS = 60.0
-"""How long a judge that died keeps others from judging."""
+"""How long a judge that crashed prevents others from judging."""
 
 LEARN_SECONDS = 3600.0
-"""How often the interval of a sensor is learned anew, in its own time."""
+"""How often the interval of a sensor is learned again, by its own timestamps."""
 
 LEARN_AT_ONCE = 500
-"""How many intervals one judgement learns at most: that takes most of its time."""
+"""How many intervals one judgement learns at most, since that takes most of its time."""
 
 WATCHED = tuple(sensors.c[name] for name in Watched._fields)
 
@@ -48,9 +48,9 @@ class Registry(RegistryWriter):
     """An open registry. Calls may come from many threads, and raise nothing but JournalError."""
 
     def judge(self, now: float, holder: str) -> list[Announcement]:
-        """Judge all sensors, unless another holder does; what is to be announced then, oldest first.
+        """Judge all sensors, unless another holder does. Returns what to announce, oldest first.
 
-        What a predecessor stored and did not announce comes first. Call `announced` for each.
+        That includes what a predecessor stored and did not announce. Call `announced` for each.
         """
         if not self._become_judge(now, holder):
             return []
@@ -85,12 +85,12 @@ class Registry(RegistryWriter):
             connection.execute(update(versions).where(versions.c.judge == holder).values(judge=None))
 
     def snooze(self, device: str, until: float, now: float) -> None:
-        """Raise no incident for a sensor until then; a time in the past ends the snooze."""
+        """Open no incident for a sensor until that time; a time in the past ends the snooze."""
         state = State.SNOOZED if until > now else State.LEARNING
         self._set(device, snoozed_until=until, state=state.value)
 
     def retire(self, device: str, at: float | None, now: float) -> None:
-        """Expect a sensor no more; with None as time, expect it again from now on."""
+        """Stop expecting a sensor to be heard; with None as time, expect it again from now on."""
         state = State.LEARNING if at is None else State.RETIRED
         self._set(device, retired_at=at, expected_from=now, state=state.value)
 

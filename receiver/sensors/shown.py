@@ -15,12 +15,13 @@ from receiver.sensors.history import Point, quantities_in, unpack
 from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, minute_of
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import DAY_SECONDS, Watched
+from receiver.validation import counted
 
 MAX_LISTED = 1000
 """How many gaps and incidents are listed: more than anyone reads."""
 
 WATCHED_HOURS = 2.0
-"""A sensor that was heard for so long without a heartbeat sends none."""
+"""A sensor that was heard for this time without a heartbeat sends none."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SensorRow:
 
 @dataclass(frozen=True)
 class DayRow:
-    """How much of a day a sensor covered, from 0 to 1."""
+    """The completeness of a day of a sensor, from 0 to 1."""
 
     day: date
     completeness: float
@@ -58,7 +59,7 @@ class DayRow:
 
 @dataclass(frozen=True)
 class SensorDetails(SensorRow):
-    """A sensor with what is shown of it alone."""
+    """A sensor with the details that only its own page and `sensors show` have."""
 
     days: tuple[DayRow, ...]
 
@@ -77,7 +78,7 @@ class GapRow:
 
 @dataclass(frozen=True)
 class OpenGap:
-    """A gap that can be fetched from DT's history, in minutes since 1970; `limit` is the longest time that is none."""
+    """A gap that can be fetched from DT's history, in minutes since 1970; shorter times than `limit` are no gap."""
 
     device_id: str
     project_id: str | None
@@ -185,7 +186,7 @@ class ProjectsHeard:
 
 
 def projects_heard(registry: Registry, now: float, minutes: int = LEARN_MINUTES) -> ProjectsHeard:
-    """Those of the last 7 days, or of so many minutes."""
+    """What was heard of projects in the last 7 days, or in that many minutes."""
     return ProjectsHeard(registry.newest(now), *registry.outages(now, minutes), minutes)
 
 
@@ -206,7 +207,7 @@ def gaps_of(registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, 
 
 
 def open_gaps(registry: Registry, now: float, minutes: int) -> list[OpenGap]:
-    """The gaps of kind `receiver` that nothing has filled yet, of all sensors and of so many minutes until now."""
+    """The gaps of kind `receiver` that are not filled yet, of all sensors, in the last `minutes`."""
     return [
         OpenGap(
             sensor.device_id,
@@ -224,7 +225,7 @@ def open_gaps(registry: Registry, now: float, minutes: int) -> list[OpenGap]:
 def _gaps(
     registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, now: float
 ) -> Iterator[tuple[Any, Gap, Minutes]]:
-    """Each gap with its sensor, and with the minutes in which that was heard or filled."""
+    """Each gap with its sensor, and the minutes in which that sensor was heard or filled."""
     for some in _chunks([each for each in stored if each.last_heard is not None and each.periodic]):
         heard = registry.heard(some, minutes=projects.minutes)
         known = registry.heard(some, filled=True, minutes=projects.minutes)
@@ -255,7 +256,7 @@ def incident_rows(registry: Registry) -> list[IncidentRow]:
 
 
 def unwatchable(registry: Registry) -> list[str]:
-    """A warning for each project with sensors that send no heartbeat: nothing tells when they are silent."""
+    """A warning for each project with sensors that send no heartbeat, so that their silence cannot be detected."""
     without = Counter(
         row.project_id or "(unknown)"
         for row in registry.rows()
@@ -266,8 +267,8 @@ def unwatchable(registry: Registry) -> list[str]:
         and row.type != "ccon"
     )
     return [
-        f"no heartbeat was ever heard of {count} sensors in project {project}, so it cannot be noticed when they fall "
-        "silent; let its Data Connector send networkStatus"
+        f"project {project} has {counted(count, 'sensor')} without any heartbeat, whose silence cannot be detected; "
+        "enable networkStatus in its Data Connector"
         for project, count in sorted(without.items())
     ]
 

@@ -1,8 +1,8 @@
 """The tables of the registry, and how to upgrade those of older receivers.
 
 `registry_sensors` has a row for each sensor ever heard, `registry_days` one for each sensor and day, `registry_tracks`
-one for each project and day (and for the receiver itself, as `*`), `registry_incidents` one for each
-incident.
+one for each project and day (and for the receiver itself, as `*`), and `registry_incidents` one
+for each incident.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ incidents = Table(
     Column("announced", Integer, nullable=False),
 )
 ANNOUNCED_OPENED, ANNOUNCED_CLOSED = 1, 2
-"""How far an incident was announced; 0 if not at all."""
+"""What of an incident was announced last; 0 if nothing was."""
 
 Index("registry_incidents_closed", incidents.c.closed)
 

@@ -1,8 +1,7 @@
-"""What is watched: sensors, projects and incidents as values, and for how long each was silent. Pure functions.
+"""Sensors, projects and incidents as they are judged, and for how long a sensor was silent. Pure functions.
 
-A sensor is silent when it was not heard for several of its intervals *in which its project was heard*, measured in DT's
-own timestamps. So neither a restart, nor the receiver's downtime, nor the hours of catching up, nor a wrong clock here
-makes a sensor silent.
+A sensor is silent when it was not heard for several of its intervals *in which its project was heard*, measured by DT's
+timestamps. So a restart, downtime of the receiver, hours of catching up or a wrong clock here make no sensor silent.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from receiver.sensors.minutes import Minutes, Span, learn_interval, minute_of, o
 
 LEAST_SILENT_MINUTES = 20
 LEARNING_MINUTES = 60
-"""The interval of a sensor whose own is not learned yet: the longest one of DT."""
+"""The interval that is assumed until a sensor's own is learned: DT's longest."""
 
 FLOORS = {"temperature": 5, "deskOccupancy": 5, "co2": 2.5}
 FLOOR = 15
 """The shortest interval by type, in minutes."""
 
 OUTAGE_MINUTES = 10
-"""Nothing heard of a project for so long, and for two of its intervals: its sensors are not expected meanwhile."""
+"""When a project is not heard for this time and for two of its intervals, its sensors are not expected to be heard."""
 
 DOWN_MINUTES = 3
-"""The receiver was down when it recorded no sign of its own life for so long."""
+"""The receiver counts as down where it did not record for this time that it was up."""
 
 DAY_SECONDS = 86400.0
 
@@ -41,15 +40,15 @@ class State(StrEnum):
     OK = "ok"
     SILENT = "silent"
     OFFLINE = "offline"
-    """DT says so."""
+    """Reported by DT."""
     UNSTABLE = "unstable"
-    """It was silent and returned again and again within a day."""
+    """It was silent several times within a day."""
     SNOOZED = "snoozed"
     RETIRED = "retired"
 
 
 class Watched(NamedTuple):
-    """What is judged of one sensor. Times are seconds since 1970, by DT's clock where a sensor was heard."""
+    """A sensor as it is judged. Times are seconds since 1970; `last_heard` is on DT's clock."""
 
     device_id: str
     name: str | None
@@ -67,7 +66,7 @@ class Watched(NamedTuple):
 
     @property
     def interval(self) -> float:
-        """In minutes: as learned, and not below that of its type."""
+        """In minutes: the learned interval, but at least the shortest one of its type."""
         if self.interval_minutes is None:
             return LEARNING_MINUTES
         return max(self.interval_minutes, FLOORS.get(self.type or "", FLOOR))
@@ -78,11 +77,11 @@ class Watched(NamedTuple):
 
     @property
     def emulated(self) -> bool:
-        """It sends when a person clicks, until it has shown an interval of its own."""
+        """Whether DT Studio emulates it: then it sends only when a person clicks, or at an interval that is learned."""
         return self.device_id.startswith("emu") and len(self.device_id) == 23
 
     def is_judged(self, now: float) -> bool:
-        """Whether it is expected to be heard, or DT may report it as offline."""
+        """Whether incidents can be opened for it: not while it is retired or snoozed."""
         return self.retired_at is None and self.snoozed_until <= now
 
     @property
@@ -92,9 +91,9 @@ class Watched(NamedTuple):
 
 @dataclass(frozen=True)
 class Project:
-    """What is known of one project: its usual interval, and the outages in which its sensors are not expected.
+    """A project: its usual interval in minutes, and the outages in which its sensors are not expected to be heard.
 
-    `newest` is the newest live timestamp, `unheard` the minutes since its last sign of life in which we were up.
+    `newest` is its newest live timestamp, `unheard` for how many minutes the receiver was up since it was last heard.
     """
 
     id: str
@@ -120,7 +119,7 @@ class Case:
     closed: float | None = None
     id: int = 0
     absorbed: bool = False
-    """It became part of another incident, which is not announced as a recovery."""
+    """It became part of another incident, so its end is not announced."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,12 @@ class Rules:
     settle_minutes: int = 2
 
     def limit(self, interval: float) -> float:
-        """Minutes of silence after which something with this interval is silent; one for what minutes round off."""
+        """Minutes after which something with this interval is silent; one more, as minutes are rounded down."""
         return max(LEAST_SILENT_MINUTES, self.silent_after * interval) + 1
 
 
 def downtimes(up: Minutes, watched_since: int, now: float) -> list[Span]:
-    """When the receiver was down, as far as it has watched itself."""
+    """When the receiver was down since the minute `watched_since`, from which on it recorded that it was up."""
     seen = up.between(watched_since, minute_of(now)) | Minutes(minute_of(now), 1)
     return seen.gaps(longer_than=DOWN_MINUTES)
 
@@ -160,7 +159,7 @@ def known_project(
 
 
 def newest_by_project(sensors: Iterable[Watched], now: float) -> dict[str, float]:
-    """The newest live timestamp of each project; one from the future is nobody's measure."""
+    """The newest live timestamp of each project; times in the future are ignored."""
     newest: dict[str, float] = {}
     for sensor in sensors:
         last, project = sensor.last_heard, sensor.project_id or ""

@@ -28,7 +28,7 @@ from receiver.sensors.tables import HAS_POINTS, days, incidents, sensors, tracks
 from receiver.sensors.watch import DAY_SECONDS
 
 RAW_SECONDS = 48 * 3600.0
-"""How long points are stored in full after the end of their day, and at least since the last one came."""
+"""How long points are stored in full after the end of their day."""
 
 SETTLED_SECONDS = 3600.0
 """How long nothing must have been folded into a day before its points are compacted."""
@@ -54,7 +54,7 @@ class RegistryWriter(RegistryReader):
     """An open registry, to merge events into it."""
 
     def fold(self, events: Sequence[Event]) -> None:
-        """Merge what events say into the registry, in one durable commit. Repeating it changes nothing."""
+        """Merge events into the registry, in one durable commit. Repeating it changes nothing."""
         batch = Batch()
         for event in events:
             batch.add(event, self._history_seconds)
@@ -92,7 +92,7 @@ class RegistryWriter(RegistryReader):
             this = (days.c.device_id == bindparam("device")) & (days.c.day == bindparam("of"))
             if gone := [{"device": row.device_id, "of": row.day} for row in [*expired, *full]]:
                 connection.execute(delete(days).where(this), gone)
-            if full:  # inserted anew, since SQLite does not use the space that is left where a row became smaller
+            if full:  # inserted again: SQLite does not reuse the space of a row that became smaller
                 compacted = [
                     {**row._mapping, "points": b"", "hours": history.compact(row.hours, row.points)} for row in full
                 ]
@@ -168,8 +168,8 @@ class RegistryWriter(RegistryReader):
 
 
 def _lock(connection: Connection) -> None:
-    """One dispatcher at a time reads what is stored and merges it with what is new.
+    """Let one dispatcher at a time merge events.
 
-    This writes, so that the commit also flushes what a process has written that was killed before its flush.
+    It writes, so that the commit also flushes what a process wrote that was killed before its flush.
     """
     connection.execute(update(versions).values(version=versions.c.version))

@@ -14,19 +14,20 @@ from receiver.testing.running import ROOT, wait_until
 
 OLD_JOURNAL = ROOT / "tests" / "data" / "journal_schema_2.sqlite"
 UNROUTED = "unmatched"
-"""The event in it that goes to all sinks; the others have pending deliveries at the sink `archive`."""
+"""The event in it that is not routed yet, so all sinks get it; the others are pending at the sink `archive`."""
 
 
-class Lives:
-    """The lives that are recorded; `pushes` is how many items are pushed in each of their phases."""
+class Scenarios:
+    """The scenarios that are recorded; each of their phases pushes `pushes` items."""
 
     def __init__(self, pushes: int) -> None:
         self._pushes = pushes
 
     def from_the_first_start(self, machine: Machine) -> None:
-        """From an empty disk over a new day and retention to a restart with other settings.
+        """An empty disk, a new day, retention, and a restart with other settings.
 
-        Until then the write-ahead log is emptied whenever the journal reaches its largest size, afterwards by SQLite.
+        Until that restart the receiver empties the write-ahead log whenever the journal reaches its largest size;
+        afterwards SQLite does.
         """
         machine.start("first start")
         machine.push(self._pushes)
@@ -49,14 +50,14 @@ class Lives:
         machine.stop()
 
     def upgrade(self, machine: Machine) -> None:
-        """On the journal of an older receiver, which has events."""
+        """A start on the journal of an older receiver, which has events."""
         machine.start("upgrade")
         machine.push(self._pushes)
         machine.wait_until_delivered()
         machine.stop()
 
     def recovery(self, machine: Machine, name: str, config: str) -> None:
-        """On what an interruption of another life has left."""
+        """A start on the disk that an interruption of another scenario has left."""
         machine.start(name, config)
         machine.wait_until_delivered()
         machine.push(self._pushes)
@@ -65,7 +66,7 @@ class Lives:
 
 
 def put_old_journal(disk: Path) -> list[Entry]:
-    """Put the journal of an older receiver onto a disk; the events in it."""
+    """Copy the journal of an older receiver to a disk. Returns the events in it."""
     path = disk / "data" / "journal.sqlite"
     path.parent.mkdir(parents=True)
     shutil.copy(OLD_JOURNAL, path)
