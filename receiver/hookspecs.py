@@ -121,19 +121,19 @@ class SinkHooks(AlertHooks):
 
     @hookspec(firstresult=True)
     def find_problems(self, others: Sequence[object]) -> Sequence[str] | None:
-        """What will keep the sink from working, as far as that can be seen now: a line for each problem.
+        """Problems that will prevent the sink from working, as far as they can be found without connecting.
 
         Called by `check` alone, after the sink was built and without a call of `open`, with the other enabled sinks of
-        the same class. Without side effects: it may look at options and files, but changes nothing and connects to
-        nothing. Returns lines without secrets, each about an option; an empty list or None if there is no problem. If
-        it raises, the exception is a problem.
+        the same class. Without side effects: it may look at options and files, but must not change anything or connect.
+        Returns lines without secrets, one for each problem; an empty list or None if there is none. If it raises, the
+        exception is a problem.
         """
 
     @hookspec(firstresult=True)
     def local_path(self) -> Path | None:
         """The file or folder on this machine in which the sink stores events; None if it stores them elsewhere.
 
-        Called once after the sink was built, before `open`, also by `check`; without side effects. On a Heroku dyno,
-        whose disk is lost at each restart, operators are warned about such a sink. If it raises, the sink is not built
-        and the exception is its problem.
+        Called once after the sink was built, before `open`, also by `check`; without side effects. `check` reports a
+        path that cannot be written. On a Heroku dyno, whose disk is lost at each restart, operators are warned about
+        such a sink. If it raises or returns anything else, the sink is not built, and that is its problem.
         """

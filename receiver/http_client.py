@@ -1,4 +1,4 @@
-"""HTTP requests to DT's services: over one connection, limited in time and size, without redirects and proxies."""
+"""HTTP requests to DT's services: on one connection, limited in time and size, without redirects or proxies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from receiver.errors import ReceiverError
 
 
 class NoResponse(ReceiverError):
-    """There is no complete response; the message says why, without any text that a server has chosen."""
+    """No complete response was received; the message says why, without text that the server chose."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """A response; `body` has at most one byte more than was allowed."""
+    """A response; `body` has at most one byte more than `max_bytes`."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,7 +39,7 @@ def origin(address: str) -> tuple[str | None, str | None, int]:
 
 
 class HttpClient:
-    """Requests to the origin of a URL, one after another; each takes `seconds` at most, besides resolving a name."""
+    """Requests to the origin of a URL, one after another; each takes at most `seconds` after name resolution."""
 
     def __init__(self, address: str, seconds: float) -> None:
         self._scheme, host, self._port = origin(address)
@@ -86,7 +86,7 @@ class HttpClient:
 
 
 def _reason(error: Exception, is_cut_off: bool, seconds: float) -> str:
-    """Why there is no response; without its text, which a server may have chosen."""
+    """Why there is no response, without text of the exception that the server may have chosen."""
     if isinstance(error, NameResolutionError):
         return "its host name cannot be resolved"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -99,7 +99,7 @@ def _reason(error: Exception, is_cut_off: bool, seconds: float) -> str:
 
 
 class Connection(HTTPConnection):
-    """A connection that can be cut off: a server that sends a byte now and then causes no timeout."""
+    """A connection that another thread can end: a server that keeps sending single bytes causes no timeout."""
 
     is_cut_off = False
     _socket: socket.socket | None = None
@@ -112,7 +112,7 @@ class Connection(HTTPConnection):
         try:
             content = response.read(max_bytes + 1)
         finally:
-            response.close()  # or what was not read would keep the socket open
+            response.close()  # else unread data would keep the socket open
         if self.is_cut_off:
             raise TimeoutError
         if len(content) <= max_bytes and response.length_remaining:
@@ -139,4 +139,4 @@ class Connection(HTTPConnection):
 
 
 class SecureConnection(Connection, HTTPSConnection):
-    """The same over TLS."""
+    """A connection over TLS."""

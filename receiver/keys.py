@@ -1,9 +1,9 @@
-"""DT's own keys: fetched from its identity service, stored in the journal, and handed out to those who verify pushes.
+"""DT's own keys: fetched from its identity service, stored in the journal, and looked up to verify pushes.
 
-A thread in each process of intake reads the stored keys, so that no push waits for the network, and only one with an
-unknown key for the journal. One process at a time fetches new ones, whichever has the lease in the journal: every hour,
-and when a push names a key that is not known. A set that was fetched replaces the one before; if fetching fails, that
-one is used until it is seven days old.
+A thread in each process of intake reads the stored keys, so no push waits for the network, and only a push with an
+unknown key waits for the journal. The process with the lease in the journal fetches new keys: every hour, and when a
+push names an unknown key. A fetched set replaces the previous one; while fetching fails, the stored set is used until
+it is seven days old.
 https://openid.net/specs/openid-connect-discovery-1_0.html#ProviderConfig
 """
 
@@ -31,17 +31,17 @@ RETRY_SECONDS = 300.0
 """How long to wait after a failure while the keys are still usable."""
 
 COOL_DOWN_SECONDS = 30.0
-"""Keys are fetched at most once in so long, however many pushes name unknown keys."""
+"""Keys are fetched at most once in this time, even if many pushes name unknown keys."""
 
 LOOK_SECONDS = 10.0
 """How often the stored keys are read, once there are usable ones."""
 
 WAKE_SECONDS = 0.5
-"""They are read no more often than that, however many pushes name unknown keys."""
+"""The stored keys are read at most once in this time, even if many pushes name unknown keys."""
 
 OLD_SECONDS = 86400.0
 MAX_AGE_SECONDS = 7 * 86400.0
-"""Keys that were last fetched so long ago are not used: DT may have withdrawn one of them."""
+"""Keys that were last fetched longer ago are not used, since DT may have withdrawn one of them."""
 
 RESPONSE_SECONDS = 5.0
 MAX_RESPONSE_BYTES = 64 * 1024
@@ -50,7 +50,7 @@ HEADERS = {"Accept": "application/json", "Connection": "close"}
 DISCOVERY = "/.well-known/openid-configuration"
 KEYS = "dt-signing-keys"
 FAILURE = "dt-signing-keys-failure"
-"""A document of its own, so that a fetch that fails late replaces no keys that another process has fetched."""
+"""A separate document, so that a fetch that fails late does not overwrite keys that another process fetched."""
 
 
 class FetchError(ReceiverError):
@@ -58,7 +58,7 @@ class FetchError(ReceiverError):
 
 
 class Documents(Protocol):
-    """What is read of a journal or its records."""
+    """The part of a journal or of its records that is read here."""
 
     def document(self, name: str) -> bytes | None: ...
 
@@ -74,7 +74,7 @@ class StoredKeys:
 
     @classmethod
     def read(cls, documents: Documents, issuer: str) -> StoredKeys:
-        """Those of this issuer. Raises JournalUnavailable."""
+        """The keys of this issuer, and its last failure. Raises JournalUnavailable."""
         stored, failure = _decode(documents.document(KEYS)), _decode(documents.document(FAILURE))
         found = cls()
         fetched_at, failed_at = stored.get("fetched_at"), failure.get("failed_at")
@@ -89,12 +89,13 @@ class StoredKeys:
         return float("inf") if self.fetched_at is None else now - self.fetched_at
 
     def usable(self, now: float) -> bool:
+        """Whether the keys are recent enough to verify pushes."""
         return self.age(now) <= MAX_AGE_SECONDS
 
     def due(self, now: float) -> bool:
-        """Whether it is time to fetch keys. While none is usable, only the cool-down limits how often.
+        """Whether it is time to fetch keys. While none is usable, only the lease limits how often.
 
-        Times in the future are from before the clock was set back, and as far away as if they were in the past.
+        Times in the future stem from before the clock was set back, and count like equally distant times in the past.
         """
         if not self.usable(now):
             return True
@@ -102,7 +103,7 @@ class StoredKeys:
 
 
 class SigningKeys:
-    """The keys as one process of intake knows them. `clock` is the wall clock."""
+    """The keys in one process of intake. `fetch` returns the keys of an issuer; `clock` is the wall clock."""
 
     def __init__(
         self,
@@ -117,13 +118,13 @@ class SigningKeys:
         self._clock = clock
         self._stored = StoredKeys()
         self._unknown: str | None = None
-        """The key of a push that was not known, until keys were fetched after it."""
+        """The unknown key that a push named, until keys have been fetched after it."""
         self._looked_at = float("-inf")
         self._wake = threading.Event()
         self.asymmetric = Asymmetric(settings.issuer, settings.organizations, self.find)
 
     def find(self, key_id: str) -> PublicKey | None:
-        """The key of this id; None if it is not known, which wakes the thread that fetches. Never blocks."""
+        """The key with this id; None if it is unknown, which wakes the thread that fetches keys. Never blocks."""
         stored = self._stored
         key = stored.keys.get(key_id) if stored.usable(self._clock()) else None
         if key is None:
@@ -132,7 +133,7 @@ class SigningKeys:
         return key
 
     def look_again(self) -> None:
-        """Read the stored keys, at most every half second, since another process may have fetched some. May block."""
+        """Read the stored keys, at most every half second, as another process may have fetched new ones. May block."""
         if time.monotonic() - self._looked_at > WAKE_SECONDS:
             self._looked_at = time.monotonic()
             with suppress(JournalError):
@@ -145,9 +146,9 @@ class SigningKeys:
         threading.Thread(target=self._run, name="signing keys", daemon=True).start()
 
     def refresh(self) -> None:
-        """Read the stored keys; fetch new ones if it is time, and if no other process does. Raises JournalUnavailable.
+        """Read the stored keys, and fetch new ones if that is due and no other process does. Raises JournalUnavailable.
 
-        If the lease does not allow it, an unknown key is looked for again the next time.
+        Without the lease, an unknown key is looked up again at the next call.
         """
         self._read()
         unknown = self._unknown
@@ -209,10 +210,10 @@ def _decode(document: bytes | None) -> dict[str, object]:
 
 
 def fetch_keys(issuer: str) -> Mapping[str, PublicKey]:
-    """The keys that an issuer publishes, by id. Raises FetchError.
+    """The keys that an issuer publishes, by id (OpenID Connect Discovery 1.0, RFC 7517). Raises FetchError.
 
-    Two requests of at most 5 s each, besides the time to resolve a name: over HTTPS, or HTTP on this machine, both to
-    the issuer's own host and port, and without redirects.
+    Two requests of at most 5 s each, not counting name resolution: over HTTPS, or HTTP on this machine, both to the
+    issuer's own host and port, and without redirects.
     """
     configuration = _get(issuer.rstrip("/") + DISCOVERY)
     address = configuration.get("jwks_uri") if isinstance(configuration, dict) else None

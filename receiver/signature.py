@@ -39,14 +39,14 @@ LIFETIME_SECONDS = 3600
 ASYMMETRIC_LIFETIME_SECONDS = 300
 
 MAX_KEY_ID_CHARACTERS = 256
-"""Far more than a key id has; a longer one names no key."""
+"""Far longer than any key id; a longer one is rejected."""
 
 warnings.filterwarnings("ignore", category=jwt.warnings.InsecureKeyLengthWarning)
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """One of DT's keys, of the curve P-256; `x` and `y` are its point, as a JWK has it (RFC 7518, section 6.2.1)."""
+    """One of DT's keys, on the curve P-256; `x` and `y` are its point as in a JWK (RFC 7518, section 6.2.1)."""
 
     id: str
     x: str
@@ -57,7 +57,7 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class Asymmetric:
-    """What DT-Asymmetric-Signature is verified with: `find_key` returns the key of an id, or None."""
+    """What verifies DT-Asymmetric-Signature; `find_key` returns the key with an id, or None if it is unknown."""
 
     issuer: str
     organizations: frozenset[str]
@@ -71,13 +71,13 @@ def verify(
     *,
     legacy_sha1: bool = False,
 ) -> str:
-    """Verify that a push comes from DT; the name of the variable by which it was verified.
+    """Verify that a push comes from DT. Returns the name of the variable whose value verified it.
 
     `request` is a request whose raw body has been read (`get_data(cache=True)`), `secrets` maps names to signature
-    secrets. Either of the two headers verifies a push. DT's own keys come first, so that a secret counts as used only
-    where it is needed. A token in X-Dt-Signature with nothing but a SHA-1 (DT before February 2022) is rejected unless
-    `legacy_sha1`. Raises SigningKeyUnknown if the key may be known later, else Rejected with the reason of the token
-    that got furthest, and nothing else.
+    secrets. Either of the two headers verifies a push. DT's own keys are tried first, so that a secret counts as used
+    only where it is needed. A token in X-Dt-Signature with a SHA-1 alone (DT before February 2022) is rejected unless
+    `legacy_sha1`. Raises SigningKeyUnknown if the key may become known later, else Rejected with the reason of the
+    token that passed the most checks, and no other exception.
     """
     rejections = []
     unknown = None
@@ -106,8 +106,8 @@ def _furthest(rejections: Sequence[Rejection]) -> Rejection:
 def _verify_by_secret(request: Request, secrets: Mapping[str, str], legacy_sha1: bool) -> str:
     """The name of the secret that signed a push. Raises Rejected.
 
-    `HttpPush.from_provider` comes first. It also fails for genuine pushes (a shape it does not know, a clock a second
-    behind), so after any failure signature, times (60 s leeway) and checksum are checked here.
+    `HttpPush.from_provider` is tried first. It also fails for genuine pushes (an unknown shape, a clock one second
+    slow), so after any failure signature, times (60 s leeway) and checksum are checked here.
     """
     token = request.headers.get(HEADER)
     if token is None:
@@ -138,7 +138,7 @@ def sign(body: bytes, secret: str, now: float) -> dict[str, str]:
 def sign_asymmetric(
     body: bytes, private_key: Any, key_id: str, issuer: str, organization: str, now: float
 ) -> dict[str, str]:
-    """The header in which DT signs `body` at `now` with a key of its own: a private key of `cryptography`, of P-256."""
+    """The header with which DT would sign `body` at `now` (seconds since 1970) with a P-256 key of `cryptography`."""
     claims = {
         "checksum_sha256": hashlib.sha256(body).hexdigest(),
         "iat": int(now),
@@ -150,9 +150,9 @@ def sign_asymmetric(
 
 
 def read_keys(key_set: object) -> dict[str, PublicKey]:
-    """The keys of a decoded JSON Web Key Set (RFC 7517) that can sign pushes, by id; whatever else is in it is ignored.
+    """The keys of a decoded JSON Web Key Set (RFC 7517) that can sign pushes, by id; everything else is ignored.
 
-    Those are public keys of the curve P-256 with an id, which are not meant for another algorithm or use.
+    Those are public keys on the curve P-256 with an id, and not marked for another algorithm or use.
     """
     found = key_set.get("keys") if isinstance(key_set, dict) else None
     keys = [key for each in found or () if (key := _public_key(each))] if isinstance(found, list) else []
@@ -167,12 +167,12 @@ def _public_key(jwk: object) -> PublicKey | None:
     try:
         point = {name: jwk[name] for name in ("kty", "crv", "x", "y")}  # without a private part
         return PublicKey(jwk["kid"], jwk["x"], jwk["y"], jwt.PyJWK(point, "ES256").key)
-    except Exception:  # whatever the point is, it is no key
+    except Exception:  # not a point of the curve
         return None
 
 
 MEANT = {"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig"}
-"""What a key says of itself if it can sign pushes; `alg` and `use` are optional."""
+"""The parameters of a key that can sign pushes; `alg` and `use` are optional."""
 
 
 def is_key_id(key_id: object) -> bool:
@@ -219,7 +219,7 @@ def _rejection_by_key(token: str, body: bytes, key: PublicKey, asymmetric: Asymm
 
 
 def _rejection_of(error: Exception) -> Rejection:
-    """What PyJWT means by an exception; whatever else a crafted token causes, it is not verified."""
+    """The reason for an exception of PyJWT; a crafted token can cause any other one as well."""
     if isinstance(error, jwt.MissingRequiredClaimError):
         return MISSING_CLAIMS.get(error.claim, Rejection.MALFORMED_TOKEN)
     return next((each for kind, each in REJECTIONS.items() if isinstance(error, kind)), Rejection.MALFORMED_TOKEN)
@@ -250,7 +250,7 @@ def _rejection_of_checksum(given: object, actual: str) -> Rejection | None:
 def _from_provider_accepts(request: Request, secret: str) -> bool:
     try:
         data_connector.HttpPush.from_provider(request=request, provider=provider.FLASK, secret=secret)
-    except Exception:  # it raises ten kinds of exception; the caller decides by its own check
+    except Exception:  # it raises ten kinds of exception; the caller then makes its own checks
         return False
     return True
 
