@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--since", metavar="TIME", help="Fetch all events from this time on, instead of those in gaps.")
-@click.option("--until", metavar="TIME", help="Fetch events before this time; until now if not given.")
+@click.option("--until", metavar="TIME", help="Fetch events until this time; until now if not given.")
 @click.option("--project", help="Only of this project.")
 @click.option("--device", help="Only of this device id.")
-@click.option("--dry-run", is_flag=True, help="Only count; store nothing.")
+@click.option("--dry-run", is_flag=True, help="Fetch and count events, but store nothing.")
 @click.option(
     "--concurrency", type=click.IntRange(1, 16), default=4, show_default=True, help="Concurrent requests to DT."
 )
