@@ -22,11 +22,11 @@ RENAMED = {"max_body": "max_body_bytes", "first_pause": "initial_backoff", "long
 """Old keys of the receiver's own tables, and the new ones."""
 
 NO_KEYS = {
-    "threads": "is gone, since pushes no longer wait in threads; delete it",
-    "port": "is not a key: the port comes from the environment variable PORT",
-    "workers": "is not a key: their number comes from the environment variable WEB_CONCURRENCY",
-    "secret": "is not a key: signature secrets come from the environment variable DT_SIGNATURE_SECRET",
-    "url": "is not a key: the address of a database comes from the environment variable DATABASE_URL",
+    "threads": "it was removed, since pushes no longer wait in threads; delete it",
+    "port": "the port is set by the environment variable PORT",
+    "workers": "the number of intake processes is set by the environment variable WEB_CONCURRENCY",
+    "secret": "the signature secret is set by the environment variable DT_SIGNATURE_SECRET",
+    "url": "the URL of a database is set by the environment variable DATABASE_URL",
 }
 """What is not in [receiver] and [journal], although it once was or one would look for it there, and what to do."""
 
@@ -178,7 +178,7 @@ def _message(
         if (new := RENAMED.get(path[-1])) and new in _names(model, path[:-1]):
             return f"{where}: option '{key}' is now called '{new}'", "", ""
         if where.endswith(("[receiver]", "[journal]")) and key in NO_KEYS:
-            return f"{where}: option '{key}' {NO_KEYS[key]}", "", ""
+            return f"{where}: no option '{key}': {NO_KEYS[key]}", "", ""
         valid = [*_names(model, path[:-1]), *(other_keys if len(path) == 1 else ())]
         return f"{where}: no option '{key}'{nearest(path[-1], valid)}", "", ""
     if kind == "missing" and not choice:
@@ -197,6 +197,11 @@ def _in_our_words(error: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind in WORDS:
         return WORDS[kind].format(**context)
+    if kind in ("too_short", "too_long"):
+        unit = "character" if context["field_type"] == "Value" else "value"  # pydantic calls a secret "Value"
+        if kind == "too_short":
+            return f"give at least {counted(context['min_length'], unit)}"
+        return f"give at most {counted(context['max_length'], unit)}"
     if kind == "literal_error":
         return "give " + str(context["expected"]).replace("'", '"')
     return str(error["msg"]).removeprefix("Value error, ")

@@ -7,15 +7,17 @@ import os
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field, SecretStr, create_model
 
 from receiver.errors import ConfigError
 from receiver.event import Event
 from receiver.settings import SECRET, SENSORS, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
+from receiver.validation import Table, parse
 
 FROM_ENVIRONMENT = "value-from-the-environment"
 OF_UNKNOWN_KEY = "value-of-an-unknown-key"
@@ -154,16 +156,33 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "key", "line"),
     [
-        ("receiver", "port", "the port comes from the environment variable PORT"),
-        ("receiver", "workers", "their number comes from the environment variable WEB_CONCURRENCY"),
-        ("receiver", "secret", "signature secrets come from the environment variable DT_SIGNATURE_SECRET"),
-        ("journal", "url", "the address of a database comes from the environment variable DATABASE_URL"),
+        ("receiver", "port", "the port is set by the environment variable PORT"),
+        ("receiver", "workers", "the number of intake processes is set by the environment variable WEB_CONCURRENCY"),
+        ("receiver", "secret", "the signature secret is set by the environment variable DT_SIGNATURE_SECRET"),
+        ("journal", "url", "the URL of a database is set by the environment variable DATABASE_URL"),
     ],
 )
 def test_what_comes_from_the_environment_is_said_so(table: str, key: str, line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(tmp_path, f"[{table}]\n{key} = 'x'\n")
-    assert str(raised.value) == f"config.toml [{table}]: option '{key}' is not a key: {line}"
+    assert str(raised.value) == f"config.toml [{table}]: no option '{key}': {line}"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "line"),
+    [
+        (Annotated[SecretStr, Field(min_length=8)], "short", "give at least 8 characters"),
+        (Annotated[SecretStr, Field(max_length=3)], "long", "give at most 3 characters"),
+        (Annotated[str, Field(min_length=8)], "short", "give at least 8 characters"),
+        (Annotated[list[str], Field(min_length=2)], ["a"], "give at least 2 values"),
+        (Annotated[list[str], Field(max_length=1)], ["a", "b"], "give at most 1 value"),
+    ],
+)
+def test_a_value_that_is_too_short_or_too_long_is_named_in_our_words(annotation: Any, value: Any, line: str) -> None:
+    model = create_model("model", __base__=Table, key=annotation)
+    _, problems = parse(model, "config.toml [receiver]", {"key": value}, frozenset())
+    (problem,) = problems
+    assert problem.line.endswith(f": {line}")
 
 
 def test_every_problem_is_reported_at_once_with_its_place_and_the_nearest_right_name(tmp_path: Path) -> None:
@@ -347,7 +366,7 @@ def test_a_number_with_too_many_digits_to_be_shown_is_a_problem(tmp_path: Path) 
 
 def test_an_option_that_is_gone_is_a_problem_that_says_so(tmp_path: Path) -> None:
     assert load_problems(tmp_path, "[receiver]\nthreads = 32\n") == [
-        "config.toml [receiver]: option 'threads' is gone, since pushes no longer wait in threads; delete it"
+        "config.toml [receiver]: no option 'threads': it was removed, since pushes no longer wait in threads; delete it"
     ]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @JSON
 def status(as_json: bool) -> None:
-    """Show whether the receiver runs, and of each sink what is pending, delivered and dead, its failures and its pause.
+    """Show whether the receiver runs, and each sink: pending, delivered and dead deliveries, last failure and pause.
 
     \b
     Example:

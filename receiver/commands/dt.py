@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--since", help="Fetch everything from this time on, instead of what gaps have missed.")
-@click.option("--until", help="Fetch until this time; until now if not given.")
+@click.option("--since", metavar="TIME", help="Fetch all events from this time on, instead of those in gaps.")
+@click.option("--until", metavar="TIME", help="Fetch events until this time; until now if not given.")
 @click.option("--project", help="Only of this project.")
 @click.option("--device", help="Only of this device id.")
-@click.option("--dry-run", is_flag=True, help="Fetch, and only count.")
+@click.option("--dry-run", is_flag=True, help="Fetch and count events, but store nothing.")
 @click.option(
-    "--concurrency", type=click.IntRange(1, 16), default=4, show_default=True, help="Requests to DT at the same time."
+    "--concurrency", type=click.IntRange(1, 16), default=4, show_default=True, help="Concurrent requests to DT."
 )
 @JSON
 @YES
@@ -46,10 +46,10 @@ def backfill(
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Fetch from DT's history what was missed, and deliver it: the gaps of kind receiver, or a time that you name.
+    """Fetch missed events from DT's history and deliver them: those in gaps of kind receiver, or all of a period.
 
-    DT has 31 days. Events that the journal has are skipped. If it is interrupted, the same command goes on where it
-    was. Times are like 2026-01-31, 2026-01-31T12:00 (UTC) or 3h, 2d (ago). Exit code 1 if something cannot be fetched.
+    DT stores 31 days. Events that the journal has are skipped. If it is interrupted, the same command continues it.
+    Times are like 2026-01-31, 2026-01-31T12:00 (UTC) or 3h, 2d (ago). Exit code 1 if something cannot be fetched.
 
     \b
     Examples:
@@ -97,7 +97,7 @@ def backfill(
 @click.option("--push", is_flag=True, help="Push a test event to each Data Connector's URL; it goes to all sinks.")
 @JSON
 def doctor(push: bool, as_json: bool) -> None:
-    """Compare what DT says of the Data Connectors with what this receiver needs, and say what to do.
+    """Compare DT's Data Connectors with what this receiver needs, and say what to change.
 
     Exit code 1 if there is an error. Needs a service account with the role Project Developer.
 

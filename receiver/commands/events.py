@@ -23,7 +23,7 @@ STATES = ("pending", "delivered", "dead")
 @click.option("--type", "types", multiple=True, help="Only of this type; can be given several times.")
 @click.option("--state", type=click.Choice(STATES), help="Only with a delivery in this state.")
 @click.option(
-    "--limit", type=click.IntRange(1, admin.MAX_LISTED), default=20, show_default=True, help="How many at most."
+    "--limit", type=click.IntRange(1, admin.MAX_LISTED), default=20, show_default=True, help="Maximum number of events."
 )
 @JSON
 def events(

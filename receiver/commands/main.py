@@ -62,12 +62,14 @@ def serve(lifeline: int | None, listener: int | None) -> None:
 
 
 @main.command()
-@click.option("--until-empty", is_flag=True, help="End when nothing is pending; exit code 1 if it was stopped before.")
+@click.option("--until-empty", is_flag=True, help="Exit when nothing is pending; with exit code 1 if stopped before.")
 def deliver(until_empty: bool) -> None:
     """Deliver what is in the journal, without receiving.
 
+    Use it with deliver = false in [receiver], or with --until-empty before a move to another journal.
+
     \b
-    Examples, where [receiver] has deliver = false for the processes that receive, and before a move to another journal:
+    Examples:
       python -m receiver deliver
       python -m receiver deliver --until-empty
     """
@@ -128,9 +130,9 @@ def check() -> None:
 
 @main.command()
 def migrate() -> None:
-    """Create the journal's tables, or upgrade those of an older receiver.
+    """Create the tables of the journal and the registry of sensors, or upgrade those of an older receiver.
 
-    `serve` and `deliver` do this, too; run it once before several of them start.
+    Every command that opens the journal does this, too; run it once before several processes start.
 
     \b
     Example:
@@ -195,7 +197,7 @@ def new_sink(name: str) -> None:
 @click.option("--sensor", help="The device id that they come from; an emulated device for each type if not given.")
 @click.option("--label", "labels", type=Label(), multiple=True, help="A label of the sensor, NAME=VALUE; repeatable.")
 @click.option("--value", help="The value, such as 21.5 or OPEN; a random one if not given. Needs --type.")
-@click.option("--quiet", is_flag=True, help="Print only how many got which response.")
+@click.option("--quiet", is_flag=True, help="Print only the number of each response.")
 def send(
     url: str,
     types: tuple[str, ...],
@@ -208,8 +210,8 @@ def send(
 ) -> None:
     """Sign test events with DT_SIGNATURE_SECRET and push them to a receiver, from emulated devices.
 
-    Ends with exit code 1 if a push gets no response, and in the end if one was not accepted. Give the project, the
-    sensor and the labels that your filters and label columns ask for.
+    Stops at the first push without a response. Exit code 1 in that case, or if a push was not accepted. With --project,
+    --sensor and --label the events pass your filters and fill your label columns.
 
     \b
     Examples:
@@ -252,9 +254,9 @@ def without_credentials(url: str) -> str:
 @main.command()
 @click.option("--seconds", type=POSITIVE, help="How long sensors push events: 20, with --console until Ctrl-C.")
 @click.option("--rate", type=POSITIVE, help="Events per second: 20, with --console 1.")
-@click.option("--console", is_flag=True, help="With a console to open, and sensors that have a history.")
+@click.option("--console", is_flag=True, help="Serve the console as well, with sensors that have a month of history.")
 def demo(seconds: float | None, rate: float | None, console: bool) -> None:
-    """Run a receiver with simulated sensors, and watch events arrive at its sinks, or all of it in the console.
+    """Run a receiver with simulated sensors, and watch events arrive at its sinks or in the console.
 
     \b
     Examples:

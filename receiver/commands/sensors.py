@@ -60,7 +60,7 @@ def sensors(context: click.Context, as_json: bool) -> None:
 @click.argument("device")
 @JSON
 def sensors_show(device: str, as_json: bool) -> None:
-    """Show one sensor, by its device id or name: its values with a plot of its last day, and its completeness by day.
+    """Show one sensor, given by device id or name: its values with a plot of its last day, and its completeness by day.
 
     \b
     Example:
@@ -121,7 +121,7 @@ def sensors_incidents(as_json: bool) -> None:
 @click.option("--for", "seconds", type=Duration(), required=True, help="How long: 30m, 8h, 2d; 0s ends a snooze.")
 @JSON
 def sensors_snooze(device: str, seconds: float, as_json: bool) -> None:
-    """Raise no incident for a sensor, by its device id or name, for a while.
+    """Suppress incidents of a sensor, given by device id or name, for a while.
 
     \b
     Example:
@@ -143,7 +143,7 @@ def sensors_snooze(device: str, seconds: float, as_json: bool) -> None:
 @click.option("--undo", is_flag=True, help="Expect the sensor again.")
 @JSON
 def sensors_retire(device: str, undo: bool, as_json: bool) -> None:
-    """Expect a sensor no more, by its device id or name: it was removed for good.
+    """Stop expecting a sensor, given by device id or name, that was removed for good.
 
     \b
     Example:
