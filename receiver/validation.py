@@ -60,7 +60,6 @@ WORDS = {
     "less_than": "give less than {lt:g}",
     "less_than_equal": "give at most {le:g}",
     "string_too_short": "give at least {min_length} characters",
-    "too_short": "too short; the least length is {min_length}",
     "string_too_long": "give at most {max_length} characters",
     "missing": "too few values",
 }

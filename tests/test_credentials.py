@@ -109,7 +109,7 @@ PLACES = {
 
 def test_a_token_that_is_too_short_is_told_how_long_it_must_be(tmp_path: Path) -> None:
     problems = problems_at("METRICS_TOKEN", tmp_path, METRICS_TOKEN="short")
-    assert problems == ["config.toml [receiver]: metrics_token: too short; the least length is 8"]
+    assert problems == ["config.toml [receiver]: metrics_token: give at least 8 characters"]
 
 
 def problems_at(name: str, tmp_path: Path, **environ: str) -> list[str]:
