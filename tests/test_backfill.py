@@ -1,4 +1,4 @@
-"""What was missed comes back from DT's history: once, whatever DT answers, and wherever it is interrupted."""
+"""Missed events are fetched from DT's history once, whatever DT responds, and wherever it is interrupted."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_it_asks_before_it_delivers(operator: Operator, fleet: Fleet) -> None:
     assert fleet.origins() == {"push": len(fleet.ids) - fleet.missed}
 
 
-def test_gaps_older_than_the_journal_keeps_are_fetched_without_the_events_beside_them() -> None:
+def test_of_gaps_before_the_retention_the_events_at_their_ends_are_not_fetched() -> None:
     gap = OpenGap(FREEZER, PROJECT, 100, 200, 27, Minutes())
     assert windows_of_gaps([gap], 0.0) == [Window(FREEZER, PROJECT, 6000.0, 12060.0)]
     assert windows_of_gaps([gap], 9000.0) == [Window(FREEZER, PROJECT, 6060.0, 12060.0)]

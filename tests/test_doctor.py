@@ -1,4 +1,4 @@
-"""What `doctor` finds: each of many wrong set-ups with what to do, and nothing on a right one."""
+"""What `doctor` finds: many wrong setups, each with its remedy, and nothing in a correct one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def setup(operator: Operator, cloud: Cloud, receiver: RunningReceiver) -> Setup:
     return Setup(operator, cloud, receiver)
 
 
-def test_a_right_set_up_has_no_findings(setup: Setup) -> None:
+def test_a_correct_setup_has_no_findings(setup: Setup) -> None:
     assert setup.examine() == (0, [])
     assert setup.operator.run("doctor", **setup.environment) == (0, ["DT and this receiver fit together."], [])
     setup.operator.operate(setup.receiver)

@@ -255,7 +255,7 @@ def test_page_tokens_that_never_end_end_the_list(cloud: Cloud, monkeypatch: pyte
         ids(Client(cloud))
 
 
-def test_an_answer_of_two_gigabytes_is_not_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_of_two_gigabytes_is_not_read(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (api_module, session_module):
         monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", 1_000_000)
     cloud.add_device(FREEZER, PROJECT)
@@ -454,7 +454,7 @@ def test_a_shorter_rate_limit_does_not_replace_the_longer_one_of_another_thread(
     assert cloud.clock() == NOW + 600
 
 
-def test_a_wrong_key_beside_a_wrong_clock_is_tried_once_more_with_dts_clock(cloud: Cloud) -> None:
+def test_with_a_wrong_key_and_a_wrong_clock_one_more_attempt_uses_dts_clock(cloud: Cloud) -> None:
     client = Client(cloud, secret="not the right one")
     cloud.skew_seconds = 3600.0
     for requests in (2, 3):

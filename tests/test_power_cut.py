@@ -1,4 +1,4 @@
-"""Power cuts, in a short form; and the rig that tries them, which must see what a program forgets to flush."""
+"""Power cuts, with few states; and that the trial finds what a program does not flush."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_no_power_cut_loses_alters_or_repeats_anything(first: tuple[Machine, Rec
     assert len({phase for phase, _ in report.tried}) == 6, report
 
 
-def test_nor_does_one_during_an_upgrade(needs_compiler: None, tmp_path: Path) -> None:
+def test_no_power_cut_during_an_upgrade_loses_anything(needs_compiler: None, tmp_path: Path) -> None:
     machine = Machine(tmp_path, seed=2)
     machine.ledger += put_old_journal(machine.disk)
     report = report_on(machine, machine.run(SCENARIOS.upgrade), count=12)
@@ -70,7 +70,9 @@ def test_nor_does_one_during_an_upgrade(needs_compiler: None, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("interruption", [Interruption.TORN_ROW, Interruption.KILL])
-def test_nor_does_one_during_the_recovery_from(interruption: Interruption, first: tuple[Machine, Recording]) -> None:
+def test_no_power_cut_during_a_recovery_loses_anything(
+    interruption: Interruption, first: tuple[Machine, Recording]
+) -> None:
     report = report_on(*run_after(*first, SCENARIOS, 3, interruption), count=12)
     assert report.failures == [], report
 
@@ -109,7 +111,7 @@ def with_synchronous_normal(recording: Recording) -> Recording:
         ),
     ],
 )
-def test_the_rig_finds_what_is_lost_when_a_flush_is_left_out(
+def test_the_loss_caused_by_an_omitted_flush_is_found(
     forget: Callable[[Recording], Recording], problem: str, first: tuple[Machine, Recording]
 ) -> None:
     machine, recording = first

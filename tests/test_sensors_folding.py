@@ -130,7 +130,7 @@ def test_names_and_types_of_any_text_are_stored(registry: Registry) -> None:
     assert (row.name, row.project_id, row.last_heard) == ("frees?er \U0001f9ca in hall", None, at(0).timestamp())
 
 
-def test_events_of_types_that_nobody_knows_are_signs_of_life_but_no_heartbeat(registry: Registry) -> None:
+def test_events_of_unknown_types_are_signs_of_life_but_no_heartbeat(registry: Registry) -> None:
     registry.fold([event(0, "unheardOf")])
     assert (row_of(registry).last_heard, row_of(registry).periodic) == (at(0).timestamp(), False)
 
