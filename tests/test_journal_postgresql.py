@@ -18,7 +18,7 @@ from support.postgresql import LISTENING, WAITING_FOR_A_LOCK, Deployment
 
 from bench.postgresql import round_trips
 from receiver.errors import JournalUnavailable
-from receiver.journal import Arrival, Journal, Outcome, Result
+from receiver.journal import Arrival, Journal, Outcome, Result, SinkState
 from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
@@ -114,6 +114,42 @@ def test_the_clock_of_a_database_that_took_over_is_read_at_once(deployment: Depl
     assert deployment.cut_connections() == 1
     journal.counts()
     assert journal.now() == pytest.approx(time.time() + 2 * 3600, abs=60)
+
+
+def test_a_clock_that_was_ahead_for_a_moment_delays_no_delivery_and_no_probe(deployment: Deployment) -> None:
+    shift_clock(deployment, hours=0)
+    journal, other = deployment.open(), deployment.open()
+    for each in (journal, other):
+        each.start_dispatching()
+        each.report_alive()
+    shift_clock(deployment, hours=1)
+    route_events(journal, "s", "failed", "claimed", "waiting")
+    settle(journal, claim(journal, "s", limit=1), Result.FAILED, journal.now() + 30)
+    claim(journal, "s", limit=1)
+    journal.save_sink_state(SinkState("s", pauses=1, paused_until=journal.now() + 30))
+    shift_clock(deployment, hours=0)
+    for _ in range(2):
+        other.report_alive()
+        journal.report_alive()
+
+    now = journal.now()
+    assert [round(due - now, -1) for (due,) in deployment.sql("SELECT due FROM deliveries ORDER BY due")] == [0, 30, 60]
+    assert journal.sink_states()["s"].paused_until - now == pytest.approx(30, abs=5)
+
+
+def test_a_clock_that_is_set_back_ends_no_claim_before_its_time(deployment: Deployment) -> None:
+    shift_clock(deployment, hours=0)
+    journal, other = deployment.open(), deployment.open()
+    route_events(journal, "s", "a")
+    claim(journal, "s", seconds=50.0)
+    shift_clock(deployment, hours=1)
+    journal.report_alive()
+    other.report_alive()
+    shift_clock(deployment, hours=0)
+    for _ in range(2):
+        other.report_alive()
+        journal.report_alive()
+    assert event_ids(claim(other, "s")) == []
 
 
 def test_a_new_event_wakes_a_waiting_dispatcher(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -418,7 +418,7 @@ def test_a_dispatcher_whose_interpreter_is_blocked_ends_and_so_releases_the_lock
     lock.close()
 
 
-def test_a_clock_that_was_set_back_delays_no_delivery(store: SqliteStore) -> None:
+def test_a_clock_that_was_set_back_before_a_start_delays_no_delivery(store: SqliteStore) -> None:
     journal = store.open()
     journal.start_dispatching()
     route_events(journal, "s", "a")

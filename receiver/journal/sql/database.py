@@ -22,6 +22,9 @@ class Database(Protocol):
     shared: bool
     """Whether several dispatchers may run at once."""
 
+    set_back_seconds: float
+    """By how much the clock is behind the latest time that it has shown since this was last set to 0."""
+
     def insert(self, table: Table) -> Any:
         """An INSERT of the dialect, which has ON CONFLICT."""
 

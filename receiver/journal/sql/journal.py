@@ -47,7 +47,7 @@ GONE_SECONDS = 3600.0
 """The record of a dispatcher that has not reported for so long is deleted."""
 
 CLOCK_SECONDS = 60.0
-"""A clock set back by more than this since the last start moves all stored times with it."""
+"""A clock set back by more than this moves with it the stored times that are further ahead than this."""
 
 
 class SqlJournal(SqlState):
@@ -215,22 +215,28 @@ class SqlJournal(SqlState):
             names = select(sinks.c.name).where(exists().where(claimed, deliveries.c.sink == sinks.c.key))
             claimed_for = list(connection.scalars(names))
             connection.execute(update(deliveries).where(claimed).values(holder=None, due=self.now()))
-            if not self._shared:
-                self._follow_clock(connection)
+            self._follow_clock(connection)
             connection.execute(delete(dispatchers).where(dispatchers.c.alive_at < time.time() - GONE_SECONDS))
         return claimed_for
 
     def _follow_clock(self, connection: Connection) -> None:
-        """If the clock has been set back since the last dispatcher, set back all stored times that are on it."""
+        """If the clock has been set back, set back the stored times on it that would delay something.
+
+        How far is known from the last report of any dispatcher, and from what this process has seen of the clock.
+        Claims end within a minute and stay as they are; a retry that was to wait for longer may come too early.
+        """
+        now = self.now()
         last = connection.scalar(select(func.max(dispatchers.c.clock)))
-        back = (last or 0.0) - self.now()
+        back = max((last or 0.0) - now, self._database.set_back_seconds)
         if back > CLOCK_SECONDS:
+            ahead = now + CLOCK_SECONDS
             for column in (deliveries.c.due, deliveries.c.first_attempt_at, sinks.c.paused_until, sinks.c.paused_since):
-                connection.execute(update(column.table).where(column.is_not(None)).values({column: column - back}))
-            connection.execute(delete(dispatchers))
+                connection.execute(update(column.table).where(column > ahead).values({column: column - back}))
+            connection.execute(delete(dispatchers).where(dispatchers.c.clock > ahead))
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
         with self._database.write() as connection:
+            self._follow_clock(connection)
             values = {
                 "alive_at": time.time(),
                 "clock": self.now(),
@@ -238,6 +244,7 @@ class SqlJournal(SqlState):
             }
             report = self._database.insert(dispatchers).values(holder=self._holder, **values)
             connection.execute(report.on_conflict_do_update(index_elements=["holder"], set_=values))
+        self._database.set_back_seconds = 0.0
 
     def take_over(self, silent_seconds: float) -> bool:
         """Skips what is being settled at this moment: its dispatcher is not silent."""

@@ -97,6 +97,7 @@ class PostgresqlDatabase:
         self._turns = FairLock()
         self._encoding = "UTF8"
         self._offset: float | None = None
+        self.set_back_seconds = 0.0
         self._size = 0
         self._size_at = float("-inf")
         self._listener = Listener(self._connect)
@@ -246,6 +247,8 @@ class PostgresqlDatabase:
         """Compare the clocks anew: another session may lead to another machine with another clock."""
         offset = started.fetchone()[0] - asked_at
         if self._offset is None or abs(offset - self._offset) > CLOCK_STEP_SECONDS:
+            if self._offset is not None:
+                self.set_back_seconds = max(0.0, self.set_back_seconds + self._offset - offset)
             self._offset = offset
 
 

@@ -58,6 +58,7 @@ class SqliteDatabase:
     """Connections, transactions and limits of one SQLite file."""
 
     shared = False
+    set_back_seconds = 0.0  # it never jumps
 
     def __init__(self, path: Path, min_free_mb: int, max_size_mb: int | None) -> None:
         """Open or create the file. Raises JournalError with what to do when it cannot be opened."""
