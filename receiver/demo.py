@@ -76,8 +76,9 @@ LAST_LINES = 5
 
 FREEZER = "Freezer 1"
 FREEZER_ID = "emu0freezer000000000001"
-HEARTBEATS = range(8 * 60, 2 * 60, -15)
-"""When the freezer was heard, in minutes before the start: its silence is two hours old."""
+HEARTBEATS = range(12 * 60, 2 * 60, -15)
+"""When the freezer was heard, in minutes before the start: its silence is two hours old, and a small part of the time,
+or its length would become the interval."""
 
 RETURN = (15, 0)
 """When it is heard again, at the end."""

@@ -11,8 +11,9 @@ import pytest
 import urllib3
 from support.commands import Shell, living_processes
 
-from receiver.demo import run_console
+from receiver.demo import HEARTBEATS, RETURN, run_console
 from receiver.demo_fleet import fleet
+from receiver.sensors.minutes import Minutes, learn_interval
 from receiver.settings import SECRET
 
 
@@ -24,7 +25,7 @@ def test_the_demo_runs_in_any_folder_and_leaves_what_its_sinks_wrote(shell: Shel
     assert pushed
     assert pushed[1] == pushed[2]
     number = int(pushed[1])
-    assert 25 <= number <= 24 + 16
+    assert len(HEARTBEATS) + 1 <= number <= len(HEARTBEATS) + 16
     assert f"archive: {number} delivered, 0 pending" in counts
     assert f"console: {number} delivered, 0 pending" in counts
 
@@ -65,3 +66,12 @@ def environment_of(pid: int) -> str:
         return Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+@pytest.mark.parametrize("minutes", range(11))
+def test_the_freezer_of_the_demo_is_heard_every_15_minutes_however_long_the_demo_runs(minutes: int) -> None:
+    """Its heartbeats are pushed at the start, its return at the end; a longer gap must not become its interval."""
+    heard = Minutes()
+    for ago in [*HEARTBEATS, *(each - minutes for each in RETURN)]:
+        heard |= Minutes(1000 - ago, 1)
+    assert learn_interval(heard, []) == 15
