@@ -33,8 +33,8 @@ FOLDED_AT_ONCE = 500
 class Received:
     """What the destination of one sink received: how often each id, and with which bodies (SHA-256, where visible).
 
-    `expects` says which pass the sink's filter. With `exactly` each must be there so often, otherwise at least
-    once. `repeats` counts the attempts after the first.
+    `expects` says which pass the sink's filter. With `exactly` each must be there so often, otherwise at least once.
+    `repeats` counts the attempts after the first.
     """
 
     sink: str

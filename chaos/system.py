@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -29,6 +29,8 @@ from receiver.settings import ISSUER_URL, ORGANIZATION_ID
 from receiver.testing.issuer import TEST_ORGANIZATION, Issuer
 from receiver.testing.postgresql import start_server
 from receiver.testing.running import ROOT, RunningReceiver, parent_of, wait_until
+
+Thing = TypeVar("Thing")
 
 CONFIG = """
 [receiver]
@@ -100,16 +102,10 @@ class System:
         """Without mosquitto there is no sink `broker`."""
         self.disk: Disk | None = None
         self.clock: Clock | None = None
-        try:
-            if journal == "sqlite":
-                self.disk = Disk(folder / "registry")
-            elif journal == "postgresql":
-                self.clock = Clock()
-        except RuntimeError as error:
-            kinds = (
-                ["registry's disk full"] if journal == "sqlite" else ["database clock ahead", "database clock behind"]
-            )
-            self.untested |= dict.fromkeys(kinds, str(error))
+        if journal == "sqlite":
+            self.disk = self._if_possible(lambda: Disk(folder / "registry"), "registry's disk full")
+        if journal == "postgresql":
+            self.clock = self._if_possible(Clock, "database clock ahead", "database clock behind")
         self.server = start_server(self.clock.environment if self.clock else {}) if journal == "postgresql" else None
         self.pair = Pair() if journal == "replicated" else None
         database = self.server or self.pair
@@ -135,6 +131,14 @@ class System:
         self._closing = threading.Event()
         self._restarter = threading.Thread(target=self._restart_on_exit)
         self._restarter.start()
+
+    def _if_possible(self, make: Callable[[], Thing], *kinds: str) -> Thing | None:
+        """What these kinds of faults need, or None where it cannot be had; then they are not tested."""
+        try:
+            return make()
+        except RuntimeError as error:
+            self.untested |= dict.fromkeys(kinds, str(error))
+            return None
 
     def config(self, *, disabled: str = "", mistyped: str = "") -> str:
         """config.toml, in which one sink may be disabled or have an error."""

@@ -43,8 +43,8 @@ class Trial:
     """What to run: for how long, at how many pushes per second, and how much faster than usual the faults come.
 
     It runs for longer if less than `min_pushes` different bodies were pushed by then, or a lane has injected less than
-    `min_faults`. With `only`, these kinds of faults are
-    injected, in one lane. With `expire_claims` the claims of killed dispatchers are ended instead of waited for.
+    `min_faults`. With `only`, these kinds of faults are injected, in one lane. With `expire_claims` the claims of
+    killed dispatchers are ended instead of waited for.
     """
 
     seed: int

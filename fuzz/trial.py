@@ -225,9 +225,13 @@ class Round:
             environ["wsgi.input_terminated"] = True
         elif push.length is not None:
             environ["CONTENT_LENGTH"] = push.length
-        started: list[Any] = []
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Any:
+            started.append((status, headers))
+
         try:
-            body = b"".join(self._app(environ, lambda *arguments: started.append(arguments)))  # type: ignore[arg-type]
+            body = b"".join(self._app(environ, start_response))
         except Exception:
             return Response(0, traceback.format_exc(), {})
         status, headers = started[0]

@@ -78,7 +78,7 @@ def deliver(settings: Settings, redactor: Redactor, *, until_empty: bool = False
     lifeline.catch_signals()
     wait_for_journal(settings, lifeline)
     with closing(open_journal(settings, create_tables=False)) as journal:
-        if journal.is_taken():
+        if not journal.may_dispatch():
             raise JournalError(
                 "another process delivers from this journal, and SQLite allows one: stop it first, or set "
                 "[receiver] deliver = false for `serve` and restart that"

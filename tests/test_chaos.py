@@ -16,6 +16,7 @@ import pytest
 
 from chaos.faults import FAULTS, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, schedule
 from chaos.oracle import Received, Violation, compare_registry, judge, open_registry
+from chaos.report import Report
 from chaos.system import System
 from chaos.traffic import FIRST_EVENT_AT, Entry, Item, digest, traffic
 from chaos.trial import Trial, run
@@ -38,6 +39,26 @@ def test_while_everything_fails_no_event_that_got_200_is_lost_altered_or_written
     assert report.responses[200, "accepted"] > 300
     assert report.responses[200, "quarantined"] > 0
     assert len({recovery.fault.kind for recovery in report.recoveries}) > 3
+
+
+@pytest.mark.parametrize(
+    ("journal", "kinds"),
+    [
+        ("sqlite", ("broker killed", "registry's disk full", "console under load")),
+        ("postgresql", ("database clock ahead", "database clock behind", "issuer away")),
+    ],
+)
+def test_faults_of_the_surroundings_lose_nothing_and_are_each_injected(
+    journal: str, kinds: tuple[str, ...], tmp_path: Path
+) -> None:
+    report = run(replace(SHORT, seconds=0.0, min_faults=len(kinds), only=kinds, journal=journal), tmp_path)
+
+    assert report.violations == [], report
+    assert {recovery.fault.kind for recovery in report.recoveries} | set(untested(report)) == set(kinds)
+
+
+def untested(report: Report) -> list[str]:
+    return [each.partition(":")[0] for each in report.untested]
 
 
 def test_after_two_failovers_of_the_database_every_event_that_got_200_is_in_the_survivor_and_at_every_sink(

@@ -107,11 +107,6 @@ PLACES = {
 }
 
 
-def test_a_token_that_is_too_short_is_told_how_long_it_must_be(tmp_path: Path) -> None:
-    problems = problems_at("METRICS_TOKEN", tmp_path, METRICS_TOKEN="short")
-    assert problems == ["config.toml [receiver]: metrics_token: give at least 8 characters"]
-
-
 def problems_at(name: str, tmp_path: Path, **environ: str) -> list[str]:
     """All problems of a configuration that reads the variable `name`, in whatever place."""
     (tmp_path / "config.toml").write_text(f"[receiver]\nmetrics_token = {{ env = 'METRICS_TOKEN' }}\n{WEBHOOK}")
@@ -119,6 +114,11 @@ def problems_at(name: str, tmp_path: Path, **environ: str) -> list[str]:
     others = {key: value for key, value in given.items() if key != name}
     settings, problems = load_with_problems({"RECEIVER_CONFIG": str(tmp_path / "config.toml"), **others, **environ})
     return [*problems, *(problem for sink in settings.sinks for problem in sink.problems)]
+
+
+def test_a_metrics_token_that_is_too_short_is_a_problem_that_says_how_long_it_must_be(tmp_path: Path) -> None:
+    problems = problems_at("METRICS_TOKEN", tmp_path, METRICS_TOKEN="short")
+    assert problems == ["config.toml [receiver]: metrics_token: give at least 8 characters"]
 
 
 @pytest.mark.parametrize(("name", "where"), PLACES.values(), ids=PLACES)

@@ -613,6 +613,7 @@ def test_decoded_data_can_be_encoded_as_json_again(number: str) -> None:
         (b"\xff", "the body is not UTF-8"),
         (b'{"event":{"eventId":"a","eventType":"\xed\xa0\x80"}}', "the body is not UTF-8"),
         ('{"event":{"eventId":"a","eventType":"touch"}}'.encode("utf-16"), "the body is not UTF-8"),
+        (b"[" * 100_000, "the body is nested too deeply"),
         (b"[" * 100_000 + b"]" * 100_000, "the body is nested too deeply"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "the body is nested too deeply"),
         (b'{"a":' * 101 + b"1" + b"}" * 101, "the body is nested too deeply"),
@@ -675,11 +676,6 @@ def test_a_body_that_is_no_event_is_rejected_with_the_reason(body: bytes, reason
     with pytest.raises(NotAnEvent) as of_id:
         event_id(body)
     assert (str(of_event.value), str(of_id.value)) == (reason, reason)
-
-
-def test_a_body_that_is_cut_off_in_deep_nesting_is_no_event() -> None:
-    with pytest.raises(NotAnEvent, match=r"not JSON|nested too deeply"):  # which of the two, depends on Python
-        event_id(b"[" * 100_000)
 
 
 @pytest.mark.parametrize("more", [b"[" * 99 + b"]" * 99, b"[" + b"{}," * 5000 + b"[]]"], ids=["deepest", "many"])

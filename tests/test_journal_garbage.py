@@ -116,7 +116,7 @@ def test_every_verb_of_the_contract_is_in_these_tests() -> None:
         "now",
         "wait_for_events",
         "enabled_sinks",
-        "is_taken",
+        "may_dispatch",
         "start_dispatching",
         "check_writable",
         "close",

@@ -141,6 +141,7 @@ QUARANTINED: dict[str, tuple[MakeBody, str]] = {
     "an overlong slash": (lambda name: event(name).replace(b"Simulated", b"\xc0\xaf"), NO_UTF8),
     "a NUL after the event": (lambda name: event(name) + b"\0", NO_JSON),
     "an event as a form": (lambda name: b"event=" + event(name), NO_JSON),
+    "100,000 nested brackets": (lambda name: b"[" * 100_000, TOO_DEEP),
     "50,000 closed nested brackets": (lambda name: b"[" * 50_000 + b"]" * 50_000, TOO_DEEP),
     "100,000 nested brackets in an event": (
         lambda name: event(name)[:-1] + b', "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",

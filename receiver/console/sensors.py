@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from receiver.console import charts, words
 from receiver.console.paging import ROWS, page_of
 from receiver.console.visit import Download, Page, Visit
+from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.shown import LatestValue, SensorRow, history_of, row_of
-from receiver.sensors.watch import DAY_SECONDS, State
+from receiver.sensors.watch import State
 
 MAX_SEARCH = 200
 DOWNLOADED_AT_ONCE = 10_000

@@ -73,8 +73,8 @@ class Session:
     """State that the requests of several threads share: the access token, DT's rate limit, and whether to stop.
 
     `now` is the wall clock; `wait` sleeps for a number of seconds, or until `stop` is called. `on_wait` is called with
-    the seconds and the reason before each wait of more than a second. `skew_seconds` is how far DT's clock is ahead of
-    ours; None while that is unknown.
+    the seconds and the reason before each wait of more than a second. `patience_seconds` is for how long a request
+    without a response is repeated. `skew_seconds` is how far DT's clock is ahead of ours; None while that is unknown.
     """
 
     def __init__(

@@ -280,8 +280,8 @@ class Journal(Protocol):
     def next_due(self, sink: str) -> float | None:
         """When the next pending delivery of a sink is due or its claim expires; None when none is pending."""
 
-    def is_taken(self) -> bool:
-        """Whether another process dispatches, and no second one may."""
+    def may_dispatch(self) -> bool:
+        """Whether this process may become a dispatcher: not while another one is, where only one is allowed."""
 
     def start_dispatching(self) -> list[str]:
         """Become a dispatcher and void the claims of its predecessor; the sinks for which that one held claims."""

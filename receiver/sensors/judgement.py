@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from receiver.incident import Cause
+from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.minutes import DAY_MINUTES, Minutes, minute_of
-from receiver.sensors.watch import DAY_SECONDS, LEAST_SILENT_MINUTES, Case, Project, Rules, State, Watched, silence
+from receiver.sensors.watch import LEAST_SILENT_MINUTES, Case, Project, Rules, State, Watched, silence
 
 MISSING_MESSAGES = 3.0
 """A cloud connector is silent when this many messages of its other sensors are missing."""

@@ -12,9 +12,10 @@ from sqlalchemy import Connection, func, or_, select, tuple_
 from receiver.errors import JournalError
 from receiver.incident import Cause, Incident
 from receiver.sensors.folding import FUTURE_SECONDS
+from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, from_bytes, minute_of
 from receiver.sensors.tables import create_tables, days, incidents, sensors, tracks
-from receiver.sensors.watch import DAY_SECONDS, Project, Rules, State, downtimes, known_project
+from receiver.sensors.watch import Project, Rules, State, downtimes, known_project
 
 if TYPE_CHECKING:
     from receiver.journal import Database

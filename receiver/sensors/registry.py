@@ -13,11 +13,12 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, or_, select, update
 
 from receiver.incident import Cause, Incident
+from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.judgement import Verdict, judge
 from receiver.sensors.minutes import DAY_MINUTES, Span, learn_interval, minute_of
 from receiver.sensors.reader import RECEIVER, chunks
 from receiver.sensors.tables import ANNOUNCED_CLOSED, ANNOUNCED_OPENED, incidents, sensors, versions
-from receiver.sensors.watch import DAY_SECONDS, Case, Project, State, Watched, newest_by_project
+from receiver.sensors.watch import Case, Project, State, Watched, newest_by_project
 from receiver.sensors.writer import RegistryWriter
 
 JUDGE_SECONDS = 60.0

@@ -11,10 +11,11 @@ from typing import Any
 
 from receiver.errors import ReceiverError
 from receiver.sensors.gaps import GAP_INTERVALS, Gap, Kind, completeness, find_gaps, is_filled
-from receiver.sensors.history import Point, quantities_in, unpack
+from receiver.sensors.history import DAY_SECONDS, Point, quantities_in, unpack
 from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, minute_of
+from receiver.sensors.reader import chunks
 from receiver.sensors.registry import Registry
-from receiver.sensors.watch import DAY_SECONDS, Watched
+from receiver.sensors.watch import Watched
 from receiver.validation import counted
 
 MAX_LISTED = 1000
@@ -226,7 +227,7 @@ def _gaps(
     registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, now: float
 ) -> Iterator[tuple[Any, Gap, Minutes]]:
     """Each gap with its sensor, and the minutes in which that sensor was heard or filled."""
-    for some in _chunks([each for each in stored if each.last_heard is not None and each.periodic]):
+    for some in chunks([each for each in stored if each.last_heard is not None and each.periodic]):
         heard = registry.heard(some, minutes=projects.minutes)
         known = registry.heard(some, filled=True, minutes=projects.minutes)
         for each in some:
@@ -307,11 +308,6 @@ def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((start, end))
     return merged
-
-
-def _chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(rows), 500):
-        yield rows[start : start + 500]
 
 
 def _time(seconds: float) -> datetime:

@@ -1,8 +1,7 @@
 """The tables of the registry, and how to upgrade those of older receivers.
 
 `registry_sensors` has a row for each sensor ever heard, `registry_days` one for each sensor and day, `registry_tracks`
-one for each project and day (and for the receiver itself, as `*`), and `registry_incidents` one
-for each incident.
+one for each project and day (and for the receiver itself, as `*`), and `registry_incidents` one for each incident.
 """
 
 from __future__ import annotations

@@ -29,8 +29,6 @@ OUTAGE_MINUTES = 10
 DOWN_MINUTES = 3
 """The receiver counts as down where it did not record for this time that it was up."""
 
-DAY_SECONDS = 86400.0
-
 
 class State(StrEnum):
     """The state of a sensor."""

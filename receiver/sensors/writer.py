@@ -22,10 +22,10 @@ from receiver.sensors.folding import (
     offline_since,
     only_connector,
 )
+from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.minutes import from_bytes, to_bytes
 from receiver.sensors.reader import RegistryReader, chunks
 from receiver.sensors.tables import HAS_POINTS, days, incidents, sensors, tracks, versions
-from receiver.sensors.watch import DAY_SECONDS
 
 RAW_SECONDS = 48 * 3600.0
 """How long points are stored in full after the end of their day."""

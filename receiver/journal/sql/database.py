@@ -60,8 +60,8 @@ class Database(Protocol):
     def space(self) -> Space:
         """How much it takes, and what is free for it; as `check_capacity` counts."""
 
-    def is_taken(self) -> bool:
-        """Whether `lock_dispatcher` would fail."""
+    def may_dispatch(self) -> bool:
+        """Whether `lock_dispatcher` would succeed."""
 
     def lock_dispatcher(self) -> None:
         """Become a dispatcher until the process ends. Raises JournalUnavailable while another one has the lock."""

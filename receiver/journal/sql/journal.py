@@ -205,8 +205,8 @@ class SqlJournal(SqlState):
             due: float | None = connection.scalar(query.where(sinks.c.name == sink, deliveries.c.due.is_not(None)))
             return due
 
-    def is_taken(self) -> bool:
-        return self._database.is_taken()
+    def may_dispatch(self) -> bool:
+        return self._database.may_dispatch()
 
     def start_dispatching(self) -> list[str]:
         self._database.lock_dispatcher()

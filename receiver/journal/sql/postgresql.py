@@ -165,8 +165,8 @@ class PostgresqlDatabase:
             return storable(text)
         return storable(text).encode("ascii", "backslashreplace").decode()
 
-    def is_taken(self) -> bool:
-        return False
+    def may_dispatch(self) -> bool:
+        return True
 
     def lock_dispatcher(self) -> None:
         """Nothing to do: any number of dispatchers share the work."""

@@ -152,13 +152,13 @@ class SqliteDatabase:
         pages = self._pages()
         return Space(pages.used, self._free_disk() + pages.free)
 
-    def is_taken(self) -> bool:
+    def may_dispatch(self) -> bool:
         if self._dispatches:
-            return False
-        if not self._dispatcher.acquire(0.0):
             return True
+        if not self._dispatcher.acquire(0.0):
+            return False
         self._dispatcher.release()
-        return False
+        return True
 
     def lock_dispatcher(self) -> None:
         """SQLite allows one dispatcher."""
