@@ -528,7 +528,11 @@ class Slow:
     def start_and_signal(self, number: signal.Signals, pages: int) -> tuple[int, str]:
         """Start it, and send it a signal after so many pages; its exit code, and its errors."""
         before = self.pages
-        process = self.start()
+        inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests of a background job ignore it
+        try:
+            process = self.start()
+        finally:
+            signal.signal(signal.SIGINT, inherited)
         wait_until(lambda: self.pages > before + pages or process.poll() is not None, 60)
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)

@@ -41,8 +41,8 @@ ADVICE: Mapping[str, tuple[str, str]] = {
     "wrong issuer": ("signed by DT, but not as a Data Connector", "nothing; with DT_ISSUER_URL, correct it"),
     "wrong secret": (
         "DT_SIGNATURE_SECRET differs from the connector's signature secret",
-        "set the same secret in both places; the log line says if a secret is in quotes, has whitespace around it, or "
-        "is not used",
+        "set the same secret in both places; the log line says if a secret is in quotes, has leading or trailing "
+        "whitespace, or is not used",
     ),
     "token without expiry": ("the token has no exp", "nothing: not from DT"),
     "token without SHA-256 checksum": (
