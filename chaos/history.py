@@ -27,12 +27,13 @@ class History(threading.Thread):
         self._driver = driver
         self._receiver = receiver
         self._done = threading.Event()
-        self._began_at = time.time()
+        self._began_at = 0.0
         for sensor in SENSORS:
             cloud.add_device(sensor, PROJECT, labels={"name": sensor})
         cloud.add_connector(PROJECT, receiver.url, send=lambda body: driver.attempt(event(body)))
 
     def run(self) -> None:
+        self._began_at = time.time()
         for number, sensor in enumerate(itertools.cycle(SENSORS)):
             if self._done.wait(EMIT_SECONDS):
                 return
