@@ -204,11 +204,15 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
 
 
 def wait_for_journal(settings: Settings, lifeline: Lifeline | None = None) -> None:
-    """Create or upgrade the tables. Waits for an unavailable database: a restart by the platform would take longer."""
+    """Create or upgrade the tables, and record the enabled sinks, which get every push that is accepted from now on.
+
+    Waits for an unavailable database: a restart by the platform would take longer.
+    """
     end = time.monotonic() + DATABASE_AWAY_SECONDS
     while True:
         try:
-            return open_journal(settings).close()
+            with closing(open_journal(settings)) as journal:
+                return journal.add_enabled_sinks([sink.name for sink in settings.enabled_sinks])
         except JournalUnavailable as error:
             if settings.database_url is None or time.monotonic() > end or (lifeline and lifeline.stopping()):
                 raise

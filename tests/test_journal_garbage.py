@@ -42,6 +42,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     ),
     "sinks_behind": lambda journal, text, number, time: journal.sinks_behind(),
     "catch_up": lambda journal, text, number, time: journal.catch_up(text, lambda event: True, number),
+    "add_enabled_sinks": lambda journal, text, number, time: journal.add_enabled_sinks([text, text]),
     "set_enabled_sinks": lambda journal, text, number, time: journal.set_enabled_sinks([text, text]),
     "claim": lambda journal, text, number, time: journal.claim(text, number, time),
     "extend": lambda journal, text, number, time: journal.extend([delivery(text, number, time)], time),

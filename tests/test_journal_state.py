@@ -43,6 +43,14 @@ def test_the_enabled_sinks_are_those_that_were_set_last(store: Store) -> None:
     assert store.open().enabled_sinks() == set()
 
 
+def test_enabled_sinks_are_added_to_those_before(store: Store) -> None:
+    journal = store.open()
+    journal.set_enabled_sinks(["a", "b"])
+    for _ in range(2):
+        journal.add_enabled_sinks(["b", "new"])
+        assert store.open().enabled_sinks() == {"a", "b", "new"}
+
+
 def test_the_state_of_a_sink_is_read_back_and_replaced_as_a_whole(store: Store) -> None:
     journal = store.open(holder="here")
     assert journal.sink_states() == {}
@@ -341,6 +349,7 @@ WRITES: dict[str, Callable[[Journal, Delivery], Any]] = {
     "route": lambda journal, _: journal.route([(event, ["new sink"]) for event in journal.unrouted(1)]),
     "route what a sink misses": lambda journal, _: journal.route([(event, []) for event in journal.unrouted(1)], ["s"]),
     "catch_up": lambda journal, _: journal.catch_up("behind", lambda event: True, 1),
+    "add_enabled_sinks": lambda journal, _: journal.add_enabled_sinks(["new sink"]),
     "set_enabled_sinks": lambda journal, _: journal.set_enabled_sinks(["new sink"]),
     "claim": lambda journal, _: event_ids(claim(journal, "s")),
     "claim for a new sink": lambda journal, _: claim(journal, "new sink"),

@@ -365,3 +365,21 @@ def test_a_disabled_sink_gets_later_what_was_accepted_before_even_if_it_was_not_
 
     wait_until_delivered(receiver, {event_id(first)})
     assert rows_by_id(receiver) == Counter([event_id(first)])
+
+
+def test_a_sink_that_is_disabled_before_anything_was_routed_gets_later_what_was_accepted_while_it_was_enabled(
+    start_receiver: StartReceiver,
+) -> None:
+    receiver = start_receiver("[receiver]\ndeliver = false\n" + CSV_ONLY, ready=False)
+    (body,) = bodies(1)
+    assert receiver.push(body) == (200, "accepted")
+    receiver.kill_all()
+
+    receiver.configure(CSV_ONLY + "enabled = false\n")
+    receiver.start()
+    wait_until(lambda: "\nreceiver_unrouted_events 0.0\n" in metrics(receiver), what="the routing of the event")
+    receiver.stop()
+    receiver.configure(CSV_ONLY)
+    receiver.start()
+
+    wait_until_delivered(receiver, {event_id(body)})

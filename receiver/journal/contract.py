@@ -263,7 +263,10 @@ class Journal(Protocol):
         """
 
     def enabled_sinks(self) -> set[str]:
-        """The sinks that were enabled in the settings by which all events were last routed."""
+        """The sinks that were enabled at the start at which all events were last routed, and at each one since."""
+
+    def add_enabled_sinks(self, sinks: Sequence[str]) -> None:
+        """Record that these sinks are enabled, too. Repeating this changes nothing."""
 
     def set_enabled_sinks(self, sinks: Sequence[str]) -> None:
         """Record that these sinks are enabled from now on, and no others. The others have missed nothing any more."""

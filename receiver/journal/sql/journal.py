@@ -132,6 +132,13 @@ class SqlJournal(SqlState):
         with self._database.read() as connection:
             return set(connection.scalars(select(sinks.c.name).where(sinks.c.enabled)))
 
+    def add_enabled_sinks(self, names: Sequence[str]) -> None:
+        if not self.enabled_sinks().issuperset(names):  # a start with a full disk has nothing to write
+            with self._database.write() as connection:
+                for name in names:
+                    self._sink_key(connection, name)
+                connection.execute(update(sinks).where(sinks.c.name.in_(names)).values(enabled=True))
+
     def set_enabled_sinks(self, names: Sequence[str]) -> None:
         with self._database.write() as connection:
             for name in names:
