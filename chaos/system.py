@@ -25,10 +25,10 @@ from chaos.disk import Disk
 from chaos.listener import CLIENT_ID, TOPICS
 from chaos.pair import Pair
 from chaos.recorder import Recorder
-from receiver.settings import ISSUER_URL, ORGANIZATION_ID
 from receiver.testing.issuer import TEST_ORGANIZATION, Issuer
 from receiver.testing.postgresql import start_server
 from receiver.testing.running import ROOT, RunningReceiver, parent_of, wait_until
+from receiver.variables import ISSUER_URL, ORGANIZATION_ID
 
 Thing = TypeVar("Thing")
 

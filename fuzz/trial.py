@@ -30,8 +30,9 @@ from fuzz.pushes import CHUNKED, ISSUER, MARK, MAX_BODY_BYTES, ORGANIZATIONS, SE
 from receiver.intake.app import create_app
 from receiver.journal import Journal, Records, StoredEvent, open_journal, open_records
 from receiver.keys import KEYS
-from receiver.settings import ISSUER_URL, ORGANIZATION_ID, load
+from receiver.settings import load
 from receiver.signature import ASYMMETRIC_HEADER, HEADER
+from receiver.variables import ISSUER_URL, ORGANIZATION_ID
 
 ROUND = 50_000
 """Inputs of one process: seconds, so that neither its memory nor its journal grows."""

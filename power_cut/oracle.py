@@ -26,8 +26,9 @@ from receiver.journal.sql.sqlite import FileLock
 from receiver.redaction import Redactor
 from receiver.sensors import open_registry
 from receiver.sensors.folding import Batch
-from receiver.settings import SECRET, Settings, load
+from receiver.settings import Settings, load
 from receiver.testing.samples import TEST_SECRET
+from receiver.variables import SECRET
 
 COMMON = ["event_id", "time", "device_id", "device_name", "project_id", "event_type"]
 HEADERS = {

@@ -25,8 +25,9 @@ from receiver.errors import ReceiverError
 from receiver.incident import Incident
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
-from receiver.settings import ISSUER_URL, ORGANIZATION_ID, SECRET, load
+from receiver.settings import load
 from receiver.simulator import Pusher, Simulator
+from receiver.variables import ISSUER_URL, ORGANIZATION_ID, SECRET
 
 CONFIG = """
 [receiver]

@@ -20,8 +20,10 @@ from receiver.journal import Counts, Journal, Liveness, Records, SinkState, Tabl
 from receiver.listener import is_in_use
 from receiver.logs import printable
 from receiver.redaction import Redactor
-from receiver.settings import CONSOLE_PASSWORDS, SECRET, Settings, is_loopback
+from receiver.settings import Settings
+from receiver.urls import is_loopback
 from receiver.validation import counted
+from receiver.variables import CONSOLE_PASSWORDS, SECRET
 
 if TYPE_CHECKING:
     from receiver.keys import StoredKeys

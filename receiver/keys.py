@@ -21,8 +21,9 @@ from typing import Protocol
 from receiver.errors import JournalError, ReceiverError
 from receiver.http_client import HttpClient, NoResponse, origin
 from receiver.journal import Journal
-from receiver.settings import Settings, is_secure_url
+from receiver.settings import Settings
 from receiver.signature import Asymmetric, PublicKey, read_keys
+from receiver.urls import is_secure_url
 
 log = logging.getLogger(__name__)
 

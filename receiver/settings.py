@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -23,27 +22,13 @@ from receiver.errors import ConfigError
 from receiver.event import Event
 from receiver.listener import valid_host
 from receiver.validation import AnyModel, Number, Problem, Seconds, Table, Whole, list_of_text, nearest, parse_leniently
-
-SECRET = "DT_SIGNATURE_SECRET"
-SECRET_NAME = re.compile(rf"{SECRET}(__[A-Z0-9_]+(?<!_FILE))?")
-"""Further secrets have two underscores: other programs set variables such as DT_SIGNATURE_SECRET_ARN."""
-
-ORGANIZATION_ID = "DT_ORGANIZATION_ID"
-ISSUER_URL = "DT_ISSUER_URL"
-ISSUER = "https://identity.disruptive-technologies.com/data-connector"
-"""Who signs pushes with DT's own keys."""
-
-API_URL = "https://api.disruptive-technologies.com/v2"
-TOKEN_URL = "https://identity.disruptive-technologies.com/oauth2/token"
-CONSOLE_PASSWORDS = {"admin": "CONSOLE_PASSWORD", "viewer": "CONSOLE_VIEWER_PASSWORD"}
-"""User of the console → the variable of its password."""
+from receiver.variables import ISSUER, ISSUER_URL, ApiAccess, Variables
 
 MAX_CONFIG_BYTES = 1024 * 1024
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TABLES = ("receiver", "journal", "sensors", "sinks")
 SENSORS = "sensors"
 """The sink that feeds the registry of sensors: no [sinks.NAME] can have its name."""
-
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -172,29 +157,6 @@ class SinkSettings:
 
 
 @dataclass(frozen=True)
-class ApiAccess:
-    """DT's REST API, and the service account that may use it; `missing` are the variables that are not set.
-
-    https://developer.disruptive-technologies.com/docs/authentication/oauth2
-    """
-
-    key_id: str = field(default="", repr=False)
-    secret: str = field(default="", repr=False)
-    email: str = field(default="", repr=False)
-    url: str = API_URL
-    token_url: str = TOKEN_URL
-
-    @property
-    def missing(self) -> list[str]:
-        given = {
-            "DT_SERVICE_ACCOUNT_KEY_ID": self.key_id,
-            "DT_SERVICE_ACCOUNT_SECRET": self.secret,
-            "DT_SERVICE_ACCOUNT_EMAIL": self.email,
-        }
-        return [name for name, value in given.items() if not value]
-
-
-@dataclass(frozen=True)
 class Settings:
     """Everything from config.toml and the environment. `secret_values` must not appear in any log line or page.
 
@@ -274,21 +236,18 @@ def load_with_problems(
     journal = reader.table(JournalTable, "journal", document.get("journal", {}))
     sensors = reader.table(SensorsTable, "sensors", document.get("sensors", {}))
     sinks = tuple(reader.sinks(document.get("sinks", {})))
-    has_organizations, organizations = _organizations(environ, problems)
-    issuer = _secure_url(environ, ISSUER_URL, ISSUER, problems)
-    api = _api_access(environ, problems)
-    secrets = _secrets(environ, problems if secret_required else [], required=not has_organizations)
-    database_url = _value(environ, "DATABASE_URL", problems) or None
-    passwords = {
-        user: password
-        for user, name in CONSOLE_PASSWORDS.items()
-        if (password := _password(environ, name, problems)) is not None
-    }
-    port = _whole_number(environ, "PORT", 8000, 65535, problems)
-    workers = _whole_number(environ, "WEB_CONCURRENCY", 2, 64, problems)
-    token, registry = (each.get_secret_value() if each else "" for each in (receiver.metrics_token, sensors.url))
-    others = (token, registry, database_url, api.key_id, api.secret)
-    return Settings(
+    variables = Variables(environ)
+    organizations = variables.organizations()
+    issuer = variables.secure_url(ISSUER_URL, ISSUER)
+    api = variables.api_access()
+    secrets = (variables if secret_required else Variables(environ)).secrets(required=organizations == frozenset())
+    database_url = variables.value("DATABASE_URL") or None
+    passwords = variables.console_passwords()
+    port = variables.whole_number("PORT", 8000, 65535)
+    workers = variables.whole_number("WEB_CONCURRENCY", 2, 64)
+    in_file = [each.get_secret_value() for each in (receiver.metrics_token, sensors.url) if each]
+    hidden = [*secrets.values(), *(organizations or ()), *reader.environment_values, *passwords.values(), *in_file]
+    settings = Settings(
         path,
         receiver,
         journal,
@@ -296,18 +255,17 @@ def load_with_problems(
         port,
         workers,
         secrets,
-        secret_values=frozenset(
-            [*secrets.values(), *organizations, *reader.environment_values, *passwords.values(), *filter(None, others)]
-        ),
-        organizations=organizations,
+        secret_values=frozenset([*hidden, *filter(None, (database_url, api.key_id, api.secret))]),
+        organizations=organizations or frozenset(),
         issuer=issuer,
         database_url=database_url,
         on_dyno=bool(environ.get("DYNO")),
-        unused_variables=_unused_variables(environ),
+        unused_variables=variables.unused(),
         sensors=sensors,
         api=api,
         console_passwords=passwords,
-    ), problems
+    )
+    return settings, problems + variables.problems
 
 
 def _config_path(environ: Mapping[str, str]) -> Path:
@@ -331,133 +289,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number too long, nested too deeply
         raise ConfigError([f"{path.name}: not valid TOML: {error}"]) from None
-
-
-def read_secret(environ: Mapping[str, str], name: str) -> str | None:
-    """A signature secret by the name of its variable; a blank one is not set. Raises ConfigError."""
-    value = read_variable(environ, name)
-    if value is None or not value.strip():
-        return None
-    if not _is_text(value):
-        raise ConfigError([f"{name} is not UTF-8; set it to a signature secret as DT shows it"])
-    return value
-
-
-def organization_id(name: str) -> str:
-    """The id of an organization, also of its resource name `organizations/ID`."""
-    return name.removeprefix("organizations/")
-
-
-def _organizations(environ: Mapping[str, str], problems: list[str]) -> tuple[bool, frozenset[str]]:
-    """Whether the variable is set, and the organizations whose pushes are verified by DT's own keys."""
-    try:
-        value = (read_variable(environ, ORGANIZATION_ID) or "").strip()
-    except ConfigError as error:
-        problems.append(f"environment: {error}")
-        return True, frozenset()
-    ids = [organization_id(part.strip()) for part in value.split(",")] if value else []
-    if not all(re.fullmatch("[A-Za-z0-9_-]{1,64}", each) for each in ids):
-        problems.append(f"environment: {ORGANIZATION_ID} must be the id of your organization, or several with commas")
-        return True, frozenset()
-    return bool(ids), frozenset(ids)
-
-
-def _api_access(environ: Mapping[str, str], problems: list[str]) -> ApiAccess:
-    return ApiAccess(
-        (_value(environ, "DT_SERVICE_ACCOUNT_KEY_ID", problems) or "").strip(),
-        (_value(environ, "DT_SERVICE_ACCOUNT_SECRET", problems) or "").strip(),
-        (_value(environ, "DT_SERVICE_ACCOUNT_EMAIL", problems) or "").strip(),
-        _secure_url(environ, "DT_API_URL", API_URL, problems),
-        _secure_url(environ, "DT_TOKEN_URL", TOKEN_URL, problems),
-    )
-
-
-def _value(environ: Mapping[str, str], name: str, problems: list[str]) -> str | None:
-    """The value of a variable or of its file; None if it is not set, or cannot be read."""
-    try:
-        return read_variable(environ, name)
-    except ConfigError as error:
-        problems.append(f"environment: {error}")
-        return None
-
-
-def _secure_url(environ: Mapping[str, str], name: str, default: str, problems: list[str]) -> str:
-    """Plain HTTP would let anyone on the way replace what DT says, so it is allowed on this machine alone."""
-    url = environ.get(name) or default
-    if is_secure_url(url):
-        return url
-    problems.append(f"environment: {name} must begin with https://, or with http:// and be on this machine")
-    return default
-
-
-def is_secure_url(url: str) -> bool:
-    """Whether a URL has no user, query or fragment, and is https, or http on the loopback interface."""
-    if not re.fullmatch("[!-~]+", url):  # `urlsplit` would drop what it does not like
-        return False
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        _ = parts.port
-    except ValueError:
-        return False
-    if not host or parts.username is not None or parts.query or parts.fragment:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _secrets(environ: Mapping[str, str], problems: list[str], *, required: bool) -> dict[str, str]:
-    """Signature secrets by the name of their variable."""
-    names = {name for each in environ if SECRET_NAME.fullmatch(name := each.removesuffix("_FILE"))}
-    found = {}
-    for name in sorted(names | {SECRET}):
-        try:
-            if secret := read_secret(environ, name):
-                found[name] = secret
-            elif name == SECRET and required:
-                remedy = f"set it to the signature secret of your Data Connector, or set {ORGANIZATION_ID}"
-                raise ConfigError([f"{name} is not set; {remedy}"])
-        except ConfigError as error:
-            problems.append(f"environment: {error}")
-    return found
-
-
-def _password(environ: Mapping[str, str], name: str, problems: list[str]) -> str | None:
-    """A password of the console by the name of its variable; a blank one is not set."""
-    password = _value(environ, name, problems)
-    if password is None or not password.strip():
-        return None
-    if not _is_text(password):
-        problems.append(f"environment: {name} is not UTF-8; set it to text in UTF-8")
-        return None
-    return password
-
-
-def _unused_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, value in sorted(environ.items())
-        if value and name.upper().startswith(SECRET) and not SECRET_NAME.fullmatch(name.removesuffix("_FILE"))
-    )
-
-
-def _is_text(value: str) -> bool:
-    """Whether the bytes of an environment variable were UTF-8; Python decodes others to surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _whole_number(environ: Mapping[str, str], name: str, default: int, maximum: int, problems: list[str]) -> int:
-    text = environ.get(name) or str(default)
-    if re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= maximum:
-        return int(text)
-    problems.append(f"environment: {name} must be a whole number from 1 to {maximum}")
-    return default
 
 
 class _Reader:

@@ -22,7 +22,7 @@ import jwt
 from werkzeug.wrappers import Request
 
 from receiver.errors import ReceiverError, Rejected, Rejection, SigningKeyUnknown
-from receiver.settings import ORGANIZATION_ID, organization_id
+from receiver.variables import ORGANIZATION_ID, organization_id
 
 try:
     from dtintegrations import data_connector, provider

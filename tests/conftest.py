@@ -30,11 +30,12 @@ from support.sql_databases import postgresql_database, sql_database, sqlite_data
 from receiver.delivery.plugins import load_plugins
 from receiver.journal.sql import sqlite
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, load
+from receiver.settings import load
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.postgresql import new_database, postgresql
 from receiver.testing.running import CSV_ONLY, ROOT, RunningReceiver, wait_until
 from receiver.testing.samples import TEST_SECRET
+from receiver.variables import SECRET
 
 __all__ = [
     "CSV_ONLY",

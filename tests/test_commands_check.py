@@ -28,7 +28,7 @@ from support.commands import (
 
 from receiver.journal import Arrival, open_journal
 from receiver.journal.sql.schema import SCHEMA_VERSION
-from receiver.settings import SECRET
+from receiver.variables import SECRET
 
 COLUMNS = "event_id, time, device_id, device_name, project_id, event_type, quantity, value, unit, text, labels"
 

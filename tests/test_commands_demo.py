@@ -14,7 +14,7 @@ from support.commands import Shell, living_processes
 from receiver.demo import HEARTBEATS, RETURN, run_console
 from receiver.demo_fleet import fleet
 from receiver.sensors.minutes import Minutes, learn_interval
-from receiver.settings import SECRET
+from receiver.variables import SECRET
 
 
 def test_the_demo_runs_in_any_folder_and_leaves_what_its_sinks_wrote(shell: Shell) -> None:

@@ -11,9 +11,9 @@ from pytest_httpserver import HTTPServer
 from support.commands import Operator, Shell
 
 from receiver.event import TYPES, Event
-from receiver.settings import SECRET
 from receiver.testing.ports import reserve_port
 from receiver.testing.samples import TEST_SECRET
+from receiver.variables import SECRET
 
 
 def last_column(out: list[str]) -> list[str]:

@@ -21,10 +21,10 @@ from support.commands import BROKEN_PLUGIN, CONSOLE, MISSING_SECRET, PLUGIN, STR
 
 from receiver.commands.main import main
 from receiver.event import event_id
-from receiver.settings import SECRET
 from receiver.signature import sign
 from receiver.simulator import Simulator
 from receiver.testing.ports import reserve_port
+from receiver.variables import SECRET
 
 
 @pytest.mark.parametrize(

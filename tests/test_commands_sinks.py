@@ -15,8 +15,8 @@ from support.commands import ARCHIVE, BROKEN_PLUGIN, CONSOLE, JOURNAL, LONG_AGO,
 
 from receiver.delivery.sink_type import in_words
 from receiver.journal import Result, Settlement, SinkState
-from receiver.settings import SECRET
 from receiver.simulator import Simulator
+from receiver.variables import SECRET
 
 DOCUMENTED_PLUGIN = '''
 from dataclasses import dataclass

@@ -22,9 +22,10 @@ from receiver import health
 from receiver.demo import clean_environment
 from receiver.errors import ConfigError
 from receiver.journal import Arrival
-from receiver.settings import SECRET, Settings, load, load_with_problems
+from receiver.settings import Settings, load, load_with_problems
 from receiver.signature import sign, verify
 from receiver.simulator import Simulator
+from receiver.variables import SECRET
 
 BOTH = "are both set; unset one of them"
 CANNOT_BE_READ = "the file that it names cannot be read: "

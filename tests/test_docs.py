@@ -51,19 +51,7 @@ from receiver.sensors import open_registry
 from receiver.sensors.gaps import Kind
 from receiver.sensors.history import QUANTITIES
 from receiver.sensors.watch import State
-from receiver.settings import (
-    CONSOLE_PASSWORDS,
-    ISSUER_URL,
-    ORGANIZATION_ID,
-    SECRET,
-    CommonOptions,
-    Filter,
-    JournalTable,
-    ReceiverTable,
-    RetryPolicy,
-    SensorsTable,
-    load,
-)
+from receiver.settings import CommonOptions, Filter, JournalTable, ReceiverTable, RetryPolicy, SensorsTable, load
 from receiver.simulator import Simulator
 from receiver.supervisor import STOP_SECONDS
 from receiver.testing import SinkSuite, wait_until
@@ -71,6 +59,7 @@ from receiver.testing.cloud import Cloud
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.postgresql import new_database
 from receiver.validation import RENAMED
+from receiver.variables import CONSOLE_PASSWORDS, ISSUER_URL, ORGANIZATION_ID, SECRET
 
 ROOT = Path(__file__).parent.parent
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -217,6 +206,9 @@ def test_every_environment_variable_is_documented_with_its_default(tmp_path: Pat
     }
 
 
+READING = re.compile(r"\b(environ|variables|self\.(value|secure_url)\()")
+
+
 def variables_read() -> set[str]:
     """The variables that the receiver itself reads: constants in calls and subscriptions of an environment."""
     found = {SECRET, ORGANIZATION_ID, ISSUER_URL, *CONSOLE_PASSWORDS.values()}
@@ -224,7 +216,7 @@ def variables_read() -> set[str]:
         if "testing" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call | ast.Subscript) and re.search(r"\benviron\b", ast.unparse(node)):
+            if isinstance(node, ast.Call | ast.Subscript) and READING.search(ast.unparse(node)):
                 constants = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
                 found |= {text for text in constants if isinstance(text, str) and re.fullmatch("[A-Z][A-Z_]+", text)}
     return found

@@ -15,9 +15,9 @@ from support.sensors import event
 
 from receiver.dt import api, doctor
 from receiver.sensors import open_registry
-from receiver.settings import SECRET
 from receiver.testing.cloud import Cloud, CloudConnector, respond
 from receiver.testing.running import RunningReceiver
+from receiver.variables import SECRET
 
 CONFIG = """
 [sinks.archive]

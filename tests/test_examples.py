@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pytest_httpserver import HTTPServer
 
-from receiver.settings import SECRET
 from receiver.testing import event, wait_until
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.running import ROOT
+from receiver.variables import SECRET
 
 EXAMPLES = ROOT / "examples"
 SINK = """

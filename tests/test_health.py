@@ -15,7 +15,8 @@ from receiver.errors import JournalUnavailable
 from receiver.health import Findings, Readiness, check_readiness, configuration_warnings
 from receiver.journal import Arrival, Counts, Journal, Liveness, SinkCounts, SinkState, open_journal
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, Settings, load
+from receiver.settings import Settings, load
+from receiver.variables import SECRET
 
 STRONG_SECRET = "s" * health.WEAK_SECRET_BYTES
 SINKS = "[sinks.erp]\ntype = 'webhook'\n[sinks.off]\ntype = 'stdout'\nenabled = false\n"

@@ -19,7 +19,8 @@ from support.layers import LAYERS, LIBRARIES, WALLS
 
 import receiver
 from receiver.delivery.plugins import FOLDER, is_built_in
-from receiver.settings import SECRET, load
+from receiver.settings import load
+from receiver.variables import SECRET
 
 PLUGIN_CODE = {
     f"receiver.delivery.{name}" for name in ("dispatcher", "plugins", "sinks", "sink_loop", "sink_type", "hooks")

@@ -13,9 +13,10 @@ from support.commands import CONSOLE, JOURNAL, STRONG_SECRET, Operator, Shell
 from receiver import listener
 from receiver.errors import ConfigError, ReceiverError
 from receiver.listener import bind, is_in_use, listen
-from receiver.settings import SECRET, load
+from receiver.settings import load
 from receiver.simulator import Simulator
 from receiver.testing.ports import reserve_port
+from receiver.variables import SECRET
 
 HOSTS = [
     "0.0.0.0",

@@ -27,8 +27,8 @@ from receiver.intake import counters as counters_module
 from receiver.intake import metrics as metrics_module
 from receiver.intake.metrics import Metrics
 from receiver.journal import Arrival, Counts, Journal, Result, Settlement, SinkState
-from receiver.settings import SECRET
 from receiver.signature import sign
+from receiver.variables import SECRET
 
 TWO_SINKS = """
 [sinks.archive]

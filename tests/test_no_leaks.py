@@ -45,10 +45,11 @@ from receiver.journal import (
 )
 from receiver.logs import FIELDS, TextLines
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, load
+from receiver.settings import load
 from receiver.signature import HEADER, sign, verify
 from receiver.simulator import Simulator
 from receiver.testing.ports import reserve_port
+from receiver.variables import SECRET
 
 
 def word(kind: str, number: int = 0) -> str:

@@ -12,8 +12,8 @@ from conftest import ROOT, StartReceiver, sink_types, wait_until
 from support.plugins import DELIVER, IMPORTS, PLUGIN, REGISTER, PluginFolder
 
 from receiver.delivery.plugins import BUILT_IN, FOLDER, is_built_in
-from receiver.settings import SECRET
 from receiver.simulator import Simulator
+from receiver.variables import SECRET
 
 
 def test_the_built_in_sinks_are_plugins_like_any_other(plugin_folder: PluginFolder) -> None:

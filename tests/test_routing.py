@@ -10,7 +10,8 @@ from support.delivery import RunningDispatcher, SingleSink, add_deliveries, even
 
 from receiver.delivery import dispatcher as dispatcher_module
 from receiver.journal import Arrival
-from receiver.settings import SECRET, SinkSettings, load
+from receiver.settings import SinkSettings, load
+from receiver.variables import SECRET
 
 
 def test_an_event_is_routed_to_the_sinks_whose_filter_it_passes(dispatcher: RunningDispatcher) -> None:

@@ -26,8 +26,9 @@ from receiver.sensors import open_registry
 from receiver.sensors.judgement import Verdict
 from receiver.sensors.registry import Announcement, Registry
 from receiver.sensors.watch import Rules
-from receiver.settings import SECRET, Settings, load
+from receiver.settings import Settings, load
 from receiver.simulator import Simulator
+from receiver.variables import SECRET
 
 HOUR = 60
 

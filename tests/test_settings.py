@@ -16,8 +16,9 @@ from pydantic import Field, SecretStr, create_model
 
 from receiver.errors import ConfigError
 from receiver.event import Event
-from receiver.settings import SECRET, SENSORS, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
+from receiver.settings import SENSORS, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
 from receiver.validation import Table, parse
+from receiver.variables import SECRET
 
 FROM_ENVIRONMENT = "value-from-the-environment"
 OF_UNKNOWN_KEY = "value-of-an-unknown-key"

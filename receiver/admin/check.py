@@ -10,8 +10,9 @@ from receiver.admin.shown import ago, to_time
 from receiver.errors import ReceiverError
 from receiver.event import TYPES
 from receiver.journal import Records
-from receiver.settings import ORGANIZATION_ID, Filter, Settings
+from receiver.settings import Filter, Settings
 from receiver.validation import counted, nearest
+from receiver.variables import ORGANIZATION_ID
 
 SAFE_TO_REMOVE_SECONDS = 24 * 3600
 """DT retries a push for 12 hours; a secret without which pushes were verified for twice as long is not needed."""

@@ -31,8 +31,9 @@ from receiver.errors import ConfigError, JournalError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
 from receiver.sensors import open_registry, registry_path
-from receiver.settings import SECRET, Settings, load_with_problems, read_secret
+from receiver.settings import Settings, load_with_problems
 from receiver.validation import counted
+from receiver.variables import SECRET, read_secret
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,8 +14,9 @@ from receiver.dt.api import Api, DataConnector, Metrics, Project
 from receiver.dt.session import SKEW_SECONDS, ApiError, Missing, Refused, Session
 from receiver.http_client import HttpClient, NoResponse
 from receiver.journal import Records
-from receiver.settings import Settings, is_secure_url
+from receiver.settings import Settings
 from receiver.simulator import Pusher, Simulator
+from receiver.urls import is_secure_url
 from receiver.validation import counted, in_one_unit
 
 HTTP_PUSH, ACTIVE, SYSTEM_DISABLED = "HTTP_PUSH", "ACTIVE", "SYSTEM_DISABLED"

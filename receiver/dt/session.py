@@ -20,7 +20,7 @@ import jwt
 from receiver.errors import ReceiverError
 from receiver.event import DECODER
 from receiver.http_client import HttpClient, NoResponse, Response
-from receiver.settings import ApiAccess
+from receiver.variables import ApiAccess
 
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 

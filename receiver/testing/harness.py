@@ -21,8 +21,9 @@ from receiver.event import Event
 from receiver.journal import Arrival, Journal, SinkCounts, open_journal
 from receiver.lifeline import Lifeline
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, CommonOptions, Settings, SinkSettings, load
+from receiver.settings import CommonOptions, Settings, SinkSettings, load
 from receiver.testing.samples import TEST_SECRET
+from receiver.variables import SECRET
 
 SINK_NAME = "tested"
 STORE_ATTEMPTS = 5

@@ -20,11 +20,11 @@ from typing import Any
 import urllib3
 
 from receiver.demo import clean_environment, metric_value
-from receiver.settings import SECRET
 from receiver.signature import sign
 from receiver.testing.ports import reserve_port
 from receiver.testing.samples import TEST_SECRET
 from receiver.validation import nearest
+from receiver.variables import SECRET
 
 ROOT = Path(__file__).parent.parent.parent
 """The working directory of the receiver, so that `python -m receiver` finds it."""

@@ -8,8 +8,8 @@ import pytest
 
 from receiver.dt.api import Api
 from receiver.dt.session import Session
-from receiver.settings import ApiAccess
 from receiver.testing.cloud import EMAIL, KEY_ID, SECRET, Cloud
+from receiver.variables import ApiAccess
 
 PROJECT = "c8v2lh6000000000000p"
 OTHER_PROJECT = "c8v2lh6000000000000q"

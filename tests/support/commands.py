@@ -29,9 +29,10 @@ from receiver.journal import Arrival, Delivery, Journal, Result, Settlement, Sin
 from receiver.journal.sql.sqlite import FileLock
 from receiver.lifeline import Lifeline
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, Settings, load
+from receiver.settings import Settings, load
 from receiver.testing.ports import reserve_port
 from receiver.testing.running import ROOT, RunningReceiver
+from receiver.variables import SECRET
 
 STRONG_SECRET = "a-signature-secret-that-is-long-enough"
 MISSING_SECRET = (

@@ -21,8 +21,9 @@ from receiver.hookspecs import hookimpl
 from receiver.journal import Arrival, Journal, SinkCounts, SinkState
 from receiver.lifeline import Lifeline
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, CommonOptions, Settings, SinkSettings, load
+from receiver.settings import CommonOptions, Settings, SinkSettings, load
 from receiver.testing.samples import TEST_SECRET
+from receiver.variables import SECRET
 from support.journals import SqliteStore
 
 BLOCKED_SECONDS = 60.0

@@ -13,8 +13,9 @@ from receiver.delivery.plugins import Plugins, load_plugins
 from receiver.delivery.sinks import Sink, build_sink, build_sinks
 from receiver.event import Event
 from receiver.redaction import Redactor
-from receiver.settings import SECRET, Settings, load
+from receiver.settings import Settings, load
 from receiver.simulator import Simulator
+from receiver.variables import SECRET
 
 IMPORTS = "from dataclasses import dataclass, field\nfrom pathlib import Path\nfrom receiver import Secret, hookimpl\n"
 """The first three lines of a plugin."""
