@@ -248,26 +248,29 @@ class Settings:
         return self.folder / self.journal.path
 
 
-def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = True) -> Settings:
+def load(
+    environ: Mapping[str, str] = os.environ, *, secret_required: bool = True, file_required: bool = True
+) -> Settings:
     """Read the file that RECEIVER_CONFIG names (default config.toml) and the environment.
 
-    Raises ConfigError with all problems, if one of them concerns more than a single sink.
+    Raises ConfigError with all problems, if one of them concerns more than a single sink. Unless `file_required`, a
+    missing config.toml that RECEIVER_CONFIG does not name counts as empty.
     """
-    settings, problems = load_with_problems(environ, secret_required=secret_required)
+    settings, problems = load_with_problems(environ, secret_required=secret_required, file_required=file_required)
     if problems:
         raise ConfigError([*problems, *(problem for sink in settings.sinks for problem in sink.problems)])
     return settings
 
 
 def load_with_problems(
-    environ: Mapping[str, str] = os.environ, *, secret_required: bool = True
+    environ: Mapping[str, str] = os.environ, *, secret_required: bool = True, file_required: bool = True
 ) -> tuple[Settings, list[str]]:
     """Like `load`, but returns what is valid together with the problems that concern more than a single sink.
 
     Raises ConfigError if the file is missing or is not TOML.
     """
     path = _config_path(environ)
-    document = _read(path)
+    document = _read(path, required=file_required or bool(environ.get("RECEIVER_CONFIG")))
     problems = [f"{path.name}: no table [{name}]{nearest(name, TABLES)}" for name in document if name not in TABLES]
     reader = _Reader(path.name, environ, problems)
     receiver = reader.table(ReceiverTable, "receiver", document.get("receiver", {}))
@@ -318,13 +321,15 @@ def _config_path(environ: Mapping[str, str]) -> Path:
         raise ConfigError([f"the current folder does not exist any more; {remedy}"]) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         content = read_file(path, MAX_CONFIG_BYTES)
         if len(content) > MAX_CONFIG_BYTES:
             raise ConfigError([f"{path}: has more than {MAX_CONFIG_BYTES} bytes; name a configuration file"])
         return tomllib.loads(re.sub("\r\n?", "\n", content.decode("utf-8-sig")))
     except FileNotFoundError:
+        if not required:
+            return {}
         remedy = "start in the folder of your config.toml, or name the file in RECEIVER_CONFIG"
         raise ConfigError([f"{path}: no such file; {remedy}"]) from None
     except OSError as error:
