@@ -39,6 +39,9 @@ CONSOLE_PASSWORDS = {"admin": "CONSOLE_PASSWORD", "viewer": "CONSOLE_VIEWER_PASS
 """User of the console → the variable of its password."""
 
 MAX_CONFIG_BYTES = 1024 * 1024
+BARE = r"[^\s=,\[\]{}\"'#]*"
+"""A value without quotes, as people write text into TOML."""
+MISSPELT_BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TABLES = ("receiver", "journal", "sensors", "sinks")
 SENSORS = "sensors"
@@ -326,7 +329,8 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         content = read_file(path, MAX_CONFIG_BYTES)
         if len(content) > MAX_CONFIG_BYTES:
             raise ConfigError([f"{path}: has more than {MAX_CONFIG_BYTES} bytes; name a configuration file"])
-        return tomllib.loads(re.sub("\r\n?", "\n", content.decode("utf-8-sig")))
+        text = re.sub("\r\n?", "\n", content.decode("utf-8-sig"))
+        return tomllib.loads(text)
     except FileNotFoundError:
         if not required:
             return {}
@@ -334,8 +338,33 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         raise ConfigError([f"{path}: no such file; {remedy}"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number too long, nested too deeply
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path.name}: not valid TOML: {error}{_remedy(text, str(error))}"]) from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number too long, nested too deeply
         raise ConfigError([f"{path.name}: not valid TOML: {error}"]) from None
+
+
+def _remedy(text: str, error: str) -> str:
+    """What to do about an error of TOML; empty if that is not known. It shows no value, which could be a secret."""
+    place = re.search(r"\(at line (\d+), column (\d+)\)", error)
+    if place is None:
+        return ""
+    line, column = text.split("\n")[int(place[1]) - 1], int(place[2]) - 1
+    before, after = line[:column], line[column:]
+    if error.startswith("Illegal character '\\n'"):
+        return ": the quote at the end is missing"
+    if error.startswith("Invalid value") and not after.partition("#")[0].strip():
+        return ": the value is missing"
+    if not error.startswith(("Invalid value", "Expected newline", "Unclosed array", "Unclosed inline table")):
+        return ""
+    word = re.findall(f"{BARE}$", before)[0] + re.findall(f"^{BARE}", after)[0]
+    if word.lower() in MISSPELT_BOOLEANS:
+        return ": give true or false, in small letters and without quotes"
+    if not word or word.isdigit():
+        return ""
+    key = re.search(r"([A-Za-z0-9_-]+)\s*=\s*(\[?)[^={}]*$", before)
+    wanted = '"…"' if key is None else f'{key[1]} = ["…"]' if key[2] else f'{key[1]} = "…"'
+    return f": text needs quotes: {wanted}"
 
 
 def read_secret(environ: Mapping[str, str], name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -399,6 +400,48 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
         file / "config.toml": (f"{file}/config.toml: cannot be read: Not a directory",),
         loop: (f"{loop}: cannot be read: Too many levels of symbolic links",),
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("type = csv", 'text needs quotes: type = "…"'),
+        ("path = /data/x.csv", 'text needs quotes: path = "…"'),
+        ("path = ~/x.csv  # a comment", 'text needs quotes: path = "…"'),
+        ("path = info.csv", 'text needs quotes: path = "…"'),
+        ("url=https://example.com", 'text needs quotes: url = "…"'),
+        ("host = 0.0.0.0", 'text needs quotes: host = "…"'),
+        ("max_age = 3d", 'text needs quotes: max_age = "…"'),
+        ("type = “csv”", 'text needs quotes: type = "…"'),
+        ("columns = [time, value]", 'text needs quotes: columns = ["…"]'),
+        ('columns = ["time", value]', 'text needs quotes: columns = ["…"]'),
+        ("devices = [3d]", 'text needs quotes: devices = ["…"]'),
+        ('devices = [\n  "a",\n  b,\n]', 'text needs quotes: "…"'),
+        ("secret = { env = ERP_SECRET }", 'text needs quotes: env = "…"'),
+        ("labels = { floor = 3rd }", 'text needs quotes: floor = "…"'),
+        ("enabled = False", "give true or false, in small letters and without quotes"),
+        ("enabled = yes", "give true or false, in small letters and without quotes"),
+        ('path = "data/x.csv', "the quote at the end is missing"),
+        ("path =", "the value is missing"),
+        ("path = # later", "the value is missing"),
+    ],
+)
+def test_an_error_of_toml_says_where_it_is_and_what_to_write(line: str, remedy: str, tmp_path: Path) -> None:
+    (problem,) = load_problems(tmp_path, f"[receiver]\n{line}\n[journal]\n")
+    assert re.fullmatch(
+        rf"config\.toml: not valid TOML: [A-Z].* \(at line [234], column \d+\): {re.escape(remedy)}", problem
+    ), problem
+
+
+@pytest.mark.parametrize("line", ["a = 1 2", "a = 07", 'a = "b" "c"', 'a = ["b" "c"]', "a: 1", "[a", "a = {b = 1"])
+def test_other_errors_of_toml_have_no_remedy(line: str, tmp_path: Path) -> None:
+    (problem,) = load_problems(tmp_path, f"[receiver]\n{line}\n")
+    assert re.fullmatch(r"config\.toml: not valid TOML: .*\(at line 2, column \d+\)", problem), problem
+
+
+def test_an_error_of_toml_shows_no_value(tmp_path: Path) -> None:
+    (problem,) = load_problems(tmp_path, "[sinks.erp]\nsecret = hunter2\n")
+    assert "hunter2" not in problem
 
 
 def test_without_receiver_config_the_file_is_in_the_current_folder(
