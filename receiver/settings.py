@@ -22,7 +22,19 @@ from receiver.environment import read_file, read_variable
 from receiver.errors import ConfigError
 from receiver.event import Event
 from receiver.listener import valid_host
-from receiver.validation import AnyModel, Number, Problem, Seconds, Table, Whole, list_of_text, nearest, parse_leniently
+from receiver.validation import (
+    AnyModel,
+    Flag,
+    FromEnvironment,
+    Number,
+    Problem,
+    Seconds,
+    Table,
+    Whole,
+    list_of_text,
+    nearest,
+    parse_leniently,
+)
 
 SECRET = "DT_SIGNATURE_SECRET"
 SECRET_NAME = re.compile(rf"{SECRET}(__[A-Z0-9_]+(?<!_FILE))?")
@@ -85,8 +97,8 @@ class ReceiverTable(Table):
     max_body_bytes: Whole = Field(default=256 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_format: Literal["text", "json"] = "text"
     plugins: Annotated[tuple[str, ...], list_of_text("plugins/mine.py")] = ()
-    deliver: bool = True
-    legacy_sha1: bool = False
+    deliver: Flag = True
+    legacy_sha1: Flag = False
     trusted_proxies: Networks | None = None
     metrics_token: Annotated[SecretStr, Field(min_length=8), AfterValidator(not_blank)] | None = None
 
@@ -103,12 +115,12 @@ class JournalTable(Table):
 class SensorsTable(Table):
     """[sensors]: what the receiver knows of each sensor, and when a sensor counts as silent."""
 
-    enabled: bool = True
+    enabled: Flag = True
     url: Annotated[SecretStr, AfterValidator(registry_url)] | None = None
     history_days: Number = Field(default=31, ge=8, le=400)
     silent_after: Number = Field(default=4, ge=2, le=100)
     settle: Seconds = 120.0
-    backfill: bool = False
+    backfill: Flag = False
 
 
 class Filter(Table):
@@ -118,7 +130,7 @@ class Filter(Table):
     devices: Annotated[tuple[str, ...], list_of_text("emucd8v2lh6000000000")] | None = None
     projects: Annotated[tuple[str, ...], list_of_text("c8v2lh6000000000000")] | None = None
     labels: Mapping[str, str] = Field(default_factory=dict)
-    backfilled: bool | None = None
+    backfilled: Flag | None = None
     origin: Literal["push", "history"] | None = None
 
     def misses(self, event: Event) -> list[str]:
@@ -149,7 +161,7 @@ class CommonOptions(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     type: str
-    enabled: bool = True
+    enabled: Flag = True
     filter: Filter = Field(default_factory=Filter)
     retry: RetryPolicy = Field(default_factory=RetryPolicy)
     concurrency: Whole = Field(default=1, ge=1, le=64)
@@ -576,7 +588,7 @@ class _Reader:
                 missing.append(Problem(key, f"{where}: {path}: the environment variable {value['env']} is not set"))
                 return None
             self.environment_values.add(found)
-            return found
+            return FromEnvironment(found)
 
         values = {key: resolve(key, key, value) for key, value in given.items()}
         unset = {problem.key for problem in missing}

@@ -17,7 +17,19 @@ from pydantic import Field, SecretStr, create_model
 
 from receiver.errors import ConfigError
 from receiver.event import Event
-from receiver.settings import SECRET, SENSORS, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
+from receiver.settings import (
+    SECRET,
+    SENSORS,
+    CommonOptions,
+    Filter,
+    JournalTable,
+    ReceiverTable,
+    RetryPolicy,
+    SensorsTable,
+    Settings,
+    SinkSettings,
+    load,
+)
 from receiver.validation import Table, parse
 
 FROM_ENVIRONMENT = "value-from-the-environment"
@@ -294,6 +306,102 @@ def test_a_table_of_the_wrong_kind_or_a_value_of_the_wrong_type_is_named(
 def test_true_is_not_a_number(table: str, key: str, tmp_path: Path) -> None:
     (line,) = load_problems(tmp_path, f"[{table}]\n{key} = true")
     assert line.startswith(f"config.toml [{table}]: {key}")
+
+
+FLAGS = [
+    ("receiver", "deliver"),
+    ("receiver", "legacy_sha1"),
+    ("sensors", "enabled"),
+    ("sensors", "backfill"),
+    ("sinks.a", "enabled"),
+    ("sinks.a", "filter.backfilled"),
+]
+NUMBERS = [
+    ("receiver", "max_body_bytes"),
+    ("journal", "retention_days"),
+    ("journal", "min_free_mb"),
+    ("journal", "max_size_mb"),
+    ("sensors", "history_days"),
+    ("sensors", "silent_after"),
+    ("sinks.a", "concurrency"),
+    ("sinks.a", "batch_size"),
+    ("sinks.a", "retry.max_attempts"),
+]
+DURATIONS = [
+    ("sensors", "settle"),
+    ("sinks.a", "retry.max_age"),
+    ("sinks.a", "retry.initial_backoff"),
+    ("sinks.a", "retry.max_backoff"),
+]
+
+
+def problems_with(folder: Path, table: str, key: str, value: str) -> list[str]:
+    """The problems of this value, as lines without the place and the value."""
+    type_of_sink = "type = 'csv'\n" if table == "sinks.a" else ""
+    config = f"[{table}]\n{type_of_sink}{key} = {value}"
+    lines = load_sink(folder, config).problems if type_of_sink else load_problems(folder, config)
+    return [line.partition(f"[{table}]: {key}")[2].rpartition(": ")[2] for line in lines]
+
+
+@pytest.mark.parametrize(("table", "key"), FLAGS)
+def test_a_flag_in_quotes_or_a_number_in_its_place_is_a_problem(table: str, key: str, tmp_path: Path) -> None:
+    remedies = {
+        "'no'": "give false without quotes",
+        "'False'": "give false without quotes",
+        "'on'": "give true without quotes",
+        "'perhaps'": "give true or false",
+        "0": "give true or false",
+        "1.0": "give true or false",
+    }
+    found = {value: problems_with(tmp_path, table, key, value) for value in remedies}
+    assert found == {value: [remedy] for value, remedy in remedies.items()}
+
+
+@pytest.mark.parametrize(("table", "key"), NUMBERS)
+def test_a_number_in_quotes_is_a_problem(table: str, key: str, tmp_path: Path) -> None:
+    assert problems_with(tmp_path, table, key, "'2000'") == ["give a number without quotes"]
+
+
+@pytest.mark.parametrize(("table", "key"), DURATIONS)
+def test_a_duration_in_quotes_needs_a_unit(table: str, key: str, tmp_path: Path) -> None:
+    assert problems_with(tmp_path, table, key, "'300'") == [
+        'give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"'
+    ]
+
+
+def test_every_flag_number_and_duration_of_the_receiver_is_tested() -> None:
+    tables = {"receiver": ReceiverTable, "journal": JournalTable, "sensors": SensorsTable, "sinks.a": CommonOptions}
+    inner = {"filter": Filter, "retry": RetryPolicy}
+    found = {
+        (table, name)
+        for table, model in tables.items()
+        for name, field in model.model_fields.items()
+        if re.search(r"\b(bool|int|float)\b", str(field.annotation))
+    } | {
+        ("sinks.a", f"{name}.{key}")
+        for name, model in inner.items()
+        for key, field in model.model_fields.items()
+        if re.search(r"\b(bool|int|float)\b", str(field.annotation))
+    }
+    assert found == {*FLAGS, *NUMBERS, *DURATIONS}
+
+
+def test_text_from_the_environment_may_be_a_flag_a_number_or_a_duration(tmp_path: Path) -> None:
+    config = """
+        [receiver]
+        deliver = { env = "NO" }
+        max_body_bytes = { env = "NUMBER" }
+        [sinks.a]
+        type = "csv"
+        enabled = { env = "NO" }
+        concurrency = { env = "FEW" }
+        retry = { max_age = { env = "NUMBER" }, max_backoff = { env = "MINUTES" } }
+        """
+    settings = load_config(tmp_path, config, NO="no", NUMBER="2000", FEW="2", MINUTES="5m")
+    (sink,) = settings.sinks
+    assert (settings.receiver.deliver, settings.receiver.max_body_bytes) == (False, 2000)
+    assert (sink.problems, sink.common.enabled, sink.common.concurrency) == ((), False, 2)
+    assert (sink.common.retry.max_age, sink.common.retry.max_backoff) == (2000.0, 300.0)
 
 
 @pytest.mark.parametrize(
