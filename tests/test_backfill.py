@@ -466,7 +466,7 @@ def test_another_request_does_not_go_on_with_an_interrupted_one(cloud: Cloud, st
     add_devices(cloud, 2, 30)
     cloud.page_size = 10
     work, _ = prepared(cloud, store)
-    interrupt_after(cloud, 3)
+    interrupt_after(cloud, 2)  # no device is complete, whichever thread is first
     with pytest.raises(ReceiverError):
         work.run()
     cloud.answer = None
