@@ -55,10 +55,11 @@ def measure(size: float) -> None:
     events = max(10_000, round(EVENTS * size))
     rows = []
     for name, environment in (("SQLite", {}), ("PostgreSQL", {"DATABASE_URL": new_database()})):
+        _, idle = run(DEVICES, environment)
         seconds, memory = run(events, environment)
-        tenth, highest = memory[len(memory) // 10], max(memory)
-        rows.append((name, rate(events / seconds), f"{tenth / 1e6:.0f}", f"{highest / 1e6:.0f}"))
-    headings = ["", "events/s", "MB after a tenth of the time", "MB at most"]
+        megabytes = [f"{each / 1e6:.0f}" for each in (max(idle), memory[len(memory) // 10], max(memory))]
+        rows.append((name, rate(events / seconds), *megabytes))
+    headings = ["", "events/s", "MB for one event of each device", "MB after a tenth of the time", "MB at most"]
     show(f"Backfill of {events:,} events of {DEVICES} devices, concurrency 4", headings, rows)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -26,7 +26,7 @@ from receiver.dt.backfill import Backfill, Summary
 from receiver.dt.plan import Request, Window, plan, windows_of_gaps
 from receiver.errors import ReceiverError
 from receiver.event import Event, Origin
-from receiver.journal import Arrival
+from receiver.journal import Arrival, Outcome
 from receiver.sensors.minutes import Minutes
 from receiver.sensors.shown import OpenGap
 from receiver.testing.cloud import Cloud, CloudDevice, Happening, respond
@@ -366,6 +366,44 @@ def test_a_journal_that_cannot_store_stops_it_and_the_next_run_goes_on(
     summary = again.run()
     assert stored_ids(store) == expected_ids(cloud)
     assert summary.failures == ()
+
+
+def test_a_journal_that_is_away_for_a_moment_does_not_stop_it(cloud: Cloud, store: SqlStore) -> None:
+    add_devices(cloud, 4, 50)
+    cloud.page_size = 10
+    work, _ = prepared(cloud, store)
+    gone_at = cloud.clock()
+    store.disk_full = True
+    waiting = work._session._wait
+
+    def wait(seconds: float) -> None:
+        waiting(seconds)
+        store.disk_full = cloud.clock() < gone_at + 20
+
+    work._session._wait = wait
+    assert work.run().failures == ()
+    assert stored_ids(store) == expected_ids(cloud)
+
+
+def test_its_threads_do_not_wait_for_each_other_in_the_journal(
+    cloud: Cloud, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk that takes longer than the journal waits for another writer."""
+    add_devices(cloud, 4, 50)
+    cloud.page_size = 10
+    work, _ = prepared(cloud, store)
+    usual, writing = work._journal.accept, threading.Lock()
+
+    def accept(arrivals: Sequence[Arrival]) -> Sequence[Outcome]:
+        assert writing.acquire(blocking=False)
+        try:
+            time.sleep(0.01)
+            return usual(arrivals)
+        finally:
+            writing.release()
+
+    monkeypatch.setattr(work._journal, "accept", accept)
+    assert work.run().new == 200
 
 
 def test_dt_being_away_stops_it_and_the_next_run_goes_on(cloud: Cloud, store: SqlStore) -> None:
