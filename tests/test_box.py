@@ -9,6 +9,8 @@ import pytest
 from conftest import wait_until
 from support.box import Box, box
 
+from receiver import __version__
+
 __all__ = ["box"]
 
 
@@ -74,17 +76,21 @@ def test_what_is_not_in_its_folder_is_read_only_for_the_service(installed: Box) 
     wait_until(lambda: "Read-only file system" in installed.log, what="the reason in the log")
 
 
-def test_an_upgrade_changes_no_settings_and_restarts_the_receiver(installed: Box) -> None:
+def test_an_upgrade_changes_no_settings_restarts_the_receiver_and_can_be_undone(installed: Box) -> None:
     installed.run("sed -i 's/2000 /3000 /' /etc/receiver/config.toml; cp /etc/receiver/config.toml /mnt/before")
     installed.change_upstream("""sed -i 's/max_size_mb = 2000/max_size_mb = 1000/' config.toml deploy/config.toml
         sed -i 's/__version__ = .*/__version__ = "9.9.9"/' receiver/__init__.py""")
     pid = installed.run("cat /mnt/pid")
     shown = installed.follow("Upgrade")
-    assert re.search(r"^Upgraded from \w+ to \w+\. Restarting\.$", shown, re.MULTILINE)
+    upgraded = re.search(r"^Upgraded from (\w+) to \w+\. Restarting\.$", shown, re.MULTILINE)
+    assert upgraded
     installed.wait_until_ready()
     assert installed.run("cat /mnt/pid") != pid
     assert "9.9.9" in installed.run("curl -s localhost:8000/metrics")
     installed.run("cmp /etc/receiver/config.toml /mnt/before")
+    installed.follow("Upgrade", 1, VERSION=upgraded[1])
+    installed.wait_until_ready()
+    assert f'version="{__version__}"' in installed.run("curl -s localhost:8000/metrics")
 
 
 FAILURES = {
