@@ -54,12 +54,18 @@ def measure(size: float) -> None:
     """Print the table."""
     events = max(10_000, round(EVENTS * size))
     rows = []
-    for name, environment in (("SQLite", {}), ("PostgreSQL", {"DATABASE_URL": new_database()})):
-        seconds, memory = run(events, environment)
-        tenth, highest = memory[len(memory) // 10], max(memory)
-        rows.append((name, rate(events / seconds), f"{tenth / 1e6:.0f}", f"{highest / 1e6:.0f}"))
-    headings = ["", "events/s", "MB after a tenth of the time", "MB at most"]
+    for name in ("SQLite", "PostgreSQL"):
+        _, idle = run(DEVICES, database(name))
+        seconds, memory = run(events, database(name))
+        megabytes = [f"{each / 1e6:.0f}" for each in (max(idle), memory[len(memory) // 10], max(memory))]
+        rows.append((name, rate(events / seconds), *megabytes))
+    headings = ["", "events/s", "MB for one event of each device", "MB after a tenth of the time", "MB at most"]
     show(f"Backfill of {events:,} events of {DEVICES} devices, concurrency 4", headings, rows)
+
+
+def database(name: str) -> dict[str, str]:
+    """The variables for an empty journal."""
+    return {"DATABASE_URL": new_database()} if name == "PostgreSQL" else {}
 
 
 def run(events: int, environment: dict[str, str]) -> tuple[float, list[int]]:

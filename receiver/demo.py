@@ -97,9 +97,9 @@ def run(seconds: float, rate: float, say: Say) -> None:
         say(f"Simulated sensors push {rate:g} signed events per second for {seconds:g} s. Ctrl-C stops it.\n")
         freezer = Simulator(sensor=FREEZER_ID, labels={"name": FREEZER})
         history = push_heartbeats(url, secret, freezer, HEARTBEATS)
-        pushed = history + push(url, secret, seconds, rate, say)
+        pushed = push(url, secret, seconds, rate, lambda pushed: say(counts(url, history + pushed)))
         wait_until_delivered(url)
-        say(counts(url, pushed))
+        say(counts(url, history + pushed))
         show_output(folder, say)
         show_incident(url, secret, freezer, folder, say)
 
@@ -155,8 +155,15 @@ def wait_for_incident(registry: Registry, *, is_open: bool) -> Incident:
     raise ReceiverError("the receiver did not judge its sensors in time")
 
 
-def push(url: str, secret: str, seconds: float, rate: float, say: Say, bodies: Iterator[bytes] | None = None) -> int:
-    """Push events at a steady rate, and show counts once per second. Returns how many were accepted."""
+def push(
+    url: str,
+    secret: str,
+    seconds: float,
+    rate: float,
+    show: Callable[[int], object],
+    bodies: Iterator[bytes] | None = None,
+) -> int:
+    """Push events at a steady rate, and show once per second how many were accepted so far. Returns how many were."""
     pusher, bodies = Pusher(url, secret), bodies or Simulator().bodies()
     start = shown_at = time.monotonic()
     accepted = 0
@@ -167,7 +174,7 @@ def push(url: str, secret: str, seconds: float, rate: float, say: Say, bodies: I
                 raise ReceiverError(f"the receiver responded {response.status} {response.text}")
             accepted += 1
             if now - shown_at >= 1:
-                say(counts(url, accepted))
+                show(accepted)
                 shown_at = now
             time.sleep(max(0.0, start + min(accepted / rate, seconds) - time.monotonic()))
     return accepted

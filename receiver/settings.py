@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +16,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from receiver.environment import read_file, read_variable
+from receiver.config_file import read_toml
+from receiver.environment import read_variable
 from receiver.errors import ConfigError
 from receiver.event import Event
 from receiver.listener import valid_host
-from receiver.validation import AnyModel, Number, Problem, Seconds, Table, Whole, list_of_text, nearest, parse_leniently
+from receiver.validation import (
+    AnyModel,
+    Flag,
+    FromEnvironment,
+    Number,
+    Problem,
+    Seconds,
+    Table,
+    Whole,
+    list_of_text,
+    nearest,
+    parse_leniently,
+)
 from receiver.variables import ISSUER, ISSUER_URL, ApiAccess, Variables
 
-MAX_CONFIG_BYTES = 1024 * 1024
 SINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 TABLES = ("receiver", "journal", "sensors", "sinks")
 SENSORS = "sensors"
@@ -67,8 +78,8 @@ class ReceiverTable(Table):
     max_body_bytes: Whole = Field(default=256 * 1024, ge=1024, le=16 * 1024 * 1024)
     log_format: Literal["text", "json"] = "text"
     plugins: Annotated[tuple[str, ...], list_of_text("plugins/mine.py")] = ()
-    deliver: bool = True
-    legacy_sha1: bool = False
+    deliver: Flag = True
+    legacy_sha1: Flag = False
     trusted_proxies: Networks | None = None
     metrics_token: Annotated[SecretStr, Field(min_length=8), AfterValidator(not_blank)] | None = None
 
@@ -85,12 +96,12 @@ class JournalTable(Table):
 class SensorsTable(Table):
     """[sensors]: what the receiver knows of each sensor, and when a sensor counts as silent."""
 
-    enabled: bool = True
+    enabled: Flag = True
     url: Annotated[SecretStr, AfterValidator(registry_url)] | None = None
     history_days: Number = Field(default=31, ge=8, le=400)
     silent_after: Number = Field(default=4, ge=2, le=100)
     settle: Seconds = 120.0
-    backfill: bool = False
+    backfill: Flag = False
 
 
 class Filter(Table):
@@ -100,7 +111,7 @@ class Filter(Table):
     devices: Annotated[tuple[str, ...], list_of_text("emucd8v2lh6000000000")] | None = None
     projects: Annotated[tuple[str, ...], list_of_text("c8v2lh6000000000000")] | None = None
     labels: Mapping[str, str] = Field(default_factory=dict)
-    backfilled: bool | None = None
+    backfilled: Flag | None = None
     origin: Literal["push", "history"] | None = None
 
     def misses(self, event: Event) -> list[str]:
@@ -131,7 +142,7 @@ class CommonOptions(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     type: str
-    enabled: bool = True
+    enabled: Flag = True
     filter: Filter = Field(default_factory=Filter)
     retry: RetryPolicy = Field(default_factory=RetryPolicy)
     concurrency: Whole = Field(default=1, ge=1, le=64)
@@ -210,26 +221,29 @@ class Settings:
         return self.folder / self.journal.path
 
 
-def load(environ: Mapping[str, str] = os.environ, *, secret_required: bool = True) -> Settings:
+def load(
+    environ: Mapping[str, str] = os.environ, *, secret_required: bool = True, file_required: bool = True
+) -> Settings:
     """Read the file that RECEIVER_CONFIG names (default config.toml) and the environment.
 
-    Raises ConfigError with all problems, if one of them concerns more than a single sink.
+    Raises ConfigError with all problems, if one of them concerns more than a single sink. Unless `file_required`, a
+    missing config.toml that RECEIVER_CONFIG does not name counts as empty.
     """
-    settings, problems = load_with_problems(environ, secret_required=secret_required)
+    settings, problems = load_with_problems(environ, secret_required=secret_required, file_required=file_required)
     if problems:
         raise ConfigError([*problems, *(problem for sink in settings.sinks for problem in sink.problems)])
     return settings
 
 
 def load_with_problems(
-    environ: Mapping[str, str] = os.environ, *, secret_required: bool = True
+    environ: Mapping[str, str] = os.environ, *, secret_required: bool = True, file_required: bool = True
 ) -> tuple[Settings, list[str]]:
     """Like `load`, but returns what is valid together with the problems that concern more than a single sink.
 
     Raises ConfigError if the file is missing or is not TOML.
     """
     path = _config_path(environ)
-    document = _read(path)
+    document = read_toml(path, required=file_required or bool(environ.get("RECEIVER_CONFIG")))
     problems = [f"{path.name}: no table [{name}]{nearest(name, TABLES)}" for name in document if name not in TABLES]
     reader = _Reader(path.name, environ, problems)
     receiver = reader.table(ReceiverTable, "receiver", document.get("receiver", {}))
@@ -274,21 +288,6 @@ def _config_path(environ: Mapping[str, str]) -> Path:
     except FileNotFoundError:
         remedy = "start in the folder of your config.toml, or name the file with its full path in RECEIVER_CONFIG"
         raise ConfigError([f"the current folder does not exist any more; {remedy}"]) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = read_file(path, MAX_CONFIG_BYTES)
-        if len(content) > MAX_CONFIG_BYTES:
-            raise ConfigError([f"{path}: has more than {MAX_CONFIG_BYTES} bytes; name a configuration file"])
-        return tomllib.loads(re.sub("\r\n?", "\n", content.decode("utf-8-sig")))
-    except FileNotFoundError:
-        remedy = "start in the folder of your config.toml, or name the file in RECEIVER_CONFIG"
-        raise ConfigError([f"{path}: no such file; {remedy}"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number too long, nested too deeply
-        raise ConfigError([f"{path.name}: not valid TOML: {error}"]) from None
 
 
 class _Reader:
@@ -373,7 +372,7 @@ class _Reader:
                 missing.append(Problem(key, f"{where}: {path}: the environment variable {value['env']} is not set"))
                 return None
             self.environment_values.add(found)
-            return found
+            return FromEnvironment(found)
 
         values = {key: resolve(key, key, value) for key, value in given.items()}
         unset = {problem.key for problem in missing}

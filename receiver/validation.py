@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, UnionType
@@ -36,6 +36,8 @@ TABLE = 'give a table, such as {{ name = "value" }}'
 WHOLE_NUMBER = "give a whole number, such as 5"
 NUMBER = "give a number, such as 1.5"
 TRUE_OR_FALSE = "give true or false"
+BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+"""What people write in quotes, and what they mean."""
 WORDS = {
     "string_type": TEXT,
     "path_type": 'give a path in quotes, such as "data/events.csv"',
@@ -68,18 +70,42 @@ WORDS = {
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
+class FromEnvironment(str):
+    """A value from the environment, where numbers, true and false are text, too."""
+
+
+def boolean(value: object) -> object:
+    """true and false. Text counts in the environment alone: in TOML it is a mistake that looks right."""
+    if isinstance(value, bool | FromEnvironment):
+        return value
+    meant = BOOLEANS.get(value.strip().lower()) if isinstance(value, str) else None
+    raise ValueError(f"give {meant} without quotes" if meant else TRUE_OR_FALSE)
+
+
 def number(value: object) -> object:
-    """Anything but true and false, which are numbers in Python."""
+    """Anything but true and false, which are numbers in Python, and text that is not from the environment."""
     if isinstance(value, bool):
         raise ValueError("give a number")
+    if isinstance(value, str) and not isinstance(value, FromEnvironment) and is_number(value):
+        raise ValueError("give a number without quotes")
     return value
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def seconds(value: object) -> object:
     """A duration: a number of seconds, also as text from the environment, or text that `duration` reads."""
     if not isinstance(value, str):
         return number(value)
-    return float(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) else duration(value)
+    if isinstance(value, FromEnvironment) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
+        return float(value)
+    return duration(value)
 
 
 def duration(text: str) -> float:
@@ -101,9 +127,25 @@ def list_of_text(example: str) -> BeforeValidator:
     return BeforeValidator(is_list)
 
 
+Flag = Annotated[bool, BeforeValidator(boolean)]
 Whole = Annotated[int, BeforeValidator(number)]
 Number = Annotated[float, BeforeValidator(number)]
 Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
+
+
+def exact(annotation: Any) -> Any:
+    """This type with `Flag`, `Whole` and `Number` in place of bool, int and float, also inside of it."""
+    for plain, checked in ((bool, Flag), (int, Whole), (float, Number)):
+        if annotation is plain:
+            return checked
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[exact(arguments[0]), *arguments[1:]]
+    if origin in (Union, UnionType):
+        return Union[tuple(map(exact, arguments))]  # noqa: UP007  # the number of types is known at run time only
+    if isinstance(origin, type) and issubclass(origin, Collection):
+        return origin[tuple(map(exact, arguments))]  # type: ignore[index]  # a generic type
+    return annotation
 
 
 class Table(BaseModel):

@@ -9,6 +9,8 @@ import pytest
 from conftest import wait_until
 from support.box import Box, box
 
+from receiver import __version__
+
 __all__ = ["box"]
 
 
@@ -33,13 +35,37 @@ def test_the_receiver_is_installed_and_runs_as_its_own_user(installed: Box) -> N
     assert "Traceback" not in installed.log
 
 
-@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="nginx is not installed")
+needs_nginx = pytest.mark.skipif(
+    shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="nginx is not installed"
+)
+
+
+@needs_nginx
 def test_behind_nginx_a_push_arrives(installed: Box) -> None:
     installed.follow("nginx")
     shown = installed.follow("Test it")
     assert re.match(r"HTTP/1.1 200 OK\r?\n", shown[shown.index("HTTP/") :])
     assert "200 accepted" in shown
     assert re.search(r"^archive ", shown, re.MULTILINE)
+
+
+@needs_nginx
+@pytest.mark.parametrize("port", ["", ":8080"], ids=["the usual port", "another port"])
+def test_behind_nginx_the_console_accepts_its_own_forms_and_no_others(port: str, installed: Box) -> None:
+    """A browser sends no Sec-Fetch-Site over plain HTTP, so that Origin is compared with Host."""
+    installed.run("echo CONSOLE_PASSWORD=a-long-password >> /etc/receiver.env; systemctl restart receiver")
+    installed.wait_until_ready()
+    installed.follow("nginx")
+    installed.run("sed -i 's/listen 80;/& listen 8080;/' /etc/nginx/sites-available/receiver && nginx -s reload")
+    site = f"http://sensors.example.com{port}"
+
+    def resume(origin: str) -> str:
+        code = "-s -o /dev/null -w '%{http_code}'"
+        path = "console/sinks/archive/resume"
+        return installed.run(f"curl {code} -u admin:a-long-password -H 'Origin: {origin}' -d '' {site}/{path}")
+
+    wait_until(lambda: resume("http://evil.example") == "403", what="nginx on the new port")
+    assert resume(site) == "409"  # the sink is not paused
 
 
 def test_what_is_not_in_its_folder_is_read_only_for_the_service(installed: Box) -> None:
@@ -50,17 +76,21 @@ def test_what_is_not_in_its_folder_is_read_only_for_the_service(installed: Box) 
     wait_until(lambda: "Read-only file system" in installed.log, what="the reason in the log")
 
 
-def test_an_upgrade_changes_no_settings_and_restarts_the_receiver(installed: Box) -> None:
+def test_an_upgrade_changes_no_settings_restarts_the_receiver_and_can_be_undone(installed: Box) -> None:
     installed.run("sed -i 's/2000 /3000 /' /etc/receiver/config.toml; cp /etc/receiver/config.toml /mnt/before")
     installed.change_upstream("""sed -i 's/max_size_mb = 2000/max_size_mb = 1000/' config.toml deploy/config.toml
         sed -i 's/__version__ = .*/__version__ = "9.9.9"/' receiver/__init__.py""")
     pid = installed.run("cat /mnt/pid")
     shown = installed.follow("Upgrade")
-    assert re.search(r"^Upgraded from \w+ to \w+\. Restarting\.$", shown, re.MULTILINE)
+    upgraded = re.search(r"^Upgraded from (\w+) to \w+\. Restarting\.$", shown, re.MULTILINE)
+    assert upgraded
     installed.wait_until_ready()
     assert installed.run("cat /mnt/pid") != pid
     assert "9.9.9" in installed.run("curl -s localhost:8000/metrics")
     installed.run("cmp /etc/receiver/config.toml /mnt/before")
+    installed.follow("Upgrade", 1, VERSION=upgraded[1])
+    installed.wait_until_ready()
+    assert f'version="{__version__}"' in installed.run("curl -s localhost:8000/metrics")
 
 
 FAILURES = {

@@ -102,6 +102,15 @@ def test_after_a_success_the_next_pause_is_short_again(sqlite_store: SqliteStore
     assert breaker.paused_for() == 10.0
 
 
+def test_the_log_line_of_a_pause_says_how_long_it_is_and_what_ends_it(
+    sqlite_store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    breaker_on(sqlite_store).pause("HTTP 500")
+    assert caplog.messages == [
+        "sink s is paused for 10 s: HTTP 500 (`python -m receiver sinks resume s` probes it earlier)"
+    ]
+
+
 def test_only_the_first_of_several_consecutive_pauses_is_reported(sqlite_store: SqliteStore) -> None:
     reported: list[tuple[str, str]] = []
     breaker = CircuitBreaker(

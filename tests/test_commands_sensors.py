@@ -73,6 +73,15 @@ def test_a_sensor_is_shown_with_its_last_seven_days(operator: Operator, registry
     assert days == [str(NOW.date() - timedelta(days=ago)) for ago in range(6, -1, -1)]
 
 
+def test_a_sensor_without_a_learned_interval_has_no_completeness_yet(operator: Operator, registry: Registry) -> None:
+    registry.fold([event(MINUTES - 60), event(MINUTES, device=DOOR)])
+    registry.judge(NOW.timestamp(), "judge")
+    assert operator.json("sensors", "show", FREEZER)["days"] == []
+    assert (
+        operator.lines("sensors", "show", FREEZER)[-1] == "completeness       not known until its interval is learned"
+    )
+
+
 @pytest.mark.parametrize("by", [FREEZER, "freezer"])
 def test_one_sensor_is_shown_by_its_id_or_its_name(operator: Operator, known: Registry, by: str) -> None:
     shown = operator.json("sensors", "show", by)

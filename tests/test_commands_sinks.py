@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -53,6 +54,22 @@ class Pager:
 def register_sinks(register):
     register("pager", Pager)
 '''
+
+
+def test_sinks_and_new_sink_need_no_configuration_unless_one_is_named(
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").unlink()
+    monkeypatch.chdir(tmp_path)
+    done = operator.run("sinks", "--json", RECEIVER_CONFIG=None)
+    assert (done.exit_code, done.errors) == (0, [])
+    assert set(json.loads("\n".join(done.out))) == {"csv", "mqtt", "sql", "stdout", "webhook"}
+    done = operator.run("new-sink", "webhook", RECEIVER_CONFIG=None)
+    assert done.errors == ["error: sink type 'webhook' already exists; choose another name"]
+    assert operator.run("sinks").errors == [
+        f"error: {tmp_path}/config.toml: no such file; start in the folder of your config.toml, or name the file in "
+        "RECEIVER_CONFIG"
+    ]
 
 
 def test_sinks_shows_the_sink_types_of_plugins_with_their_options(operator: Operator) -> None:

@@ -101,11 +101,19 @@ def test_the_status_for_people_is_a_table_and_a_line_for_each_sink_that_is_pause
     assert erp[heading.index("pending") :].split()[0] == "1"
     assert archive[heading.index("paused until") :].split() == ["-"]
     assert erp[heading.index("paused until") :].startswith("20")
-    assert [re.sub(r"\d+ s ago", "N s ago", reason) for reason in reasons] == [
+    assert [re.sub(r"\d+ s", "N s", reason) for reason in reasons[:3]] == [
         "erp is paused: HTTP 503",
+        "erp is probed again in N s; `python -m receiver sinks resume erp` probes it now",
         "last failure of archive, N s ago: OSError: disk full",
-        "sink archive has been in one call for 61 s; set a timeout in it",
     ]
+    assert reasons[3:] == ["sink archive has been in one call for 61 s; set a timeout in it"]
+
+
+def test_a_pause_that_resume_cannot_end_has_no_line_about_the_next_probe(operator: Operator) -> None:
+    operator.journal.save_sink_state(SinkState("archive", 1, 0.0, "option 'path' is missing"))
+    operator.journal.save_sink_state(SinkState("off", 1, operator.journal.now() + 60, "HTTP 503"))
+    lines = [line for line in operator.lines("status") if "paused:" in line or "probed" in line]
+    assert lines == ["archive is paused: option 'path' is missing", "off is paused: HTTP 503"]
 
 
 def test_a_failure_of_the_last_day_that_is_over_is_shown_as_such(operator: Operator) -> None:

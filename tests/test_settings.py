@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,18 @@ from pydantic import Field, SecretStr, create_model
 
 from receiver.errors import ConfigError
 from receiver.event import Event
-from receiver.settings import SENSORS, CommonOptions, Filter, RetryPolicy, Settings, SinkSettings, load
+from receiver.settings import (
+    SENSORS,
+    CommonOptions,
+    Filter,
+    JournalTable,
+    ReceiverTable,
+    RetryPolicy,
+    SensorsTable,
+    Settings,
+    SinkSettings,
+    load,
+)
 from receiver.validation import Table, parse
 from receiver.variables import SECRET
 
@@ -296,6 +308,102 @@ def test_true_is_not_a_number(table: str, key: str, tmp_path: Path) -> None:
     assert line.startswith(f"config.toml [{table}]: {key}")
 
 
+FLAGS = [
+    ("receiver", "deliver"),
+    ("receiver", "legacy_sha1"),
+    ("sensors", "enabled"),
+    ("sensors", "backfill"),
+    ("sinks.a", "enabled"),
+    ("sinks.a", "filter.backfilled"),
+]
+NUMBERS = [
+    ("receiver", "max_body_bytes"),
+    ("journal", "retention_days"),
+    ("journal", "min_free_mb"),
+    ("journal", "max_size_mb"),
+    ("sensors", "history_days"),
+    ("sensors", "silent_after"),
+    ("sinks.a", "concurrency"),
+    ("sinks.a", "batch_size"),
+    ("sinks.a", "retry.max_attempts"),
+]
+DURATIONS = [
+    ("sensors", "settle"),
+    ("sinks.a", "retry.max_age"),
+    ("sinks.a", "retry.initial_backoff"),
+    ("sinks.a", "retry.max_backoff"),
+]
+
+
+def problems_with(folder: Path, table: str, key: str, value: str) -> list[str]:
+    """The problems of this value, as lines without the place and the value."""
+    type_of_sink = "type = 'csv'\n" if table == "sinks.a" else ""
+    config = f"[{table}]\n{type_of_sink}{key} = {value}"
+    lines = load_sink(folder, config).problems if type_of_sink else load_problems(folder, config)
+    return [line.partition(f"[{table}]: {key}")[2].rpartition(": ")[2] for line in lines]
+
+
+@pytest.mark.parametrize(("table", "key"), FLAGS)
+def test_a_flag_in_quotes_or_a_number_in_its_place_is_a_problem(table: str, key: str, tmp_path: Path) -> None:
+    remedies = {
+        "'no'": "give false without quotes",
+        "'False'": "give false without quotes",
+        "'on'": "give true without quotes",
+        "'perhaps'": "give true or false",
+        "0": "give true or false",
+        "1.0": "give true or false",
+    }
+    found = {value: problems_with(tmp_path, table, key, value) for value in remedies}
+    assert found == {value: [remedy] for value, remedy in remedies.items()}
+
+
+@pytest.mark.parametrize(("table", "key"), NUMBERS)
+def test_a_number_in_quotes_is_a_problem(table: str, key: str, tmp_path: Path) -> None:
+    assert problems_with(tmp_path, table, key, "'2000'") == ["give a number without quotes"]
+
+
+@pytest.mark.parametrize(("table", "key"), DURATIONS)
+def test_a_duration_in_quotes_needs_a_unit(table: str, key: str, tmp_path: Path) -> None:
+    assert problems_with(tmp_path, table, key, "'300'") == [
+        'give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"'
+    ]
+
+
+def test_every_flag_number_and_duration_of_the_receiver_is_tested() -> None:
+    tables = {"receiver": ReceiverTable, "journal": JournalTable, "sensors": SensorsTable, "sinks.a": CommonOptions}
+    inner = {"filter": Filter, "retry": RetryPolicy}
+    found = {
+        (table, name)
+        for table, model in tables.items()
+        for name, field in model.model_fields.items()
+        if re.search(r"\b(bool|int|float)\b", str(field.annotation))
+    } | {
+        ("sinks.a", f"{name}.{key}")
+        for name, model in inner.items()
+        for key, field in model.model_fields.items()
+        if re.search(r"\b(bool|int|float)\b", str(field.annotation))
+    }
+    assert found == {*FLAGS, *NUMBERS, *DURATIONS}
+
+
+def test_text_from_the_environment_may_be_a_flag_a_number_or_a_duration(tmp_path: Path) -> None:
+    config = """
+        [receiver]
+        deliver = { env = "NO" }
+        max_body_bytes = { env = "NUMBER" }
+        [sinks.a]
+        type = "csv"
+        enabled = { env = "NO" }
+        concurrency = { env = "FEW" }
+        retry = { max_age = { env = "NUMBER" }, max_backoff = { env = "MINUTES" } }
+        """
+    settings = load_config(tmp_path, config, NO="no", NUMBER="2000", FEW="2", MINUTES="5m")
+    (sink,) = settings.sinks
+    assert (settings.receiver.deliver, settings.receiver.max_body_bytes) == (False, 2000)
+    assert (sink.problems, sink.common.enabled, sink.common.concurrency) == ((), False, 2)
+    assert (sink.common.retry.max_age, sink.common.retry.max_backoff) == (2000.0, 300.0)
+
+
 @pytest.mark.parametrize(
     ("condition", "example"),
     [
@@ -400,6 +508,48 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
         file / "config.toml": (f"{file}/config.toml: cannot be read: Not a directory",),
         loop: (f"{loop}: cannot be read: Too many levels of symbolic links",),
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("type = csv", 'text needs quotes: type = "…"'),
+        ("path = /data/x.csv", 'text needs quotes: path = "…"'),
+        ("path = ~/x.csv  # a comment", 'text needs quotes: path = "…"'),
+        ("path = info.csv", 'text needs quotes: path = "…"'),
+        ("url=https://example.com", 'text needs quotes: url = "…"'),
+        ("host = 0.0.0.0", 'text needs quotes: host = "…"'),
+        ("max_age = 3d", 'text needs quotes: max_age = "…"'),
+        ("type = “csv”", 'text needs quotes: type = "…"'),
+        ("columns = [time, value]", 'text needs quotes: columns = ["…"]'),
+        ('columns = ["time", value]', 'text needs quotes: columns = ["…"]'),
+        ("devices = [3d]", 'text needs quotes: devices = ["…"]'),
+        ('devices = [\n  "a",\n  b,\n]', 'text needs quotes: "…"'),
+        ("secret = { env = ERP_SECRET }", 'text needs quotes: env = "…"'),
+        ("labels = { floor = 3rd }", 'text needs quotes: floor = "…"'),
+        ("enabled = False", "give true or false, in small letters and without quotes"),
+        ("enabled = yes", "give true or false, in small letters and without quotes"),
+        ('path = "data/x.csv', "the quote at the end is missing"),
+        ("path =", "the value is missing"),
+        ("path = # later", "the value is missing"),
+    ],
+)
+def test_an_error_of_toml_says_where_it_is_and_what_to_write(line: str, remedy: str, tmp_path: Path) -> None:
+    (problem,) = load_problems(tmp_path, f"[receiver]\n{line}\n[journal]\n")
+    assert re.fullmatch(
+        rf"config\.toml: not valid TOML: [A-Z].* \(at line [234], column \d+\): {re.escape(remedy)}", problem
+    ), problem
+
+
+@pytest.mark.parametrize("line", ["a = 1 2", "a = 07", 'a = "b" "c"', 'a = ["b" "c"]', "a: 1", "[a", "a = {b = 1"])
+def test_other_errors_of_toml_have_no_remedy(line: str, tmp_path: Path) -> None:
+    (problem,) = load_problems(tmp_path, f"[receiver]\n{line}\n")
+    assert re.fullmatch(r"config\.toml: not valid TOML: .*\(at line 2, column \d+\)", problem), problem
+
+
+def test_an_error_of_toml_shows_no_value(tmp_path: Path) -> None:
+    (problem,) = load_problems(tmp_path, "[sinks.erp]\nsecret = hunter2\n")
+    assert "hunter2" not in problem
 
 
 def test_without_receiver_config_the_file_is_in_the_current_folder(

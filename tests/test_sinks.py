@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import THERE_ARE
+from support.built_in_sinks import built_in_plugins
 from support.plugins import DELIVER, IMPORTS, PLUGIN, REGISTER, PluginFolder, object_behind, touch_event
 
 from receiver.delivery.plugins import load_plugins
@@ -195,6 +196,62 @@ def test_an_invalid_option_of_several_types_is_reported_in_one_readable_line(
     )
     plugin_folder.add(IMPORTS + "@dataclass\nclass Mine:\n" + fields + DELIVER + REGISTER)
     assert plugin_folder.problem(options) == f"config.toml [sinks.a]: {line}"
+
+
+FLAGS_AND_NUMBERS = """
+    on: bool = False
+    maybe: bool | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    count: int = 1
+    ratio: float | None = None
+    wait: Annotated[float, Field(gt=0)] = 1.0
+    some: list[int] = field(default_factory=list)
+    pair: tuple[int, ...] = ()
+    either: int | str = 1
+    any: Any = None
+"""
+
+
+def test_flags_and_numbers_in_quotes_are_problems_also_inside_lists_and_tables(plugin_folder: PluginFolder) -> None:
+    imports = "from collections.abc import Mapping\nfrom typing import Annotated, Any\nfrom pydantic import Field\n"
+    plugin_folder.add(IMPORTS + imports + "@dataclass\nclass Mine:\n" + FLAGS_AND_NUMBERS + DELIVER + REGISTER)
+    options = (
+        "on = 'no'\nmaybe = 1\nflags = { a = 'true' }\ncount = true\nratio = '0.5'\nwait = '2'\nsome = [1, '2']\n"
+        "pair = ['3']\neither = '5'\nany = 'no'"
+    )
+    assert re.split(r"; (?=config\.toml)", plugin_folder.problem(options)) == [
+        "config.toml [sinks.a]: on = 'no': give false without quotes",
+        "config.toml [sinks.a]: maybe: give true or false",
+        "config.toml [sinks.a]: flags.a: give true without quotes",
+        "config.toml [sinks.a]: count = True: give a number",
+        "config.toml [sinks.a]: ratio: give a number without quotes",
+        "config.toml [sinks.a]: wait = '2': give a number without quotes",
+        "config.toml [sinks.a]: some.1: give a number without quotes",
+        "config.toml [sinks.a]: pair.0: give a number without quotes",
+    ]
+    from_environment = (
+        "on = { env = 'N' }\nmaybe = { env = 'N' }\nflags = { a = { env = 'N' } }\ncount = { env = 'TWO' }\n"
+        "ratio = { env = 'TWO' }\nwait = { env = 'TWO' }\nsome = [{ env = 'TWO' }, 3]\npair = [{ env = 'TWO' }]\n"
+        "either = 5\nany = { env = 'N' }"
+    )
+    sink = plugin_folder.build(from_environment, N="no", TWO="2")
+    assert dataclasses.astuple(sink) == (False, False, {"a": False}, 2, 2.0, 2.0, [2, 3], (2,), 5, "no")
+
+
+def test_no_flag_of_a_built_in_sink_may_be_in_quotes(plugin_folder: PluginFolder) -> None:
+    flags = {
+        name: [option.name for option in found.described() if option.type == "true or false"]
+        for name, found in built_in_plugins().types.items()
+    }
+    tables = [
+        "\n".join([f"[sinks.{name}]", f"type = '{name}'", *(f"{key} = 'no'" for key in keys)])
+        for name, keys in flags.items()
+        if keys
+    ]
+    _, broken = plugin_folder.build_sinks("\n".join(tables))
+    found = {name: re.findall(r"(\w+) = 'no': give false without quotes", broken.get(name, "")) for name in flags}
+    assert found == flags
+    assert len(tables) >= 3
 
 
 def test_a_class_with_annotations_only_is_reported_as_a_missing_dataclass(plugin_folder: PluginFolder) -> None:

@@ -10,7 +10,18 @@ from typing import Literal
 import pytest
 from pydantic import Field, SecretStr
 
-from receiver.validation import Problem, Seconds, Table, Whole, list_of_text, nearest, parse, parse_leniently, seconds
+from receiver.validation import (
+    FromEnvironment,
+    Problem,
+    Seconds,
+    Table,
+    Whole,
+    list_of_text,
+    nearest,
+    parse,
+    parse_leniently,
+    seconds,
+)
 
 WHERE = "config.toml [test]"
 
@@ -40,14 +51,16 @@ def lines(values: dict[str, object], *, from_environment: str = "", other_keys: 
     ("given", "expected"),
     [
         *[("30s", 30.0), ("5m", 300.0), ("2h", 7200.0), ("3d", 259200.0), ("1.5h", 5400.0), (" 2 h ", 7200.0)],
-        *[(90, 90), (0.5, 0.5), ("30", 30.0), (" 1.5 ", 1.5)],
+        *[(90, 90), (0.5, 0.5), (FromEnvironment("30"), 30.0), (FromEnvironment(" 1.5 "), 1.5)],
     ],
 )
 def test_a_duration_is_a_number_of_seconds_or_has_a_unit(given: object, expected: float) -> None:
     assert seconds(given) == expected
 
 
-@pytest.mark.parametrize("given", ["", "-5", "h", "5 weeks", "-5s", "1h30m", "5S", "1e3s", "5s\nx", ".5s", "inf s"])
+@pytest.mark.parametrize(
+    "given", ["", "30", "-5", "h", "5 weeks", "-5s", "1h30m", "5S", "1e3s", "5s\nx", ".5s", "inf s"]
+)
 def test_any_other_text_is_not_a_duration(given: str) -> None:
     with pytest.raises(ValueError, match=r'^give seconds, or a number with a unit such as "30s", "5m", "2h" or "3d"$'):
         seconds(given)

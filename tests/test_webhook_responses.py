@@ -8,7 +8,8 @@ from email.utils import format_datetime
 
 import pytest
 import time_machine
-from support.built_in_sinks import Signal
+from support.built_in_sinks import Signal, class_of
+from support.delivery import LoopTester
 from support.endpoints import (
     Connection,
     OpenWebhook,
@@ -143,18 +144,65 @@ def test_the_reason_names_the_endpoint_and_the_beginning_of_its_response(
 
 
 @pytest.mark.parametrize("status", ["400 Bad", "404 Not Found", "413 Large", "422 What"])
-def test_an_event_that_is_rejected_three_times_is_given_up(
+def test_an_event_that_is_rejected_three_times_while_another_is_accepted_is_given_up(
     status: str, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
 ) -> None:
-    endpoint = start_endpoint(*[respond(status)] * 3)
-    sink = open_webhook(endpoint.url)
+    rejection = respond(status)
+    endpoint = start_endpoint(rejection, respond("200 OK"), rejection, rejection)
+    sink, other = open_webhook(endpoint.url), webhook_event("e2")
     code = status.partition(" ")[0]
-    assert [outcome(sink, attempt=attempt) for attempt in (1, 2, 3)] == [
-        Signal(Retry, f"HTTP {code}"),
+    assert outcome(sink) == Signal(Retry, f"HTTP {code}")
+    assert outcome(sink, other) is None
+    assert [outcome(sink, attempt=attempt) for attempt in (2, 3)] == [
         Signal(Retry, f"HTTP {code}"),
         Signal(GiveUp, f"HTTP {code}: it rejects this event"),
     ]
-    assert len(endpoint.requests) == 3
+    assert len(endpoint.requests) == 4
+
+
+def test_no_event_is_given_up_while_the_endpoint_rejects_all_of_them(
+    start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(respond("200 OK"), *[respond("400 Bad")] * 200)
+    sink = open_webhook(endpoint.url)
+    assert outcome(sink, webhook_event("before")) is None
+    events = [webhook_event(f"e{number}") for number in range(20)]
+    for attempt in range(1, 11):
+        assert {outcome(sink, event, attempt=attempt) for event in events} == {Signal(Retry, "HTTP 400")}
+
+
+def test_a_webhook_that_rejects_one_event_is_not_paused_and_makes_a_dead_letter_of_it(
+    start_endpoint: StartEndpoint, loop_tester: LoopTester
+) -> None:
+    def reject_the_bad_one(connection: Connection) -> bool | None:
+        return respond("400 Bad" if b"bad" in endpoint.requests[-1].body else "200 OK")(connection)
+
+    endpoint = start_endpoint(*[reject_the_bad_one] * 100)
+    with contextlib.closing(class_of("webhook")(endpoint.url, allow_private=True)) as webhook:
+        loop = loop_tester.loop(webhook)
+        for number in range(10):
+            loop_tester.add_deliveries(f"good{number}", *["bad"] * (number == 0))
+            loop.step()
+            assert not loop.breaker.probing
+            loop_tester.clock.advance(60)
+    assert loop_tester.counts() == (10, 0, 1)
+    assert sum(b"bad" in request.body for request in endpoint.requests) == 3
+
+
+def test_a_webhook_that_rejects_all_events_is_paused_and_delivers_all_when_it_works_again(
+    start_endpoint: StartEndpoint, loop_tester: LoopTester
+) -> None:
+    endpoint = start_endpoint(*[respond("400 Bad")] * 100)
+    with contextlib.closing(class_of("webhook")(endpoint.url, allow_private=True)) as webhook:
+        loop = loop_tester.loop(webhook)
+        loop_tester.add_deliveries(*(f"e{number}" for number in range(8)))
+        while len(endpoint.requests) < 100:
+            loop_tester.clock.advance(loop.step())
+            assert loop_tester.counts() == (0, 8, 0)
+        assert loop.breaker.state.pause_reason.startswith("it keeps failing: HTTP 400")
+        while loop_tester.counts()[1]:
+            loop_tester.clock.advance(loop.step())
+    assert loop_tester.counts() == (8, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ BLOCKS = [
 ]
 """Language and text of each block."""
 
-PLUGINS = ("plugins/alarm.py", "plugins/chat.py", "plugins/hourly.py")
+PLUGINS = ("plugins/alarm.py", "plugins/pager.py", "plugins/chat.py", "plugins/hourly.py")
 ENVIRONMENT = {"CHAT_WEBHOOK_URL": "https://chat.example.com/hooks/not-to-be-seen"}
 
 SUITES = """
@@ -104,6 +104,7 @@ def test_these_tests_use_every_example() -> None:
     assert [file[1] for file in files if file] == [
         "plugins/alarm.py",
         "config.toml",
+        "plugins/pager.py",
         "plugins/chat.py",
         "config.toml",
         "plugins/hourly.py",
@@ -146,6 +147,15 @@ def test_the_sinks_pass_the_suite_and_the_example_of_a_test_passes(clone: Path) 
     tested = run(clone, "pytest", "-q", "tests", "-k", few_requests, PYTHONDONTWRITEBYTECODE="1")
     assert tested.returncode == 0, tested.stdout
     assert "skipped" not in tested.stdout
+
+
+def test_the_demo_calls_the_hooks_of_a_plugin_for_incidents(clone: Path, tmp_path: Path) -> None:
+    write(clone, "plugins/pager.py")
+    done = run(clone, "receiver", "demo", "--seconds", "0.5", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    [printed] = tmp_path.glob("receiver-demo-*/stdout.txt")
+    lines = [line for line in printed.read_text(encoding="utf-8").splitlines() if line.startswith(("Silent", "Heard"))]
+    assert [line.partition(" has not")[0] for line in lines] == ["Silent: Freezer 1", "Heard again: Freezer 1"]
 
 
 def test_the_examples_pass_make_lint(clone: Path) -> None:

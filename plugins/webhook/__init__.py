@@ -8,6 +8,7 @@ import hmac
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ from .exchange import CompleteHead, Deadlines, TimeLimits, read_body
 
 MAX_RETRY_AFTER_SECONDS = 24 * 3600.0
 MAX_REJECTIONS = 3
-"""The attempt at which an event that the endpoint rejects (4xx) is given up."""
+"""The attempt from which an event that the endpoint rejects (4xx) is given up, if it accepts others."""
+MAX_REMEMBERED = 10_000
+"""How many rejected events are remembered, so that they cannot fill the memory."""
 MIN_KEY_BYTES = 24
 """From the specification of Standard Webhooks: a secret has 24 to 64 bytes."""
 QUOTED_CHARACTERS = 100
@@ -97,6 +100,7 @@ class Webhook:
         if errors:
             raise ExceptionGroup("invalid options", errors)
         self._deadlines = Deadlines(self.limits.total_seconds)
+        self._rejections = Rejections()
         self._pool: HTTPConnectionPool | None = None
 
     @hookimpl
@@ -131,7 +135,8 @@ class Webhook:
                 raise signal(f"no connection to {self._host}: the proxy responds HTTP {refusal[1]}") from None
             way = " through the proxy" if self._proxy else ""
             raise Retry(f"no response from {self._host}{way}: {cause(error)}") from None
-        judge(response, attempt, f"{self._host}{quoted(answer, event.body)}")
+        is_bad = self._rejections.is_of_event(event.id, response.status) and attempt >= MAX_REJECTIONS
+        judge(response, f"{self._host}{quoted(answer, event.body)}", is_bad_event=is_bad)
 
     @hookimpl
     def close(self) -> None:
@@ -214,6 +219,28 @@ class Webhook:
         return Checked
 
 
+class Rejections:
+    """Distinguishes a rejected event from an endpoint that rejects all events. Shared by the threads of the sink."""
+
+    def __init__(self) -> None:
+        self._accepted = 0
+        self._accepted_before: dict[str, int] = {}
+        """How many events were accepted before the first rejection of each rejected one, by its id."""
+        self._lock = threading.Lock()
+
+    def is_of_event(self, event_id: str, status: int) -> bool:
+        """Whether this response rejects the event, and another event was accepted since it was first rejected."""
+        with self._lock:
+            if 200 <= status < 300:
+                self._accepted += 1
+                self._accepted_before.pop(event_id, None)
+            elif is_rejection(status):
+                if len(self._accepted_before) >= MAX_REMEMBERED and event_id not in self._accepted_before:
+                    self._accepted_before.pop(next(iter(self._accepted_before)))
+                return self._accepted_before.setdefault(event_id, self._accepted) < self._accepted
+        return False
+
+
 @contextmanager
 def collected(errors: list[Exception]) -> Iterator[None]:
     """Go on after an error that a user can correct, so that the others are found as well."""
@@ -272,7 +299,12 @@ def cause(error: BaseException) -> str:
     return type(error).__name__
 
 
-def judge(response: BaseHTTPResponse, attempt: int, sender: str) -> None:
+def is_rejection(status: int) -> bool:
+    """Whether the endpoint says that something is wrong with the request, which another attempt will not change."""
+    return 400 <= status < 500 and status not in (*PAUSING, *RETRIED, *OVERLOADED)
+
+
+def judge(response: BaseHTTPResponse, sender: str, *, is_bad_event: bool) -> None:
     """Return for 2xx; else raise Retry, Pause or GiveUp, as the status asks for (RFC 9110)."""
     status = response.status
     if 200 <= status < 300:
@@ -283,7 +315,7 @@ def judge(response: BaseHTTPResponse, attempt: int, sender: str) -> None:
         raise Pause(f"HTTP {status}: {PAUSING[status]} ({sender})")
     if status in OVERLOADED and (after := retry_after(response)):
         raise Pause(f"HTTP {status}: it asks us to wait ({sender})", after)
-    if 400 <= status < 500 and status not in (*RETRIED, *OVERLOADED) and attempt >= MAX_REJECTIONS:
+    if is_bad_event:
         raise GiveUp(f"HTTP {status}: it rejects this event ({sender})")
     raise Retry(f"HTTP {status} ({sender})")
 

@@ -12,7 +12,7 @@ from receiver.errors import ReceiverError
 from receiver.health import dispatcher_warnings, is_alive
 from receiver.journal import Records, SinkCounts, SinkState
 from receiver.settings import Settings, SinkSettings
-from receiver.validation import nearest
+from receiver.validation import in_one_unit, nearest
 
 RECENT = timedelta(days=1)
 """How long a failure is shown that is over."""
@@ -98,11 +98,16 @@ def life_signs(status: Status) -> list[str]:
 
 
 def reasons(rows: Sequence[SinkStatus]) -> list[str]:
-    """A line for each sink that is paused, or whose last attempt failed, or that failed in the last day."""
+    """Lines for each sink that is paused, or whose last attempt failed, or that failed in the last day."""
     lines = []
     for row in rows:
         if row.pause_reason:
             lines.append(f"{row.sink} is paused: {row.pause_reason}")
+            if row.paused_until and row.configured == "enabled":
+                wait = in_one_unit((row.paused_until - datetime.now(UTC)).total_seconds())
+                lines.append(
+                    f"{row.sink} is probed again in {wait}; `python -m receiver sinks resume {row.sink}` probes it now"
+                )
         elif row.last_failure_at:
             is_over = row.last_success_at is not None and row.last_success_at >= row.last_failure_at
             if not is_over:

@@ -85,9 +85,9 @@ class Commands(click.Group):
         return super().resolve_command(context, arguments)
 
 
-def load_settings(*, secret_required: bool = False) -> Settings:
+def load_settings(*, secret_required: bool = False, file_required: bool = True) -> Settings:
     """The settings; from then on, no error line shows their secrets. Raises ConfigError."""
-    settings = load(secret_required=secret_required)
+    settings = load(secret_required=secret_required, file_required=file_required)
     redactor().hide(settings.secret_values)
     return settings
 

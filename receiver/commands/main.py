@@ -167,7 +167,7 @@ def sinks(context: click.Context, as_json: bool) -> None:
       python -m receiver sinks remove old_archive
     """
     if not context.invoked_subcommand:
-        show_types(load_settings(), as_json)
+        show_types(load_settings(file_required=False), as_json)
 
 
 @main.command("new-sink")
@@ -182,7 +182,7 @@ def new_sink(name: str) -> None:
     from receiver import scaffold
     from receiver.delivery.plugins import load_plugins
 
-    settings = load_settings()
+    settings = load_settings(file_required=False)
     types = load_plugins(settings, redactor()).types
     plugin, test = (path.relative_to(scaffold.ROOT) for path in scaffold.new_sink(name, types))
     sink_type = load_plugins(settings, redactor()).types[name]

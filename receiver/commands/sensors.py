@@ -82,6 +82,8 @@ def sensors_show(device: str, as_json: bool) -> None:
             low, high = min(each.minimum for each in points[quantity]), max(each.maximum for each in points[quantity])
             click.echo(f"{plot(points[quantity])}  24 h, {low:g} to {high:g}")
     click.echo()
+    if not found.days:
+        click.echo(f"{'completeness':<17}  not known until its interval is learned")
     for row in found.days:
         click.echo(f"{row.day}  complete to {row.completeness:.1%}")
 

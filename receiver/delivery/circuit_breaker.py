@@ -99,7 +99,8 @@ class CircuitBreaker:
             pauses = self.state.pauses if left else self.state.pauses + 1
             seconds = pause_seconds(self._policy, pauses) if after is None else max(MIN_PAUSE_SECONDS, after)
             log.warning(
-                "sink %(sink)s is paused for %(seconds).0f s: %(reason)s",
+                "sink %(sink)s is paused for %(seconds).0f s: %(reason)s "
+                "(`python -m receiver sinks resume %(sink)s` probes it earlier)",
                 {"sink": self.state.name, "seconds": seconds, "reason": reason},
             )
             if not self.probing:

@@ -22,6 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from receiver.settings import Secret
+from receiver.validation import exact
 
 WORDS: dict[object, str] = {
     str: "text",
@@ -75,7 +76,7 @@ class SinkType:
         fields: dict[str, Any] = {}
         extra = False
         for parameter in self._parameters():
-            annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+            annotation = Any if parameter.annotation is parameter.empty else exact(parameter.annotation)
             if parameter.kind is parameter.VAR_KEYWORD:
                 extra = True
             elif parameter.kind is not parameter.VAR_POSITIONAL:

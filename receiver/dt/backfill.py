@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from receiver.dt.api import Api, Device
 from receiver.dt.plan import Plan, Request, Window, save_windows
 from receiver.dt.session import ApiError, Missing, Session, Stopped, Unavailable
-from receiver.errors import JournalError, NotAnEvent, ReceiverError
+from receiver.errors import JournalError, JournalUnavailable, NotAnEvent, ReceiverError
 from receiver.event import Origin, identify, parse_time
 from receiver.journal import Arrival, Journal, Outcome, Records
 from receiver.sensors.minutes import Minutes, minute_of
@@ -27,9 +28,14 @@ from receiver.sensors.minutes import Minutes, minute_of
 BATCH = 1000
 """How many events one commit stores; pushes have to wait for it."""
 
+JOURNAL_SECONDS = 30.0
+"""How long an unavailable journal is tried again: a slow disk or a failover should not end the work of hours."""
+
 SAVE_SECONDS = 0.5
 SAVED_AT_ONCE = 1000
 """The remaining windows are saved at this interval, times the thousands of windows: saving all of them takes longer."""
+
+Written = TypeVar("Written")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Backfill:
         self._progress = progress
         self._began = session.now()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._outcomes: Counter[Outcome] = Counter()
         self._failures = list(plan.failures)
         self._left = dict(enumerate(plan.windows))
@@ -169,7 +176,9 @@ class Backfill:
         times = [time for event in page if (time := _time(event)) is not None]
         for start in range(0, len(arrivals), BATCH):
             some = arrivals[start : start + BATCH]
-            outcomes = Counter(self._expected(some) if self._dry_run else self._journal.accept(some))
+            outcomes = Counter(
+                self._expected(some) if self._dry_run else self._write(partial(self._journal.accept, some))
+            )
             with self._lock:
                 self._outcomes += outcomes
                 self.new_by_device[device.id] += outcomes[Outcome.ACCEPTED]
@@ -205,7 +214,21 @@ class Backfill:
         if self._dry_run or (now - self._saved_at < seconds and not force):
             return
         self._saved_at = now
-        save_windows(self._journal, self._request, self._began, self._left.values())
+        self._write(lambda: save_windows(self._journal, self._request, self._began, self._left.values()))
+
+    def _write(self, write: Callable[[], Written]) -> Written:
+        """Write to the journal, again if it is unavailable. One thread at a time: a slow disk would let the others wait
+        longer than the journal does.
+        """
+        with self._writing:
+            end = self._session.now() + JOURNAL_SECONDS
+            while True:
+                try:
+                    return write()
+                except JournalUnavailable:
+                    if self._abort is not None or self._session.now() >= end:
+                        raise
+                self._session.sleep(1.0)
 
 
 def _pages(api: Api, device: Device, window: Window) -> Iterator[list[Any]]:

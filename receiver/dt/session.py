@@ -148,22 +148,23 @@ class Session:
             if status == 429:
                 self._limited_until = max(self._limited_until, self.now() + backoff)
             else:
-                self._sleep(backoff)
+                self.sleep(backoff)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for so long. Raises Stopped."""
+        self._wait(seconds)
+        if self._stopped.is_set():
+            raise Stopped("stopped")
 
     def _wait_for_turn(self) -> bool:
         """Wait while DT limits the rate. Returns whether it did."""
         waited = False
         while (left := self._limited_until - self.now()) > 0:
             waited = True
-            self._sleep(left)
+            self.sleep(left)
         if self._stopped.is_set():
             raise Stopped("stopped")
         return waited
-
-    def _sleep(self, seconds: float) -> None:
-        self._wait(seconds)
-        if self._stopped.is_set():
-            raise Stopped("stopped")
 
     def _retry_after(self, response: Response) -> float:
         """Seconds that DT asks to wait: a number, or a date on DT's clock (RFC 9110, section 10.2.3)."""

@@ -130,7 +130,7 @@ def details(registry: Registry, text: str, now: float) -> SensorDetails:
 def days_of(
     registry: Registry, stored: Sequence[Any], newest: Mapping[str, float], now: float
 ) -> dict[str, tuple[DayRow, ...]]:
-    """The completeness of the last 7 days of each of these sensors, by device id.
+    """The completeness of the last 7 days of each of these sensors, by device id; of none without a learned interval.
 
     `newest` is the newest live timestamp of each project.
     """
@@ -142,7 +142,7 @@ def days_of(
 
 
 def _days(stored: Any, known: Minutes | None, newest: float, now: float) -> Iterator[DayRow]:
-    if known is None:
+    if known is None or stored.interval_minutes is None:
         return
     until, interval = minute_of(newest), _interval(stored)
     for day in range((until - LEARN_MINUTES) // DAY_MINUTES + 1, until // DAY_MINUTES + 1):

@@ -108,12 +108,14 @@ class Box:
             lines.append(line)
         raise AssertionError(f"the shell ended in {script}\n{''.join(lines)}")
 
-    def follow(self, heading: str, number: int = 0) -> str:
+    def follow(self, heading: str, number: int = 0, **placeholders: str) -> str:
         """Run the commands of a block below a heading of the page, in order, until one fails."""
         text = PAGE.text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         block = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[number]
         commands = [line for line in block.splitlines() if not NOT_RUN.match(line)]
         script = " &&\n".join(commands).replace("<this repository>", str(self.upstream)).replace("https://", "http://")
+        for name, value in placeholders.items():
+            script = script.replace(name, value)
         return self.run(self.with_packages(script))
 
     def with_packages(self, script: str) -> str:

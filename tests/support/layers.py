@@ -11,7 +11,7 @@ LAYERS = {
     "registry": ("sensors",),
     "journal": ("journal",),
     "settings": ("settings", "logs", "signature", "lifeline"),
-    "checks": ("validation", "redaction", "environment", "variables", "urls", "listener", "http_client"),
+    "checks": ("validation", "redaction", "environment", "config_file", "variables", "urls", "listener", "http_client"),
     "vocabulary": ("event", "errors", "hookspecs", "folders", "incident"),
 }
 """Layer → its parts: files and folders of the package."""
