@@ -20,6 +20,7 @@ from receiver.admin.dead_letters import (
     delete_dead_letters,
     list_dead_letters,
     retry_dead_letters,
+    some_dead_letter_reasons,
 )
 from receiver.admin.events import EventRow, event_row, explain, find_events, newest_events
 from receiver.admin.quarantine import one_quarantined, quarantine_row, quarantined, retry_quarantined
@@ -70,6 +71,7 @@ __all__ = [
     "secrets_used",
     "signing_keys",
     "sink_statuses",
+    "some_dead_letter_reasons",
     "status",
     "time_or_none",
     "to_time",

@@ -24,6 +24,7 @@ from markupsafe import Markup
 
 from receiver import __version__
 from receiver.console import charts, words
+from receiver.console.sources import MOST_COUNTED
 from receiver.console.visit import Answer, Ask, Data, Done, Download, Page, Visit, notice
 from receiver.event import rfc3339
 from receiver.redaction import Redactor
@@ -82,6 +83,7 @@ class Renderer:
             "plain": plain,
             "redacted": redactor.redact,
             "text": text,
+            "up_to": lambda count, most=MOST_COUNTED: words.up_to(count, most),
             "thousands": lambda number: f"{number:,}",
         }
         self._environment.globals |= {

@@ -14,6 +14,8 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
+    literal,
+    or_,
     select,
     tuple_,
     update,
@@ -47,7 +49,7 @@ class SqlRecords(SqlState):
     """The contract of Records on a database."""
 
     def known(self, event_ids: Sequence[str]) -> set[str]:
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return set(connection.scalars(select(events.c.id).where(events.c.id.in_(event_ids))))
 
     def dead_letter_groups(self, sink: str | None, limit: int, reason: str | None = None) -> list[DeadLetterGroup]:
@@ -82,6 +84,25 @@ class SqlRecords(SqlState):
         with self._database.read() as connection:
             return [DeadLetterGroup(*row) for row in connection.execute(query)]
 
+    def some_dead_letter_groups(self, sink: str | None, limit: int, most: int) -> list[DeadLetterGroup]:
+        with self._database.read(by_index=True) as connection:
+            names = connection.execute(select(sinks.c.key, sinks.c.name).order_by(sinks.c.name)).all()
+            groups = [
+                DeadLetterGroup(name, *row)
+                for key, name in names
+                if sink in (None, name)
+                for row in connection.execute(_some_groups(key, limit, most))
+            ]
+        return sorted(groups, key=lambda group: -group.count)
+
+    def count_dead_letters(self, sink: str, reason: str | None, most: int) -> int:
+        key = select(sinks.c.key).where(sinks.c.name == sink).scalar_subquery()
+        dead = select(literal(1)).where(IS_DEAD, deliveries.c.sink == key).limit(most)
+        if reason is not None:
+            dead = dead.where(deliveries.c.reason == reason)
+        with self._database.read(by_index=True) as connection:
+            return connection.scalar(select(func.count()).select_from(dead.subquery())) or 0
+
     def dead_letters(
         self, sink: str | None, limit: int, reason: str | None = None, before: int | None = None
     ) -> list[DeadLetter]:
@@ -98,7 +119,7 @@ class SqlRecords(SqlState):
             query = query.where(deliveries.c.reason == reason)
         if before is not None:
             query = query.where(deliveries.c.event < before)
-        with self._database.read() as connection:  # a sink at a time, for each has its place in the index
+        with self._database.read(by_index=True) as connection:  # a sink at a time, for each has its place in the index
             names = [sink] if sink is not None else connection.scalars(select(sinks.c.name).order_by(sinks.c.name))
             rows = [row for name in [*names] for row in connection.execute(query, {"name": name})]
         rows.sort(key=lambda row: (row.key, row.settled_at), reverse=True)
@@ -120,12 +141,12 @@ class SqlRecords(SqlState):
         query = select(*QUARANTINED).order_by(quarantine.c.received_at.desc(), quarantine.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(place < before)
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return [QuarantinedPush(*row) for row in connection.execute(query)]
 
     def find_quarantined(self, id_prefix: str) -> list[QuarantinedPush]:
         query = select(*QUARANTINED).where(quarantine.c.id.startswith(id_prefix, autoescape=True))
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return [QuarantinedPush(*row) for row in connection.execute(query)]
 
     def release(self, quarantined: QuarantinedPush, event_id: str) -> None:
@@ -147,7 +168,7 @@ class SqlRecords(SqlState):
 
     def received(self, since: float, until: float, after: int, limit: int) -> list[StoredEvent]:
         query = select(*STORED_EVENT).where(events.c.key > after, *self._received(since, until))
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return [StoredEvent(*row) for row in connection.execute(query.order_by(events.c.key).limit(limit))]
 
     def requeue(self, sink: str, stored: Sequence[StoredEvent]) -> int:
@@ -166,7 +187,7 @@ class SqlRecords(SqlState):
             return len(changed.all())
 
     def history(self, event_id: str) -> EventHistory | None:
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             found = self._histories(connection, select(*STORED_EVENT, events.c.routed).where(events.c.id == event_id))
         return found[0] if found else None
 
@@ -177,8 +198,25 @@ class SqlRecords(SqlState):
             query = query.where(events.c.key.in_(select(deliveries.c.event).where(in_state)))
         if before is not None:
             query = query.where(events.c.key < before)
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return self._histories(connection, query.order_by(events.c.key.desc()).limit(limit))
+
+    def mentioning(
+        self, texts: Sequence[bytes], until: float, before: int | None, limit: int, most_read: int
+    ) -> tuple[list[EventHistory], int | None]:
+        newest = select(events.c.key).where(events.c.received_at < until).order_by(events.c.key.desc())
+        found = select(*STORED_EVENT, events.c.routed).where(events.c.received_at < until)
+        found = found.where(or_(*(self._database.mentions(events.c.body, text) for text in texts)))
+        if before is not None:
+            newest, found = newest.where(events.c.key < before), found.where(events.c.key < before)
+        with self._database.read(by_index=True) as connection:
+            last = connection.scalar(newest.offset(most_read - 1).limit(1))
+            if last is not None:
+                found = found.where(events.c.key >= last)
+            histories = self._histories(connection, found.order_by(events.c.key.desc()).limit(limit + 1))
+        if len(histories) > limit:
+            return histories[:limit], histories[limit - 1].event.key
+        return histories, last
 
     def resume(self, sink: str) -> None:
         with self._database.write(wakes=True) as connection:
@@ -201,22 +239,21 @@ class SqlRecords(SqlState):
         found = connection.execute(query).all()
         columns = (
             deliveries.c.event,
-            sinks.c.name,
+            deliveries.c.sink,
             deliveries.c.state,
             deliveries.c.attempts,
             deliveries.c.settled_at,
             deliveries.c.reason,
             deliveries.c.due,
         )
-        routed = (
-            select(*columns)
-            .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
-            .where(deliveries.c.event.in_([row.key for row in found]))
-            .order_by(sinks.c.name)
-        )
+        names = dict(connection.execute(select(sinks.c.key, sinks.c.name)).all())
         states: dict[int, list[DeliveryState]] = {row.key: [] for row in found}
-        for event, name, state, *rest in connection.execute(routed):
-            states[event].append(DeliveryState(name, STATES[state], *rest))
+        routed = select(*columns).where(deliveries.c.event.in_(list(states)))
+        for event, sink, state, *rest in connection.execute(routed) if found else ():
+            if sink in names:
+                states[event].append(DeliveryState(names[sink], STATES[state], *rest))
+        for of_event in states.values():
+            of_event.sort(key=lambda delivery: delivery.sink)
         return [EventHistory(StoredEvent(*row[:5]), row.routed, tuple(states[row.key])) for row in found]
 
     @staticmethod
@@ -235,7 +272,7 @@ class SqlRecords(SqlState):
         changed = after = 0
         while limit is None or changed < limit:
             batch = BATCH if limit is None else min(BATCH, limit - changed)
-            with self._database.write(wakes=True) as connection:
+            with self._database.write(wakes=True, by_index=True) as connection:
                 dead = self._dead(connection, sink, event_ids, reason, after, batch)
                 if not dead:
                     break
@@ -277,3 +314,27 @@ class SqlRecords(SqlState):
             "settled_at": None,
             "reason": None,
         }
+
+
+def _some_groups(sink: int, limit: int, most: int) -> Select[Any]:
+    """The first groups of a sink: each reason by a step in the index from the one before, counted up to `most`."""
+    of_sink = (IS_DEAD, deliveries.c.sink == sink)
+    reasons = select(func.min(deliveries.c.reason).label("reason")).where(*of_sink).cte("reasons", recursive=True)
+    following = select(func.min(deliveries.c.reason)).where(*of_sink, deliveries.c.reason > reasons.c.reason)
+    reasons = reasons.union_all(
+        select(following.correlate(reasons).scalar_subquery()).where(reasons.c.reason.is_not(None))
+    )
+    first = select(reasons.c.reason).where(reasons.c.reason.is_not(None)).limit(limit).subquery("first")
+    of_group = (*of_sink, deliveries.c.reason == first.c.reason)
+    counted = select(literal(1)).where(*of_group).correlate(first).limit(most).subquery("counted")
+
+    def received_at(key: Any) -> Any:
+        of_key = select(key(deliveries.c.event)).where(*of_group).correlate(first).scalar_subquery()
+        return select(events.c.received_at).where(events.c.key == of_key).correlate(first).scalar_subquery()
+
+    return select(
+        first.c.reason,
+        select(func.count()).select_from(counted).correlate(first).scalar_subquery(),
+        received_at(func.min),
+        received_at(func.max),
+    )
