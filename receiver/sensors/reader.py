@@ -77,7 +77,7 @@ class RegistryReader:
             query = query.where(sensors.c.state == state)
         if after is not None:
             before = select(LABEL).where(sensors.c.device_id == after).scalar_subquery()
-            query = query.where(LABEL >= before, or_(LABEL > before, sensors.c.device_id > after))
+            query = query.where(before <= LABEL, or_(before < LABEL, sensors.c.device_id > after))
         with self._database.read(by_index=True) as connection:
             if text:
                 part = self._database.storable(text)

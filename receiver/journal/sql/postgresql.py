@@ -61,8 +61,8 @@ NOT_BY_INDEX = (
     *("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"),
     "jit",  # which takes longer than the query, and begins if the planner believes that it will be long
 )
-"""The settings without which the planner follows an index. Before the first ANALYZE it takes large tables for small, and
-a million rows for few."""
+"""The settings without which the planner follows an index. Before the first ANALYZE it takes large tables for small,
+and a million rows for few."""
 
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 INSERT_EVENTS = f"""
@@ -75,9 +75,7 @@ WITH given AS (
 SELECT id, pg_notify('{CHANNEL}', '') FROM added
 """
 
-BY_INDEX = f"""
-SELECT set_config(name, 'off', true) FROM unnest('{{{",".join(NOT_BY_INDEX)}}}'::text[]) AS plans (name)
-"""
+BY_INDEX = f"SELECT set_config(name, 'off', true) FROM unnest('{{{','.join(NOT_BY_INDEX)}}}'::text[]) AS plans (name)"
 
 
 class PostgresqlDatabase:
