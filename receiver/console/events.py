@@ -62,6 +62,8 @@ def sensors(visit: Visit, text: str) -> Collection[str]:
     """The device ids that a text names: it may be one, or part of the name of sensors."""
     ids = {text} if ID.fullmatch(text) else set()
     try:
+        if ids and visit.registry.rows([text]):
+            return ids
         return ids | {row.device_id for row in visit.registry.page(None, SENSORS, text=text)}
     except NoRegistry:
         return ids

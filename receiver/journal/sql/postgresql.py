@@ -59,7 +59,7 @@ STABLE_SECONDS = 60.0
 _MB = 1_000_000
 NOT_BY_INDEX = (
     *("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"),
-    "jit",  # which takes longer than the query, and begins if the planner believes that it will be long
+    *("jit", "max_parallel_workers_per_gather"),  # which take longer to begin than the query
 )
 """The settings without which the planner follows an index. Before the first ANALYZE it takes large tables for small,
 and a million rows for few."""
@@ -75,7 +75,7 @@ WITH given AS (
 SELECT id, pg_notify('{CHANNEL}', '') FROM added
 """
 
-BY_INDEX = f"SELECT set_config(name, 'off', true) FROM unnest('{{{','.join(NOT_BY_INDEX)}}}'::text[]) AS plans (name)"
+BY_INDEX = f"SELECT set_config(name, '0', true) FROM unnest('{{{','.join(NOT_BY_INDEX)}}}'::text[]) AS plans (name)"
 
 
 class PostgresqlDatabase:
