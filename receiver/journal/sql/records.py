@@ -215,7 +215,7 @@ class SqlRecords(SqlState):
             if last is not None:
                 found = found.where(events.c.key >= last)
             histories = self._histories(connection, found.order_by(events.c.key.desc()).limit(limit + 1))
-        if len(histories) > limit:
+        if len(histories) > limit > 0:
             return histories[:limit], histories[limit - 1].event.key
         return histories, last
 
