@@ -84,6 +84,7 @@ RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
         [text.encode("utf-8", "replace")], time, number, number, number
     ),
     "known": lambda records, text, number, time: records.known([text]),
+    "save_document": lambda records, text, number, time: records.save_document(text, b"x"),
     "document": lambda records, text, number, time: records.document(text),
 }
 

@@ -5,6 +5,7 @@ All of them use the journal's records, whether the receiver runs or not.
 
 from __future__ import annotations
 
+from receiver.admin.backfills import ask_for_backfill, backfill_possible, to_backfill
 from receiver.admin.check import (
     require_creatable,
     secrets_used,
@@ -43,6 +44,8 @@ __all__ = [
     "EventRow",
     "SinkStatus",
     "ago",
+    "ask_for_backfill",
+    "backfill_possible",
     "count_dead_letters",
     "count_undelivered",
     "dead_letter_reasons",
@@ -74,6 +77,7 @@ __all__ = [
     "some_dead_letter_reasons",
     "status",
     "time_or_none",
+    "to_backfill",
     "to_time",
     "undocumented",
     "unknown_event_types",

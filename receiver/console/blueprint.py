@@ -92,6 +92,7 @@ ROUTES = (
     Route("POST", "/sensors/<device>/snooze", sensor.snooze),
     Route("POST", "/sensors/<device>/retire", sensor.retire),
     Route("GET", "/silence", silence.show),
+    Route("POST", "/silence/backfill", silence.backfill),
     Route("GET", "/sinks", sinks.show),
     Route("POST", "/sinks/<sink>/resume", sinks.probe),
     Route("GET", "/dead-letters", dead_letters.show),

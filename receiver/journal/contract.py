@@ -354,6 +354,9 @@ class Records(Protocol):
     def document(self, name: str) -> bytes | None:
         """As in Journal."""
 
+    def save_document(self, name: str, content: bytes) -> None:
+        """As in Journal."""
+
     def known(self, event_ids: Sequence[str]) -> set[str]:
         """Those of these events that are in the journal."""
 

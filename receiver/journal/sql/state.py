@@ -114,6 +114,11 @@ class SqlState:
             content: bytes | None = connection.scalar(select(documents.c.content).where(documents.c.name == name))
             return content
 
+    def save_document(self, name: str, content: bytes) -> None:
+        row = self._database.insert(documents).values(name=name, content=content)
+        with self._database.write() as connection:
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"content": content}))
+
     def _is_ours(self, on_trial: str | None) -> bool:
         """Whether a trial was begun by this dispatcher or its predecessor."""
         return on_trial is not None and (on_trial == self._holder or not self._database.shared)
