@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 RECEIVER = "*"
 """The track with the minutes in which the receiver was up; no project id can have this name."""
-
-LIKE_CHARACTERS = re.compile("[/%_]")
-"""What has a meaning in the pattern of a LIKE, with `/` as the escape character."""
 
 IDS = 500
 """How many device ids one query names."""
@@ -84,10 +80,9 @@ class RegistryReader:
             query = query.where(before <= LABEL, or_(before < LABEL, sensors.c.device_id > after))
         with self._database.read(by_index=True) as connection:
             if text:
-                part = LIKE_CHARACTERS.sub(r"/\g<0>", self._database.storable(text))
-                pattern = func.lower(f"%{part}%")
-                device = func.lower(sensors.c.device_id)
-                query = query.where(or_(*(each.like(pattern, escape="/") for each in (LABEL, device))))
+                part = func.lower(self._database.storable(text))
+                mentions = self._database.mentions
+                query = query.where(or_(mentions(LABEL, part), mentions(func.lower(sensors.c.device_id), part)))
             return list(connection.execute(query))
 
     def named(self, text: str) -> list[Any]:

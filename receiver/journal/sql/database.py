@@ -57,8 +57,8 @@ class Database(Protocol):
         about their sizes: it may never have looked. For queries with a limit, which then read no more than they return.
         """
 
-    def mentions(self, body: Column[bytes], text: bytes) -> ColumnElement[bool]:
-        """Whether a body contains a text."""
+    def mentions(self, whole: ColumnElement[Any], part: Any) -> ColumnElement[bool]:
+        """Whether bytes or a text contain others; no character has a meaning, as it has in a LIKE, which is slower."""
 
     def check_capacity(self) -> None:
         """Raise JournalUnavailable when there is no room for more events.

@@ -154,8 +154,8 @@ class PostgresqlDatabase:
         with _translated_errors(self._setting), self._transaction(by_index=by_index) as connection:
             yield connection
 
-    def mentions(self, body: Column[bytes], text: bytes) -> ColumnElement[bool]:
-        return func.pg_catalog.position(body, text) > 0
+    def mentions(self, whole: ColumnElement[Any], part: Any) -> ColumnElement[bool]:
+        return func.pg_catalog.position(whole, part) > 0
 
     def check_capacity(self) -> None:
         if self._max_size_mb is not None and (used := self.space().used) > self._max_size_mb * _MB:

@@ -97,34 +97,32 @@ class SqlRecords(SqlState):
         return sorted(groups, key=lambda group: -group.count)
 
     def count_dead_letters(self, sink: str, reason: str | None, most: int) -> int:
-        key = select(sinks.c.key).where(sinks.c.name == sink).scalar_subquery()
-        dead = select(literal(1)).where(IS_DEAD, deliveries.c.sink == key).limit(most)
-        if reason is not None:
-            dead = dead.where(deliveries.c.reason == reason)
         with self._database.read(by_index=True) as connection:
-            return connection.scalar(select(func.count()).select_from(dead.subquery())) or 0
+            key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink))
+            if key is None:
+                return 0
+            dead = _dead_of(key, reason, select(literal(1))).limit(most).subquery()
+            return connection.scalar(select(func.count()).select_from(dead)) or 0
 
     def dead_letters(
         self, sink: str | None, limit: int, reason: str | None = None, before: int | None = None
     ) -> list[DeadLetter]:
-        columns = (sinks.c.name, deliveries.c.attempts, deliveries.c.settled_at, deliveries.c.reason)
-        query = (
-            select(*STORED_EVENT, *columns)
-            .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
-            .join(events, events.c.key == deliveries.c.event)
-            .where(IS_DEAD, sinks.c.name == bindparam("name"))
-            .order_by(deliveries.c.event.desc())
-            .limit(limit)
-        )
-        if reason is not None:
-            query = query.where(deliveries.c.reason == reason)
-        if before is not None:
-            query = query.where(deliveries.c.event < before)
+        columns = (deliveries.c.event, deliveries.c.attempts, deliveries.c.settled_at, deliveries.c.reason)
         with self._database.read(by_index=True) as connection:  # a sink at a time, for each has its place in the index
-            names = [sink] if sink is not None else connection.scalars(select(sinks.c.name).order_by(sinks.c.name))
-            rows = [row for name in [*names] for row in connection.execute(query, {"name": name})]
-        rows.sort(key=lambda row: (row.key, row.settled_at), reverse=True)
-        return [DeadLetter(row.name, StoredEvent(*row[:5]), *row[6:]) for row in rows[:limit]]
+            names = {row.key: row.name for row in connection.execute(select(sinks.c.key, sinks.c.name))}
+            found = [
+                (name, row)
+                for key, name in names.items()
+                if sink in (None, name)
+                for row in connection.execute(
+                    _dead_of(key, reason, select(*columns), before=before, descending=True).limit(limit)
+                )
+            ]
+            found.sort(key=lambda each: (each[1].event, each[1].settled_at, each[0]), reverse=True)
+            found = found[:limit]
+            query = select(*STORED_EVENT).where(events.c.key.in_([row.event for _, row in found]))
+            stored = {row.key: StoredEvent(*row) for row in connection.execute(query)} if found else {}
+        return [DeadLetter(name, stored[event], *rest) for name, (event, *rest) in found if event in stored]
 
     def retry_dead_letters(
         self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
@@ -291,16 +289,20 @@ class SqlRecords(SqlState):
         limit: int,
     ) -> list[dict[str, Any]]:
         """The next dead letters of a sink, as parameters of `THIS_DELIVERY`."""
-        query = (
-            select(deliveries.c.event, deliveries.c.sink)
-            .join(sinks, sinks.c.key == deliveries.c.sink)
-            .where(IS_DEAD, sinks.c.name == sink, deliveries.c.event > after)
-        )
-        if reason is not None:
-            query = query.where(deliveries.c.reason == reason)
-        if event_ids is not None:
-            query = query.join(events, events.c.key == deliveries.c.event).where(events.c.id.in_(event_ids))
-        query = query.order_by(deliveries.c.event).limit(limit).with_for_update(of=deliveries)
+        key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink))
+        if key is None:
+            return []
+        columns: Select[Any] = select(deliveries.c.event, deliveries.c.sink)
+        if event_ids is None:
+            query = _dead_of(key, reason, columns, after=after)
+        else:
+            keys = connection.scalars(select(events.c.key).where(events.c.id.in_(event_ids))).all()
+            chosen = deliveries.c.event.in_(keys)
+            query = columns.where(IS_DEAD, deliveries.c.sink == key, chosen, deliveries.c.event > after)
+            query = query.order_by(deliveries.c.event)
+            if reason is not None:
+                query = query.where(deliveries.c.reason == reason)
+        query = query.limit(limit).with_for_update()
         return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
 
     def _new_delivery(self) -> dict[str, Any]:
@@ -317,6 +319,32 @@ class SqlRecords(SqlState):
         }
 
 
+def _dead_of(
+    sink: int,
+    reason: Any,
+    query: Select[Any],
+    *,
+    after: int | None = None,
+    before: int | None = None,
+    descending: bool = False,
+) -> Select[Any]:
+    """The dead letters of a sink, of one reason or of all, in the order of their events.
+
+    What is fixed is a range of one value, and part of the order: PostgreSQL leaves out of an order what it knows to be
+    fixed, and would take another index that has the order too, and read it to its end for the few rows that match.
+    """
+    fixed, value = (deliveries.c.sink, sink) if reason is None else (deliveries.c.reason, reason)
+    place = tuple_(fixed, deliveries.c.event)
+    query = query.where(IS_DEAD, fixed >= value, fixed <= value)
+    if reason is not None:
+        query = query.where(deliveries.c.sink == sink)
+    if after is not None:
+        query = query.where(place > (value, after))
+    if before is not None:
+        query = query.where(place < (value, before))
+    return query.order_by(*(each.desc() if descending else each for each in (fixed, deliveries.c.event)))
+
+
 def _some_groups(sink: int, limit: int, most: int) -> Select[Any]:
     """The first groups of a sink: each reason by a step in the index from the one before, counted up to `most`.
 
@@ -328,16 +356,16 @@ def _some_groups(sink: int, limit: int, most: int) -> Select[Any]:
     following = reason.where(deliveries.c.reason > reasons.c.reason).correlate(reasons).scalar_subquery()
     reasons = reasons.union_all(select(following).where(reasons.c.reason.is_not(None)))
     first = select(reasons.c.reason).where(reasons.c.reason.is_not(None)).limit(limit).subquery("first")
-    of_group = (*of_sink, deliveries.c.reason == first.c.reason)
-    counted = select(literal(1)).where(*of_group).correlate(first).limit(most).subquery("counted")
+    counted = _dead_of(sink, first.c.reason, select(literal(1))).limit(most).correlate(first).subquery("counted")
 
-    def received_at(order: ColumnElement[Any]) -> ScalarSelect[Any]:
-        key = select(deliveries.c.event).where(*of_group).order_by(order).limit(1).correlate(first).scalar_subquery()
+    def received_at(*, descending: bool) -> ScalarSelect[Any]:
+        ordered = _dead_of(sink, first.c.reason, select(deliveries.c.event), descending=descending)
+        key = ordered.limit(1).correlate(first).scalar_subquery()
         return select(events.c.received_at).where(events.c.key == key).correlate(first).scalar_subquery()
 
     return select(
         first.c.reason,
         select(func.count()).select_from(counted).correlate(first).scalar_subquery(),
-        received_at(deliveries.c.event.asc()),
-        received_at(deliveries.c.event.desc()),
+        received_at(descending=False),
+        received_at(descending=True),
     )

@@ -131,8 +131,8 @@ class SqliteDatabase:
         with _translated_errors(self._path), self._engine.connect() as connection:
             yield connection
 
-    def mentions(self, body: Column[bytes], text: bytes) -> ColumnElement[bool]:
-        return func.instr(body, text) > 0
+    def mentions(self, whole: ColumnElement[Any], part: Any) -> ColumnElement[bool]:
+        return func.instr(whole, part) > 0
 
     def check_capacity(self) -> None:
         """The file never shrinks, so pages that retention has freed in it count as free space.
