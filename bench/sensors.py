@@ -95,15 +95,24 @@ def registry(database: str) -> Iterator[Registry]:
             opened.close()
 
 
-def bodies(events: int, sensors: int) -> list[tuple[bytes, datetime]]:
+def bodies(events: int, sensors: int, start: datetime = START) -> list[tuple[bytes, datetime]]:
     """Alternately a temperature and a network status of each sensor, every 15 minutes."""
     simulator, found = Simulator(1), []
     for number in range(events):
-        at = START + timedelta(seconds=number * 450 / sensors)
+        at = start + timedelta(seconds=number * 450 / sensors)
         payload = json.loads(simulator.body(("temperature", "networkStatus")[number % 2], at))
-        payload["metadata"]["deviceId"] = f"bench{number // 2 % sensors:015d}"
+        sensor = number // 2 % sensors
+        payload["metadata"]["deviceId"] = f"bench{sensor:015d}"
+        payload["labels"]["name"] = f"Room {sensor % 1000} sensor {sensor}"
         found.append((json.dumps(payload).encode(), at))
     return found
+
+
+def history_bodies(device: str, days: int, end: datetime) -> list[tuple[bytes, datetime]]:
+    """A temperature and a network status of one sensor every 15 minutes, for so many days."""
+    start = end - timedelta(days=days)
+    found = bodies(days * 2 * 96, 1, start)
+    return [(body.replace(b"bench000000000000000", device.encode()), at) for body, at in found]
 
 
 def folding(database: str, events: int) -> Took:

@@ -13,13 +13,14 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files, odd_secrets
 from receiver.intake.counters import counters_folder
-from receiver.journal import open_journal
+from receiver.journal import Journal, open_journal
 from receiver.lifeline import Lifeline
 from receiver.listener import listen
 from receiver.redaction import Redactor
@@ -28,7 +29,9 @@ from receiver.supervisor import Child, Supervisor
 from receiver.validation import counted
 
 if TYPE_CHECKING:
+    from receiver.delivery.automatic_backfill import AutomaticBackfill
     from receiver.delivery.crash_guard import CrashGuard
+    from receiver.delivery.requested_backfill import BackfillOnRequest
 
 log = logging.getLogger(__name__)
 
@@ -165,9 +168,19 @@ def dispatcher(settings: Settings, redactor: Redactor, listener: socket.socket |
     return Child("dispatcher", work, DISPATCHER_SILENT_SECONDS)
 
 
+def backfills_of(settings: Settings, journal: Journal) -> Sequence[AutomaticBackfill | BackfillOnRequest]:
+    """What asks DT for missed events, if there is a registry that knows what was missed."""
+    from receiver.delivery.automatic_backfill import AutomaticBackfill
+    from receiver.delivery.requested_backfill import BackfillOnRequest
+
+    if not settings.sensors.enabled:
+        return ()
+    asked = () if settings.api.missing else (BackfillOnRequest(settings, journal),)
+    return (*asked, *((AutomaticBackfill(settings, journal),) if settings.sensors.backfill else ()))
+
+
 def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder: str, crash_guard: CrashGuard) -> None:
     """The process of the dispatcher: deliver until the lifeline asks to stop."""
-    from receiver.delivery.automatic_backfill import AutomaticBackfill
     from receiver.delivery.dispatcher import Dispatcher
     from receiver.delivery.plugins import load_plugins
     from receiver.delivery.registry import Judge
@@ -181,8 +194,8 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
     for warning in warnings + odd_secrets(secrets_by_option(plugins, settings)):
         log.warning("%s", warning)
     journal = open_journal(settings, holder)
-    backfill = AutomaticBackfill(settings, journal) if settings.sensors.enabled and settings.sensors.backfill else None
-    if backfill:
+    backfills = backfills_of(settings, journal)
+    for backfill in backfills:
         backfill.start()
     Dispatcher(
         journal,
@@ -196,7 +209,7 @@ def dispatch(settings: Settings, redactor: Redactor, lifeline: Lifeline, holder:
         retention_seconds=settings.journal.retention_days * 86400,
         redact=redactor.redact,
     ).run(lifeline)
-    if backfill:
+    for backfill in backfills:
         backfill.stop()
     logging.shutdown()
     sys.stdout.flush()

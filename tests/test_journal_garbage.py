@@ -64,6 +64,10 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
 RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "liveness": lambda records, text, number, time: records.liveness(),
     "dead_letter_groups": lambda records, text, number, time: records.dead_letter_groups(text, number, text),
+    "some_dead_letter_groups": lambda records, text, number, time: records.some_dead_letter_groups(
+        text, number, number
+    ),
+    "count_dead_letters": lambda records, text, number, time: records.count_dead_letters(text, text, number),
     "dead_letters": lambda records, text, number, time: records.dead_letters(text, number, text, number),
     "retry_dead_letters": lambda records, text, number, time: records.retry_dead_letters(text, [text], text, number),
     "delete_dead_letters": lambda records, text, number, time: records.delete_dead_letters(text, [text], text, number),
@@ -77,7 +81,11 @@ RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "resume": lambda records, text, number, time: records.resume(text),
     "remove_sink": lambda records, text, number, time: records.remove_sink(text),
     "newest": lambda records, text, number, time: records.newest(time, "pending", number, number),
+    "mentioning": lambda records, text, number, time: records.mentioning(
+        [text.encode("utf-8", "replace")], time, number, number, number
+    ),
     "known": lambda records, text, number, time: records.known([text]),
+    "save_document": lambda records, text, number, time: records.save_document(text, b"x"),
     "document": lambda records, text, number, time: records.document(text),
 }
 

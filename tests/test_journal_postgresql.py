@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from threading import Barrier
 from typing import Any
 
@@ -22,6 +23,7 @@ from receiver.journal import Arrival, Journal, Outcome, Result, SinkState
 from receiver.journal.sql import postgresql as postgresql_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
+from receiver.journal.sql.records import SqlRecords
 from receiver.journal.sql.schema import SCHEMA_VERSION
 
 
@@ -271,3 +273,61 @@ def test_an_event_that_one_dispatcher_routes_is_skipped_by_others_unless_that_on
 @pytest.mark.serial
 def test_a_group_of_pushes_is_stored_in_one_round_trip() -> None:
     assert dict(round_trips())["accept, of intake"] == "1"
+
+
+def test_a_transaction_follows_indexes_only_if_it_asks_for_it(deployment: Deployment) -> None:
+    with closing(PostgresqlDatabase(deployment.url, None)) as database:
+
+        def settings(*, by_index: bool) -> set[str]:
+            with database.read(by_index=by_index) as connection:
+                return {
+                    connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in postgresql_module.NOT_BY_INDEX
+                }
+
+        before = settings(by_index=False)
+        assert settings(by_index=True) == {"off", "0"}
+        assert settings(by_index=False) == before
+
+
+def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_analyze(deployment: Deployment) -> None:
+    journal = deployment.open()
+    route_events(journal, "s", "a")
+    settle(journal, claim(journal, "s"), Result.DEAD, reason="HTTP 410")
+    deployment.sql("ALTER TABLE deliveries SET (autovacuum_enabled = false)")
+    deployment.sql("ALTER TABLE events SET (autovacuum_enabled = false)")
+    many = 30_000
+    deployment.sql(
+        "INSERT INTO events (id, received_at, routed, body) "
+        f"SELECT 'many' || n, n, true, '' FROM generate_series(1, {many}) AS n"
+    )
+    deployment.sql(
+        "INSERT INTO deliveries (event, sink, state, attempts, failures, reason) "
+        "SELECT key, 1, 2, 1, 0, 'HTTP 410' FROM events WHERE id <> 'a'"
+    )
+    reads: list[Callable[[SqlRecords], object]] = [
+        lambda records: records.dead_letters("s", 50),
+        lambda records: records.dead_letters("s", 50, "HTTP 410"),
+        lambda records: records.some_dead_letter_groups(None, 200, 1001),
+        lambda records: records.newest(2e9, None, None, 50),
+    ]
+    for read in reads:
+        before = rows_read(deployment)
+        with closing(SqlRecords(PostgresqlDatabase(deployment.url, None), create_tables=False)) as records:
+            assert read(records)
+        assert rows_read(deployment) - before < many / 4
+
+
+def rows_read(deployment: Deployment) -> int:
+    """How many rows of tables and indexes were read so far: sessions report it when they end."""
+    query = (
+        "SELECT (SELECT sum(seq_tup_read) FROM pg_stat_user_tables)"
+        " + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes)"
+    )
+    found: list[int] = []
+    while len(found) < 2 or found[-1] != found[-2]:
+        time.sleep(0.5)
+        with psycopg.connect(deployment.url, autocommit=True) as connection:
+            row = connection.execute(query).fetchone()
+        assert row is not None
+        found.append(int(row[0]))
+    return found[-1]

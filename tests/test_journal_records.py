@@ -132,6 +132,49 @@ def test_dead_letters_are_grouped_by_sink_and_reason_the_largest_group_first(
     assert records.dead_letter_groups("unknown", 10) == records.dead_letter_groups("x", 10, "unknown") == []
 
 
+def test_groups_are_found_in_the_order_of_their_reasons_and_counted_in_part(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    for number, event_id in enumerate("abc"):
+        route_events(journal, "x", event_id, received_at=500.0 + number)
+    settle(journal, claim(journal, "x"), Result.DEAD, reason="HTTP 410")
+    let_die(journal, clock, "x", "d")
+    let_die(journal, clock, "x", "e", reason="")
+    let_die(journal, clock, "y", "f", "g")
+    route_events(journal, "x", "pending")
+    groups = [
+        DeadLetterGroup("x", "HTTP 410", 3, 500.0, 502.0),
+        DeadLetterGroup("y", "HTTP 404", 2, 1000.0, 1000.0),
+        DeadLetterGroup("x", "", 1, 1000.0, 1000.0),
+        DeadLetterGroup("x", "HTTP 404", 1, 1000.0, 1000.0),
+    ]
+    assert records.some_dead_letter_groups(None, 10, 10) == groups
+    assert records.some_dead_letter_groups("x", 10, 10) == [groups[0], *groups[2:]]
+    assert [(each.reason, each.count) for each in records.some_dead_letter_groups("x", 10, 2)] == [
+        ("HTTP 410", 2),
+        ("", 1),
+        ("HTTP 404", 1),
+    ]
+    assert records.some_dead_letter_groups("x", 1, 10) == [groups[2]]
+    assert records.some_dead_letter_groups("unknown", 10, 10) == []
+
+
+def test_dead_letters_and_quarantined_pushes_are_counted_up_to_a_number(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    let_die(journal, clock, "x", *"abc")
+    let_die(journal, clock, "x", "d", reason="HTTP 410")
+    let_die(journal, clock, "y", "e")
+    quarantine(journal, "1" * 64, "2" * 64, "3" * 64)
+    assert [records.count_dead_letters("x", None, most) for most in (2, 4, 9)] == [2, 4, 4]
+    assert [records.count_dead_letters("x", "HTTP 404", most) for most in (2, 3, 9)] == [2, 3, 3]
+    assert records.count_dead_letters("unknown", None, 9) == records.count_dead_letters("x", "unknown", 9) == 0
+    counted, exact = records.counts(2), records.counts()
+    assert (counted.quarantined, counted.sinks["x"].dead, counted.sinks["y"].dead) == (2, 2, 1)
+    assert (exact.quarantined, exact.sinks["x"].dead, exact.sinks["y"].dead) == (3, 4, 1)
+    assert records.counts(5) == exact
+
+
 def test_the_dead_letters_of_a_group_are_read_page_by_page(journal: Journal, records: Records, clock: Clock) -> None:
     let_die(journal, clock, "x", *"abcde")
     let_die(journal, clock, "x", "f", reason="HTTP 410")
@@ -321,6 +364,23 @@ def test_the_history_of_an_event_has_its_delivery_at_each_sink(
             DeliveryState("pending", "pending", 0, None, None, routed_at),
         ),
     )
+
+
+def test_events_that_mention_a_text_are_found_among_the_newest(journal: Journal, records: Records) -> None:
+    accept(journal, *"abcdefgh")
+    texts = [body(each) for each in "bdg"]
+
+    def found(before: int | None, limit: int, most_read: int) -> tuple[list[str], int | None]:
+        histories, following = records.mentioning(texts, 1001.0, before, limit, most_read)
+        return [history.event.id for history in histories], following
+
+    assert found(None, 9, 99) == (["g", "d", "b"], None)
+    assert found(None, 2, 99) == (["g", "d"], 4)
+    assert found(4, 2, 99) == (["b"], None)
+    assert found(None, 9, 3) == (["g"], 6)
+    assert found(6, 9, 3) == (["d"], 3)
+    assert found(3, 9, 3) == (["b"], None)
+    assert records.mentioning(texts, 999.0, None, 9, 99) == ([], None)
 
 
 def test_the_newest_events_come_first_with_their_deliveries(journal: Journal, records: Records) -> None:

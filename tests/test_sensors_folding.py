@@ -267,17 +267,17 @@ def test_a_sensor_that_was_heard_in_the_future_lets_no_days_expire(registry: Reg
 
 def test_a_registry_of_a_newer_receiver_is_left_alone(store: SqlStore, registry: Registry) -> None:
     sql(store, "UPDATE registry_schema SET version = 99")
-    with pytest.raises(JournalError, match="has schema 99, and this receiver supports up to 1"):
+    with pytest.raises(JournalError, match="has schema 99, and this receiver supports up to 2"):
         Registry(store.database(), Rules())
 
 
 def test_an_older_registry_is_upgraded(store: SqlStore, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.fold([temperature(0, 1.0)])
-    monkeypatch.setattr(tables, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(tables, "UPGRADES", {1: ("UPDATE registry_sensors SET name = 'upgraded'",)})
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(tables, "UPGRADES", {2: ("UPDATE registry_sensors SET name = 'upgraded'",)})
     with closing(Registry(store.database(), Rules())) as upgraded:
         assert row_of(upgraded).name == "upgraded"
-    assert sql(store, "SELECT version FROM registry_schema") == [(2,)]
+    assert sql(store, "SELECT version FROM registry_schema") == [(3,)]
 
 
 def test_tables_of_another_program_are_left_alone(store: SqlStore) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import pytest
-from support.sensors import DOOR, FREEZER, PROJECT, START, at, event, fold_a_silent_freezer, temperature, watched
+from support.journals import SqliteStore, SqlStore
+from support.sensors import DOOR, FREEZER, PROJECT, START, at, event, fold_a_silent_freezer, sql, temperature, watched
 
 from receiver.sensors.history import Point, by_hour
 from receiver.sensors.registry import Registry
 from receiver.sensors.shown import days_of, details, gap_rows, gaps_of, history_of, projects_heard
-from receiver.sensors.watch import newest_by_project
+from receiver.sensors.watch import Rules, newest_by_project
 
 NAMES = ["Anteroom", "boiler", "Büro", "boiler", "100 % wet_", "zebra", None, None]
 
@@ -140,3 +142,25 @@ def test_a_page_of_many_sensors_is_fast(registry: Registry) -> None:
         registry.newest(at(10).timestamp())
     assert time.monotonic() - began < 3
     assert PROJECT in registry.newest(at(10).timestamp())
+
+
+def test_a_registry_of_schema_1_gets_the_indexes_of_a_new_one(store: SqlStore, registry: Registry) -> None:
+    fold_named(registry)
+    expected, listed = indexes(store), pages(registry, 1)
+    for name in ("registry_sensors_label", "registry_sensors_state"):
+        sql(store, f"DROP INDEX {name}")
+    sql(store, "UPDATE registry_schema SET version = 1")
+    assert indexes(store) != expected
+    with closing(Registry(store.database(), Rules())) as upgraded:
+        assert (indexes(store), pages(upgraded, 1)) == (expected, listed)
+    assert sql(store, "SELECT version FROM registry_schema") == [(2,)]
+
+
+def indexes(store: SqlStore) -> dict[str, str]:
+    """The definition of each index of sensors by its name, without what databases write differently."""
+    query = {
+        "sqlite": "SELECT name, sql FROM sqlite_master WHERE tbl_name = 'registry_sensors' AND type = 'index'",
+        "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'registry_sensors'"
+        " AND schemaname = current_schema()",
+    }
+    return dict(sql(store, query["sqlite" if isinstance(store, SqliteStore) else "postgresql"]))

@@ -5,6 +5,7 @@ All of them use the journal's records, whether the receiver runs or not.
 
 from __future__ import annotations
 
+from receiver.admin.backfills import ask_for_backfill, backfill_possible, to_backfill
 from receiver.admin.check import (
     require_creatable,
     secrets_used,
@@ -20,6 +21,7 @@ from receiver.admin.dead_letters import (
     delete_dead_letters,
     list_dead_letters,
     retry_dead_letters,
+    some_dead_letter_reasons,
 )
 from receiver.admin.events import EventRow, event_row, explain, find_events, newest_events
 from receiver.admin.quarantine import one_quarantined, quarantine_row, quarantined, retry_quarantined
@@ -42,6 +44,8 @@ __all__ = [
     "EventRow",
     "SinkStatus",
     "ago",
+    "ask_for_backfill",
+    "backfill_possible",
     "count_dead_letters",
     "count_undelivered",
     "dead_letter_reasons",
@@ -70,8 +74,10 @@ __all__ = [
     "secrets_used",
     "signing_keys",
     "sink_statuses",
+    "some_dead_letter_reasons",
     "status",
     "time_or_none",
+    "to_backfill",
     "to_time",
     "undocumented",
     "unknown_event_types",

@@ -69,6 +69,15 @@ def dead_letter_reasons(
     return [reason_row(group) for group in records.dead_letter_groups(sink, limit)]
 
 
+def some_dead_letter_reasons(
+    records: Records, settings: Settings, sink: str | None, limit: int, most: int
+) -> list[ReasonRow]:
+    """The same of the first `limit` reasons of each sink, each counted up to `most`: quick, however many there are."""
+    if sink is not None:
+        require_known(records, settings, sink)
+    return [reason_row(group) for group in records.some_dead_letter_groups(sink, limit, most)]
+
+
 def reason_row(group: DeadLetterGroup) -> ReasonRow:
     oldest, newest = to_time(group.oldest_received_at), to_time(group.newest_received_at)
     return ReasonRow(group.sink, group.reason, group.count, oldest, newest)

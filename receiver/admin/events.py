@@ -105,21 +105,17 @@ def newest_events(
     At most `most_read` events are read, below the key `before` if it is given. The second value is the key below which
     there may be more.
     """
-    rows: list[EventRow] = []
-    names, read = [device.encode() for device in devices], 0
-    while found := records.newest(until, None, before, min(BATCH, limit + 1 if not names else most_read - read)):
-        for history in found:
-            if len(rows) == limit:
-                return rows, before
-            before = history.event.key
-            if not names or any(name in history.event.body for name in names):
-                event = decoded(history.event)
-                if not names or (event is not None and event.device_id in devices):
-                    rows.append(event_row(history, event))
-        read += len(found)
-        if read >= most_read:
-            return rows, before
-    return rows, None
+    if devices:
+        found, following = records.mentioning([each.encode() for each in devices], until, before, limit, most_read)
+    else:
+        found = records.newest(until, None, before, limit + 1)
+        found, following = found[:limit], found[limit - 1].event.key if len(found) > limit else None
+    rows = [(history, decoded(history.event)) for history in found]
+    return [
+        event_row(history, event)
+        for history, event in rows
+        if not devices or (event is not None and event.device_id in devices)
+    ], following
 
 
 def is_wanted(event: Event | None, sensor: str | None, types: Sequence[str]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -13,19 +14,22 @@ from werkzeug.exceptions import HTTPException
 from receiver.console import dead_letters, events, overview, rejected, sensor, sensors, silence, sinks
 from receiver.console.access import MAX_SLOWED, WRONG_SECONDS, Passwords, Role, is_same_origin
 from receiver.console.rendering import Rendered, Renderer
+from receiver.console.sharing import Polls
 from receiver.console.sources import Sources
 from receiver.console.visit import Page, View, Visit
 from receiver.errors import JournalError, ReceiverError
 from receiver.redaction import Redactor
 from receiver.settings import Settings
 
+log = logging.getLogger(__name__)
+
 Value = TypeVar("Value")
 
 PAGE_SECONDS = 5.0
 """How long a page may take; then it says that it does not respond in time."""
 
-DOWNLOAD_SECONDS = 25.0
-"""Less than the 30 s of Heroku's router."""
+MAX_PAUSE_SECONDS = 0.1
+"""After each part of a download it pauses for as long as the part took, and for no longer than this."""
 
 MAX_FORM_BYTES = 256 * 1024
 
@@ -75,13 +79,12 @@ class Route(NamedTuple):
     method: str
     path: str
     view: View
-    seconds: float = PAGE_SECONDS
 
 
 ROUTES = (
     Route("GET", "/", overview.show),
     Route("GET", "/sensors", sensors.show),
-    Route("GET", "/sensors.csv", sensors.download, DOWNLOAD_SECONDS),
+    Route("GET", "/sensors.csv", sensors.download),
     Route("GET", "/sensors/<device>", sensor.show),
     Route("GET", "/sensors/<device>/values", sensor.values),
     Route("GET", "/sensors/<device>/history.json", sensor.history),
@@ -89,6 +92,7 @@ ROUTES = (
     Route("POST", "/sensors/<device>/snooze", sensor.snooze),
     Route("POST", "/sensors/<device>/retire", sensor.retire),
     Route("GET", "/silence", silence.show),
+    Route("POST", "/silence/backfill", silence.backfill),
     Route("GET", "/sinks", sinks.show),
     Route("POST", "/sinks/<sink>/resume", sinks.probe),
     Route("GET", "/dead-letters", dead_letters.show),
@@ -167,6 +171,7 @@ class Console:
         self._redact = Redactor(settings.secret_values).redact
         self._sources = Sources(settings, responses)
         self._renderer = Renderer(Redactor(settings.secret_values), PARTS)
+        self._polls = Polls()
 
     def admit(self) -> None:
         """Before each request: who it is, and for a POST, whether a page of the console sent it."""
@@ -203,8 +208,14 @@ class Console:
             request.method == "POST",
         )
         compress = accepts_gzip()
+        poll = (g.role, request.full_path, compress) if "X-Refresh" in request.headers else None
+        shared = self._polls.find(poll)
+        if shared is not None:
+            return self._response(shared)
+        respond = partial(self._respond, route.view, visit, compress)
+        call = respond if poll is None else partial(self._polls.render, poll, respond)
         try:
-            rendered = self._threads.call(lambda: self._respond(route.view, visit, compress), route.seconds)
+            rendered = self._threads.call(call, PAGE_SECONDS)
         except TimeoutError:
             rendered = self._problem(
                 503,
@@ -246,11 +257,27 @@ class Console:
         heading = HEADINGS.get(status, "Not possible")
         return self._renderer.render(None, Page("problem.html", {"heading": heading, "sentence": sentence}, status))
 
-    @staticmethod
-    def _response(rendered: Rendered) -> Response:
-        response = Response(rendered.body, rendered.status)
+    def _response(self, rendered: Rendered) -> Response:
+        body = rendered.body if rendered.rest is None else self._parts(rendered.body, rendered.rest)
+        response = Response(body, rendered.status)
         response.headers.update(rendered.headers)
         return response
+
+    def _parts(self, first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+        """A long response part by part. A pause after each lets pushes go on; an error ends the connection too soon,
+        by which a browser knows that the download is not complete."""
+        yield first
+        while True:
+            began = time.monotonic()
+            try:
+                part = self._threads.call(lambda: next(rest, None), PAGE_SECONDS)
+            except (ReceiverError, TimeoutError) as error:
+                log.warning("a download was ended too soon: %s", self._redact(str(error)) or "no response in time")
+                raise ConnectionAbortedError from None
+            if part is None:
+                return
+            yield part
+            self._sleep(min(time.monotonic() - began, MAX_PAUSE_SECONDS))
 
     @staticmethod
     def secure(response: Response) -> Response:

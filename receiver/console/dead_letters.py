@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from receiver import admin
 from receiver.console.paging import ROWS, page_of
 from receiver.console.visit import ID, Ask, Done, Page, Visit
+from receiver.console.words import up_to
 from receiver.errors import ReceiverError
 from receiver.validation import counted
 
 GROUPS = 200
-"""How many groups are shown, the largest ones."""
+"""How many groups of a sink are shown: the first ones in the order of their reasons."""
+
+COUNTED_IN_LIST = 1000
+"""Up to this number the dead letters of each group of the list are counted."""
 
 CHANGED_AT_ONCE = 10_000
 """How many dead letters of a group one form changes: about as many as a database changes while a person waits."""
@@ -29,6 +34,7 @@ class Group:
     sink: str
     reason: str | None
     count: int
+    """Counted up to CHANGED_AT_ONCE, and one more if there are more."""
     id: str
 
     @property
@@ -40,16 +46,22 @@ class Group:
         """How many of them one form changes."""
         return min(self.count, CHANGED_AT_ONCE)
 
+    @property
+    def number(self) -> str:
+        return up_to(self.count, CHANGED_AT_ONCE)
+
 
 def show(visit: Visit) -> Page:
     sink = visit.query.get("sink") or None
-    rows = admin.dead_letter_reasons(visit.records, visit.settings, sink, GROUPS)
+    rows = admin.some_dead_letter_reasons(visit.records, visit.settings, sink, GROUPS, COUNTED_IN_LIST + 1)
     names = [name for name, count in visit.sources.counts().sinks.items() if count.dead]
     values = {
         "rows": [(row, Group(row.sink, row.reason, row.count, group_id(row.reason))) for row in rows],
         "sink": sink,
         "sinks": [("all", ""), *((name, name) for name in names)],
-        "is_cut": len(rows) == GROUPS,
+        "is_cut": GROUPS in Counter(row.sink for row in rows).values(),
+        "groups": GROUPS,
+        "most": COUNTED_IN_LIST,
     }
     return Page("dead_letters.html", values)
 
@@ -71,13 +83,12 @@ def show_group(visit: Visit) -> Page:
 def of_path(visit: Visit) -> Group:
     """The group that the path names. Raises ReceiverError if it has no dead letter."""
     sink, name = visit.path["sink"], visit.path["group"]
-    if name == EVERY_REASON:
-        count = admin.count_dead_letters(visit.records, visit.settings, sink, ())
-        return Group(sink, None, count, name)
-    for row in admin.dead_letter_reasons(visit.records, visit.settings, sink, GROUPS):
-        if group_id(row.reason) == name:
-            return Group(sink, row.reason, row.count, name)
-    raise ReceiverError(f"no dead letters of this reason are left at sink {sink}")
+    rows = admin.some_dead_letter_reasons(visit.records, visit.settings, sink, GROUPS, 1)
+    reasons = {EVERY_REASON: None, **{group_id(row.reason): row.reason for row in rows}}
+    if name not in reasons:
+        raise ReceiverError(f"no dead letters of this reason are left at sink {sink}")
+    count = visit.records.count_dead_letters(sink, reasons[name], CHANGED_AT_ONCE + 1)
+    return Group(sink, reasons[name], count, name)
 
 
 def retry(visit: Visit) -> Ask | Done:
@@ -117,11 +128,7 @@ def change(visit: Visit, how: Change) -> Ask | Done:
     if selected:
         number = admin.count_dead_letters(visit.records, visit.settings, group.sink, selected, group.reason)
     letters = counted(number, "dead letter")
-    rest = (
-        f" The other {group.count - number:,} stay: do this again for them."
-        if number < group.count and not selected
-        else ""
-    )
+    rest = " The others stay: do this again for them." if number < group.count and not selected else ""
     ids = " ID …" if selected else " --reason …" if group.reason is not None else ""
     return Ask(
         f"{how.question.format(letters, group.sink)}.{rest}",

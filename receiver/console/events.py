@@ -14,10 +14,10 @@ from receiver.errors import ReceiverError
 from receiver.event import EVENT_ID
 
 MAX_SEARCH = 200
-EVENTS_READ = 3000
-"""How many events are looked through at once for those of a sensor: the journal is not indexed by it."""
+EVENTS_READ = 10_000
+"""How many events are looked through at once for those of one sensor."""
 
-SENSORS = 50
+SENSORS = 20
 """Of so many sensors with a name that matches, the events are shown."""
 
 LABELS = 20
@@ -50,13 +50,20 @@ def listed(visit: Visit, text: str) -> tuple[list[admin.EventRow], int | None]:
     devices = sensors(visit, text) if text else ()
     if text and not devices:
         return [], None
-    return admin.newest_events(visit.records, visit.now + 60, devices, ROWS, EVENTS_READ, before)
+    return admin.newest_events(visit.records, visit.now + 60, devices, ROWS, events_read(len(devices)), before)
+
+
+def events_read(sensors: int) -> int:
+    """How many events are looked through at once for those of so many sensors: the journal is not indexed by them."""
+    return EVENTS_READ // max(1, sensors)
 
 
 def sensors(visit: Visit, text: str) -> Collection[str]:
     """The device ids that a text names: it may be one, or part of the name of sensors."""
     ids = {text} if ID.fullmatch(text) else set()
     try:
+        if ids and visit.registry.rows([text]):
+            return ids
         return ids | {row.device_id for row in visit.registry.page(None, SENSORS, text=text)}
     except NoRegistry:
         return ids

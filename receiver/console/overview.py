@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from receiver.admin import SinkStatus, ago, sink_statuses, time_or_none
-from receiver.console.sources import NoRegistry
+from receiver.console.sources import MOST_COUNTED, NoRegistry
 from receiver.console.visit import Page, Visit
+from receiver.console.words import up_to
 from receiver.health import dispatcher_warnings, is_alive
 from receiver.incident import Incident
 from receiver.journal import Records
@@ -139,14 +140,20 @@ def concerns_of_sinks(sinks: Sequence[SinkStatus]) -> Iterator[Concern]:
             age = in_one_unit(sink.oldest_pending_age_seconds or 0.0)
             yield Concern("warn", f"The oldest pending delivery of sink {sink.sink} is {age} old.", "/sinks", "Sinks")
         if sink.dead:
-            letters = counted(sink.dead, "dead letter")
+            letters = f"{up_to(sink.dead, MOST_COUNTED)} {'dead letter' if sink.dead == 1 else 'dead letters'}"
             yield Concern("warn", f"Sink {sink.sink} has {letters}.", f"/dead-letters?sink={sink.sink}", "Dead letters")
 
 
 def concerns_of_quarantine(count: int) -> Iterator[Concern]:
     if count:
-        pushes = counted(count, "verified push is", "verified pushes are")
-        yield Concern("warn", f"{pushes} in quarantine: not a valid event.", "/rejected", "Quarantine")
+        pushes = "verified push is" if count == 1 else "verified pushes are"
+        number = up_to(count, MOST_COUNTED)
+        yield Concern(
+            "warn",
+            f"{number[:1].upper()}{number[1:]} {pushes} in quarantine: not a valid event.",
+            "/rejected",
+            "Quarantine",
+        )
 
 
 def deadlines(last_push: datetime | None, now: datetime) -> list[Deadline]:

@@ -13,9 +13,11 @@ import io
 import json
 import mimetypes
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -24,6 +26,7 @@ from markupsafe import Markup
 
 from receiver import __version__
 from receiver.console import charts, words
+from receiver.console.sources import MOST_COUNTED
 from receiver.console.visit import Answer, Ask, Data, Done, Download, Page, Visit, notice
 from receiver.event import rfc3339
 from receiver.redaction import Redactor
@@ -38,6 +41,12 @@ MAX_TEXT = 120
 GZIP_BYTES = 1000
 """A shorter response is not worth compressing."""
 
+GZIP_FORMAT = 16
+"""Added to zlib's `wbits`: https://docs.python.org/3/library/zlib.html#zlib.compressobj"""
+
+PART_ROWS = 100
+"""How many rows of a CSV file are made at once: a few milliseconds' work, for which pushes wait."""
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What the text of a formula begins with: https://owasp.org/www-community/attacks/CSV_Injection"""
 
@@ -47,16 +56,23 @@ MISLEADING = re.compile(r"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 
 @dataclass(frozen=True)
 class Rendered:
-    """A response: its status, its body, and its headers besides those of every response of the console."""
+    """A response: its status, its body, and its headers besides those of every response of the console.
+
+    `rest` makes what follows the body, part by part, if it is long.
+    """
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    rest: Iterator[bytes] | None = None
 
     def compressed(self) -> Rendered:
+        headers = {**self.headers, "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+        if self.rest is not None:
+            parts = gzip_parts(chain([self.body], self.rest))
+            return Rendered(self.status, next(parts), headers, parts)
         if len(self.body) < GZIP_BYTES:
             return self
-        headers = {**self.headers, "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
         return Rendered(self.status, gzip.compress(self.body, 6, mtime=0), headers)
 
 
@@ -82,6 +98,7 @@ class Renderer:
             "plain": plain,
             "redacted": redactor.redact,
             "text": text,
+            "up_to": lambda count, most=MOST_COUNTED: words.up_to(count, most),
             "thousands": lambda number: f"{number:,}",
         }
         self._environment.globals |= {
@@ -106,7 +123,10 @@ class Renderer:
             return Rendered(303, b"", {"Location": location})
         if isinstance(answer, Download):
             headers = {"Content-Disposition": f'attachment; filename="{answer.name}"'}
-            return Rendered(200, csv_bytes(answer.rows), {**headers, "Content-Type": "text/csv; charset=utf-8"})
+            parts = csv_parts(answer.rows)
+            first, second = next(parts, b""), next(parts, None)
+            rest = None if second is None else chain([second], parts)
+            return Rendered(200, first, {**headers, "Content-Type": "text/csv; charset=utf-8"}, rest)
         if isinstance(answer, Data):
             content = json.dumps(answer.content, separators=(",", ":"), allow_nan=False)
             return Rendered(200, content.encode(), {"Content-Type": "application/json"})
@@ -178,11 +198,21 @@ def ago(time: datetime | None) -> Markup:
     return Markup('<time datetime="{}" title="{}">{} ago</time>').format(rfc3339(time, "seconds"), title, shown)
 
 
-def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Rows as CSV (RFC 4180) for spreadsheets, which read no cell as a formula."""
-    file = io.StringIO()
-    csv.writer(file).writerows([[csv_cell(value) for value in row] for row in rows])
-    return file.getvalue().encode("utf-8", "replace")
+def csv_parts(rows: Iterable[Sequence[object]]) -> Iterator[bytes]:
+    """Rows as CSV (RFC 4180) for spreadsheets, which read no cell as a formula; some rows at a time."""
+    each = iter(rows)
+    while some := list(islice(each, PART_ROWS)):
+        file = io.StringIO()
+        csv.writer(file).writerows([[csv_cell(value) for value in row] for row in some])
+        yield file.getvalue().encode("utf-8", "replace")
+
+
+def gzip_parts(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Parts of a long response, compressed as one: none of them is empty."""
+    compressor = zlib.compressobj(6, wbits=zlib.MAX_WBITS | GZIP_FORMAT)
+    for part in parts:
+        yield compressor.compress(part) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    yield compressor.flush()
 
 
 def csv_cell(value: object) -> object:

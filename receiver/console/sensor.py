@@ -18,7 +18,7 @@ from receiver.sensors.history import Point
 from receiver.sensors.shown import GapRow, SensorRow, days_of, gaps_of, history_of, row_of
 
 EVENTS = 10
-EVENTS_READ = 3000
+EVENTS_READ = 10_000
 """How many events are looked through for those of a sensor: the journal is not indexed by it."""
 
 INCIDENTS = 10

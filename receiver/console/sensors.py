@@ -13,7 +13,7 @@ from receiver.sensors.shown import LatestValue, SensorRow, history_of, row_of
 from receiver.sensors.watch import State
 
 MAX_SEARCH = 200
-DOWNLOADED_AT_ONCE = 10_000
+DOWNLOADED_AT_ONCE = 500
 COLUMNS = (
     *("device_id", "name", "type", "project_id", "state", "last_heard", "heartbeat_seconds"),
     *("battery", "signal_strength", "quantity", "value", "unit", "time"),

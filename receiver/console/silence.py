@@ -8,19 +8,25 @@ from datetime import UTC, date, datetime, timedelta
 from importlib.util import find_spec
 from typing import Any
 
+from receiver import admin
 from receiver.console.paging import ROWS, Rows, page_of
+from receiver.console.rendering import plain
 from receiver.console.sensors import chosen_state, search
-from receiver.console.visit import Page, Visit
+from receiver.console.visit import Ask, Done, Page, Visit
 from receiver.incident import Cause, Incident
 from receiver.sensors.gaps import Kind
 from receiver.sensors.minutes import Span
+from receiver.sensors.requested_backfill import Missed, RequestedBackfill, read_request
 from receiver.sensors.shown import GapRow, SensorRow, days_of, gaps_of, row_of
+from receiver.validation import counted, in_one_unit
 
 OPEN = 100
 """How many open incidents are shown."""
 
 PAST = 20
 DAYS = 7
+NAMED = 5
+"""How many projects the question before a backfill names."""
 
 TITLES: Mapping[Cause, tuple[str, str]] = {
     Cause.PROJECT: (
@@ -66,6 +72,8 @@ def show(visit: Visit) -> Page:
         "past": past(visit),
         "outages": outages(visit),
         "backfill": backfill_command(),
+        "not_possible": admin.backfill_possible(visit.records, visit.settings),
+        "requested": requested(visit),
         "days": days,
         "page": sensors,
         "rows": rows,
@@ -103,6 +111,32 @@ def backfill_command() -> str | None:
     return "backfill" if find_spec("receiver.dt") else None
 
 
+def backfill(visit: Visit) -> Ask | Done:
+    """Ask for a backfill, which the dispatcher's process carries out."""
+    if visit.confirmed:
+        admin.ask_for_backfill(visit.records, visit.registry, visit.settings, visit.now)
+        return Done("/silence", "backfill")
+    missed = admin.to_backfill(visit.records, visit.registry, visit.settings, visit.now)
+    return Ask(
+        f"Ask DT for the events of every sensor that was not heard in these times of the last 31 days: "
+        f"{in_words(missed)}. What the journal does not have is delivered to the sinks.",
+        "Start a backfill",
+        "/silence",
+        "backfill",
+    )
+
+
+def in_words(missed: Sequence[Missed]) -> str:
+    """How much time of which projects: the longest first."""
+    named = [
+        f"{in_one_unit(each.seconds)} of " + ("all projects" if each.project_id is None else plain(each.project_id, 64))
+        for each in missed[:NAMED]
+    ]
+    if more := missed[NAMED:]:
+        named.append(f"{in_one_unit(sum(each.seconds for each in more))} of {counted(len(more), 'more project')}")
+    return ", ".join(named)
+
+
 def of_page(visit: Visit) -> Rows[Any]:
     stored = visit.registry.page(visit.after, ROWS + 1, text=search(visit), state=chosen_state(visit))
     return page_of(stored, lambda each: each.device_id)
@@ -111,6 +145,12 @@ def of_page(visit: Visit) -> Rows[Any]:
 def last_days(now: float) -> list[date]:
     today = datetime.fromtimestamp(now, UTC).date()
     return [today - timedelta(days=n) for n in reversed(range(DAYS))]
+
+
+def requested(visit: Visit) -> tuple[RequestedBackfill, datetime] | None:
+    """The last backfill that a person asked for, and since when it is in its state."""
+    found = read_request(visit.records)
+    return None if found is None else (found, datetime.fromtimestamp(found.since, UTC))
 
 
 def of_sensors(visit: Visit, page: Rows[Any], days: Sequence[date]) -> list[Row]:

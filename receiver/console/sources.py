@@ -16,6 +16,12 @@ from receiver.settings import Settings
 
 Opened = TypeVar("Opened")
 
+PROJECTS_SECONDS = 15.0
+"""How long it is shared when projects were heard: a row of each sensor is read for it, and gaps are of minutes."""
+
+MOST_COUNTED = 10_000
+"""Dead letters of a sink, and quarantined pushes, are counted up to this number; beyond, it is `more than 10,000`."""
+
 
 class NoRegistry(ReceiverError):
     """There is no registry of sensors; the message says why."""
@@ -34,11 +40,13 @@ class Sources:
         """Raises JournalError."""
         self.registry: Callable[[], Registry] = Once(self._open_registry)
         """Raises JournalError, and NoRegistry if it is disabled or not there yet."""
-        self.counts: Callable[[], Counts] = Recent(lambda: self.records().counts())
-        """What is in the journal now. Raises JournalError."""
+        self.counts: Callable[[], Counts] = Recent(lambda: self.records().counts(MOST_COUNTED + 1))
+        """What is in the journal now, counted up to MOST_COUNTED and one more. Raises JournalError."""
         self.states: Callable[[], dict[str, int]] = Recent(lambda: self.registry().states())
         """How many sensors are in each state. Raises as `registry`."""
-        self.projects: Callable[[], ProjectsHeard] = Recent(lambda: projects_heard(self.registry(), time.time()))
+        self.projects: Callable[[], ProjectsHeard] = Recent(
+            lambda: projects_heard(self.registry(), time.time()), PROJECTS_SECONDS
+        )
         """When each project was heard. Raises as `registry`."""
 
     def _open_records(self) -> Records:
@@ -54,10 +62,14 @@ class Sources:
 
 
 class Recent(Generic[Opened]):
-    """A reading that all pages share for ten times as long as it took: many people may look at a large journal."""
+    """A reading that all pages share for ten times as long as it took: many people may look at a large journal.
 
-    def __init__(self, read: Callable[[], Opened]) -> None:
+    And for `seconds` at least.
+    """
+
+    def __init__(self, read: Callable[[], Opened], seconds: float = 0.0) -> None:
         self._read = read
+        self._seconds = seconds
         self._lock = threading.Lock()
         self._found: Opened | None = None
         self._good_until = float("-inf")
@@ -68,7 +80,7 @@ class Recent(Generic[Opened]):
             if self._found is None or began > self._good_until:
                 self._found = self._read()
                 now = time.monotonic()
-                self._good_until = now + 10 * (now - began)
+                self._good_until = now + max(self._seconds, 10 * (now - began))
             return self._found
 
 

@@ -126,6 +126,7 @@ NOTICES: Mapping[str, str] = {
     "replayed": "{n:event} will be delivered again.",
     "released": "{n:quarantined push} became an event and will be delivered.",
     "not-released": "{n:quarantined push} could not be decoded: still no valid event.",
+    "backfill": "The dispatcher asks DT now; this page will say what came of it.",
     "snoozed": "The sensor raises no incident for {n:hour}.",
     "woken": "The sensor is not snoozed any more.",
     "retired": "The sensor is retired: it is not expected any more, and its history stays.",

@@ -72,6 +72,11 @@ def mood(state: str) -> str:
     return MOODS.get(state, "idle")
 
 
+def up_to(count: int, most: int) -> str:
+    """A number that was counted up to `most` and one more."""
+    return f"more than {most:,}" if count > most else f"{count:,}"
+
+
 def value(name: str, number: float) -> str:
     """A value with its unit, or the word for a state."""
     known = quantity(name)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 
+from receiver.delivery.backfill_command import COMMAND, RUN_SECONDS, run
 from receiver.errors import JournalError
 from receiver.journal import Journal
 from receiver.sensors import open_registry
@@ -22,7 +19,6 @@ from receiver.settings import Settings
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "receiver", "backfill", "--yes", "--json")
 DT_RETRIES_MINUTES = 12 * 60
 HISTORY_MINUTES = 31 * DAY_MINUTES
 SETTLE_MINUTES = 30
@@ -30,7 +26,6 @@ SETTLE_MINUTES = 30
 
 FIRST_LOOK_SECONDS = 10.0
 LOOK_SECONDS = 300.0
-RUN_SECONDS = 1.0
 LEASE_SECONDS = 600.0
 """How long a dispatcher that died keeps others from fetching."""
 
@@ -77,26 +72,18 @@ class AutomaticBackfill:
 
     def _fetch(self) -> bool:
         """Run the command; False if it was stopped."""
-        environment = {**os.environ, "RECEIVER_CONFIG": str(self._settings.path)}
-        with subprocess.Popen(
-            self._command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            while True:
-                try:
-                    out, errors = process.communicate(timeout=RUN_SECONDS)
-                    break
-                except subprocess.TimeoutExpired:
-                    if self._stopped.is_set():
-                        process.kill()
-                        return False
-                    with suppress(JournalError):
-                        self._journal.lease_document(DOCUMENT, LEASE_SECONDS)
-        if process.returncode == 0:
-            log.info("fetched from DT what was missed: %s", _in_one_line(out))
+        ended = run(self._command, self._settings, self._stopped, self._hold)
+        if ended is None:
+            return False
+        if ended.succeeded:
+            log.info("fetched from DT what was missed: %s", ended.text)
         else:
-            reason = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            log.error("not everything that was missed was fetched from DT; run `backfill`: %s", reason)
+            log.error("not everything that was missed was fetched from DT; run `backfill`: %s", ended.text)
         return True
+
+    def _hold(self) -> None:
+        with suppress(JournalError):
+            self._journal.lease_document(DOCUMENT, LEASE_SECONDS)
 
     def _run(self) -> None:
         seconds = FIRST_LOOK_SECONDS
@@ -120,9 +107,3 @@ def missed_until(registry: Registry, now: float) -> int | None:
     spans = [*down, *(span for of_project in outages.values() for span in of_project)]
     settled = minute_of(now) - SETTLE_MINUTES
     return max((end for start, end in spans if end - start > DT_RETRIES_MINUTES and end <= settled), default=None)
-
-
-def _in_one_line(printed: bytes) -> str:
-    with suppress(ValueError):
-        return ", ".join(f"{name} {value}" for name, value in json.loads(printed).items() if isinstance(value, int))
-    return "done"

@@ -18,6 +18,9 @@ REQUEST_SECONDS = 2.0
 SLOWEST_BYTES_PER_SECOND = 50_000
 """How fast a client must read a long response, such as a page or a download of the console."""
 
+LONG_BYTES = 32_768
+"""A longer response is sent piece by piece, as it is made."""
+
 IDLE_SECONDS = 95.0
 """How long a connection may be idle: longer than Heroku's router keeps one, or it would reuse one that is closed."""
 
@@ -55,8 +58,13 @@ class Connection:
         """Add to the response."""
         self._response.append(data)
 
+    def send_if_long(self) -> None:
+        """Send what there is of a long response, which is not kept in memory as a whole. Raises TimeoutError."""
+        if sum(map(len, self._response)) > LONG_BYTES:
+            self.send_response()
+
     def send_response(self) -> None:
-        """Send the response in one piece. Raises TimeoutError for a client that does not read it."""
+        """Send the response, or what is left of it. Raises TimeoutError for a client that does not read it."""
         data, self._response = b"".join(self._response), []
         self.send(data)
 

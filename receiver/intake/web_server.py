@@ -192,6 +192,7 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         body = self.wsgi(environ, response.start_response)
         for part in body:
             response.write(part)
+            connection.send_if_long()
         response.close()
         if hasattr(body, "close"):
             body.close()

@@ -345,8 +345,8 @@ class Journal(Protocol):
 class Records(Protocol):
     """What operators ask of the journal, while intake and dispatchers run or not."""
 
-    def counts(self) -> Counts:
-        """What is in the journal now."""
+    def counts(self, most: int | None = None) -> Counts:
+        """What is in the journal now. With `most`, dead letters of a sink and the quarantine are counted up to that."""
 
     def sink_states(self) -> dict[str, SinkState]:
         """The state of every sink by name."""
@@ -357,11 +357,23 @@ class Records(Protocol):
     def document(self, name: str) -> bytes | None:
         """As in Journal."""
 
+    def save_document(self, name: str, content: bytes) -> None:
+        """As in Journal."""
+
     def known(self, event_ids: Sequence[str]) -> set[str]:
         """Those of these events that are in the journal."""
 
     def dead_letter_groups(self, sink: str | None, limit: int, reason: str | None = None) -> list[DeadLetterGroup]:
         """Up to `limit` groups of dead letters, of one sink or of all, and of one `reason` or of all: largest first."""
+
+    def some_dead_letter_groups(self, sink: str | None, limit: int, most: int) -> list[DeadLetterGroup]:
+        """Of one sink or of each, the first `limit` groups in the order of their reasons: the largest first.
+
+        Each is counted up to `most`, so that this is quick with millions of dead letters.
+        """
+
+    def count_dead_letters(self, sink: str, reason: str | None, most: int) -> int:
+        """How many dead letters a sink has, of one reason or of all, counted up to `most`."""
 
     def dead_letters(
         self, sink: str | None, limit: int, reason: str | None = None, before: int | None = None
@@ -409,6 +421,15 @@ class Records(Protocol):
         """Up to `limit` events received before `until`, those with the highest keys first.
 
         With a `state`, only those with a delivery in that state; with `before`, only those with a key below it.
+        """
+
+    def mentioning(
+        self, texts: Sequence[bytes], until: float, before: int | None, limit: int, most_read: int
+    ) -> tuple[list[EventHistory], int | None]:
+        """Up to `limit` events whose bodies contain one of `texts`, those with the highest keys first.
+
+        No more than `most_read` events received before `until` are looked through; with `before`, only those with a key
+        below it. The second value is the key below which there may be more.
         """
 
     def resume(self, sink: str) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, or_, select, tuple_
+from sqlalchemy import Connection, func, or_, select
 
 from receiver.errors import JournalError
 from receiver.incident import Cause, Incident
 from receiver.sensors.folding import FUTURE_SECONDS
 from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, from_bytes, minute_of
-from receiver.sensors.tables import create_tables, days, incidents, sensors, tracks
+from receiver.sensors.tables import LABEL, create_tables, days, incidents, sensors, tracks
 from receiver.sensors.watch import Project, Rules, State, downtimes, known_project
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ RECEIVER = "*"
 
 IDS = 500
 """How many device ids one query names."""
-
-LABEL = func.lower(func.coalesce(sensors.c.name, sensors.c.device_id))
-"""What sensors are sorted and searched by."""
 
 
 class RegistryReader:
@@ -63,7 +60,7 @@ class RegistryReader:
     def rows(self, devices: Sequence[str] | None = None) -> list[Any]:
         """The stored rows of all sensors, or of these, by device id."""
         query = select(sensors).order_by(sensors.c.device_id)
-        with self._database.read() as connection:
+        with self._database.read(by_index=devices is not None) as connection:
             if devices is None:
                 return list(connection.execute(query))
             return [
@@ -80,13 +77,12 @@ class RegistryReader:
             query = query.where(sensors.c.state == state)
         if after is not None:
             before = select(LABEL).where(sensors.c.device_id == after).scalar_subquery()
-            query = query.where(tuple_(LABEL, sensors.c.device_id) > tuple_(before, after))
-        with self._database.read() as connection:
+            query = query.where(before <= LABEL, or_(before < LABEL, sensors.c.device_id > after))
+        with self._database.read(by_index=True) as connection:
             if text:
-                part = self._database.storable(text)
-                query = query.where(
-                    or_(*(each.icontains(part, autoescape=True) for each in (LABEL, sensors.c.device_id)))
-                )
+                part = func.lower(self._database.storable(text))
+                mentions = self._database.mentions
+                query = query.where(or_(mentions(LABEL, part), mentions(func.lower(sensors.c.device_id), part)))
             return list(connection.execute(query))
 
     def named(self, text: str) -> list[Any]:
@@ -103,21 +99,27 @@ class RegistryReader:
     def days_of(self, devices: Sequence[str], first: int) -> list[Any]:
         """The stored days of these sensors from the day `first` since 1970 on, those of each in their order."""
         query = select(days).where(days.c.day >= first).order_by(days.c.device_id, days.c.day)
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return [
                 row for ids in chunks(devices) for row in connection.execute(query.where(days.c.device_id.in_(ids)))
             ]
 
     def heard(self, rows: Sequence[Any], *, filled: bool = False, minutes: int = LEARN_MINUTES) -> dict[str, Minutes]:
         """The minutes in which these sensors were heard live, or were `filled` later too, in their last 7 days."""
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             members = [row for row in rows if row.last_heard is not None]
             return self._heard(connection, members, filled=filled, minutes=minutes)
 
-    def outages(self, now: float, minutes: int = LEARN_MINUTES) -> tuple[dict[str, Sequence[Span]], list[Span]]:
-        """The outages of each project, and the receiver's downtimes, in the last 7 days or the last `minutes`."""
+    def outages(
+        self, now: float, minutes: int = LEARN_MINUTES, newest: Mapping[str, float] | None = None
+    ) -> tuple[dict[str, Sequence[Span]], list[Span]]:
+        """The outages of each project, and the receiver's downtimes, in the last 7 days or the last `minutes`.
+
+        `newest` is the newest live timestamp of each project, if it is known.
+        """
         with self._database.read() as connection:
-            projects, down = self._projects(connection, self._newest(connection, now), now, minutes)
+            newest = self._newest(connection, now) if newest is None else newest
+            projects, down = self._projects(connection, newest, now, minutes)
         return {project.id: project.outages for project in projects.values()}, down
 
     def newest(self, now: float) -> dict[str, float]:
@@ -144,7 +146,7 @@ class RegistryReader:
             query = query.where(incidents.c.closed.is_(None))
         if before is not None:
             query = query.where(incidents.c.id < before)
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return self._incidents(connection, connection.execute(query).all(), named=named)
 
     def incidents_of(self, device: str, limit: int) -> list[Incident]:

@@ -188,7 +188,8 @@ class ProjectsHeard:
 
 def projects_heard(registry: Registry, now: float, minutes: int = LEARN_MINUTES) -> ProjectsHeard:
     """What was heard of projects in the last 7 days, or in that many minutes."""
-    return ProjectsHeard(registry.newest(now), *registry.outages(now, minutes), minutes)
+    newest = registry.newest(now)
+    return ProjectsHeard(newest, *registry.outages(now, minutes, newest), minutes)
 
 
 def gaps_of(registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, now: float) -> list[GapRow]:

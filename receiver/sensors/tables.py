@@ -34,8 +34,13 @@ from receiver.errors import JournalError
 if TYPE_CHECKING:
     from receiver.journal import Database
 
-SCHEMA_VERSION = 1
-UPGRADES: Mapping[int, Sequence[str]] = {}
+SCHEMA_VERSION = 2
+UPGRADES: Mapping[int, Sequence[str]] = {
+    1: (
+        "CREATE INDEX registry_sensors_label ON registry_sensors (lower(coalesce(name, device_id)), device_id)",
+        "CREATE INDEX registry_sensors_state ON registry_sensors (state, lower(coalesce(name, device_id)), device_id)",
+    ),
+}
 """The statements that upgrade each version to the next."""
 
 metadata = MetaData()
@@ -66,7 +71,12 @@ sensors = Table(
     Column("retired_at", Double),
     Column("state", String(16), nullable=False, default="learning"),
 )
+LABEL = func.lower(func.coalesce(sensors.c.name, sensors.c.device_id))
+"""What sensors are sorted and searched by."""
+
 Index("registry_sensors_name", sensors.c.name)
+Index("registry_sensors_label", LABEL, sensors.c.device_id)
+Index("registry_sensors_state", sensors.c.state, LABEL, sensors.c.device_id)
 days = Table(
     "registry_days",
     metadata,

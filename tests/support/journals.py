@@ -201,8 +201,8 @@ def _controlled(store: SqlStore, kind: type[Any]) -> type[Any]:
         def now(self) -> float:
             return store.clock.now
 
-        def write(self, *, durable: bool = True, wakes: bool = False) -> AbstractContextManager[Connection]:
-            return store.fail_commit(super().write(durable=durable, wakes=wakes))
+        def write(self, **how: bool) -> AbstractContextManager[Connection]:
+            return store.fail_commit(super().write(**how))
 
         def insert_events(self, arrivals: Sequence[Arrival], connection: Connection | None = None) -> set[str]:
             if connection is None:

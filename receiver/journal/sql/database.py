@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from sqlalchemy import Column, Connection, Table
+from sqlalchemy import Column, ColumnElement, Connection, Table
 
 from receiver.journal.contract import Arrival, Space
 
@@ -41,15 +41,24 @@ class Database(Protocol):
     def now(self) -> float:
         """Seconds since 1970 on the clock that all claims are on."""
 
-    def write(self, *, durable: bool = True, wakes: bool = False) -> AbstractContextManager[Connection]:
+    def write(
+        self, *, durable: bool = True, wakes: bool = False, by_index: bool = False
+    ) -> AbstractContextManager[Connection]:
         """A write transaction, committed at its end. Without `durable`, a power cut may undo the commit.
 
         A non-durable commit becomes durable with the next durable one, and is never undone without all that follow.
-        With `wakes`, the commit ends every `wait`.
+        With `wakes`, the commit ends every `wait`. `by_index` is as for `read`.
         """
 
-    def read(self) -> AbstractContextManager[Connection]:
-        """A read transaction that blocks no writer."""
+    def read(self, *, by_index: bool = False) -> AbstractContextManager[Connection]:
+        """A read transaction that blocks no writer.
+
+        With `by_index`, tables are read in the order of an index wherever there is one, whatever the database believes
+        about their sizes: it may never have looked. For queries with a limit, which then read no more than they return.
+        """
+
+    def mentions(self, whole: ColumnElement[Any], part: Any) -> ColumnElement[bool]:
+        """Whether bytes or a text contain others; no character has a meaning, as it has in a LIKE, which is slower."""
 
     def check_capacity(self) -> None:
         """Raise JournalUnavailable when there is no room for more events.

@@ -316,11 +316,6 @@ class SqlJournal(SqlState):
         self._expired_up_to = old[-1].key if len(old) == limit else 0
         return len(old) == limit
 
-    def save_document(self, name: str, content: bytes) -> None:
-        row = self._database.insert(documents).values(name=name, content=content)
-        with self._database.write() as connection:
-            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"content": content}))
-
     def lease_document(self, name: str, seconds: float) -> bool:
         """A lease that ends later than any lease of now can is from before the clock was set back."""
         now = self.now()

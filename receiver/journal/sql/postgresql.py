@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import Column, Connection, Table, create_engine, event, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
@@ -57,6 +57,13 @@ STABLE_SECONDS = 60.0
 """LISTEN works again when its session has lasted for so long: some servers end idle sessions within seconds."""
 
 _MB = 1_000_000
+NOT_BY_INDEX = (
+    *("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"),
+    *("jit", "max_parallel_workers_per_gather"),  # which take longer to begin than the query
+)
+"""The settings without which the planner follows an index. Before the first ANALYZE it takes large tables for small,
+and a million rows for few."""
+
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 INSERT_EVENTS = f"""
 WITH given AS (
@@ -67,6 +74,8 @@ WITH given AS (
 )
 SELECT id, pg_notify('{CHANNEL}', '') FROM added
 """
+
+BY_INDEX = f"SELECT set_config(name, '0', true) FROM unnest('{{{','.join(NOT_BY_INDEX)}}}'::text[]) AS plans (name)"
 
 
 class PostgresqlDatabase:
@@ -132,18 +141,21 @@ class PostgresqlDatabase:
         return (self._offset or 0.0) + time.monotonic()
 
     @contextmanager
-    def write(self, *, durable: bool = True, wakes: bool = False) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True, wakes: bool = False, by_index: bool = False) -> Iterator[Connection]:
         """Always durable: less would gain little here."""
-        with _translated_errors(self._setting), self._transaction() as connection:
+        with _translated_errors(self._setting), self._transaction(by_index=by_index) as connection:
             yield connection
             if wakes:
                 connection.execute(select(func.pg_notify(CHANNEL, "")))
             connection.commit()
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        with _translated_errors(self._setting), self._transaction() as connection:
+    def read(self, *, by_index: bool = False) -> Iterator[Connection]:
+        with _translated_errors(self._setting), self._transaction(by_index=by_index) as connection:
             yield connection
+
+    def mentions(self, whole: ColumnElement[Any], part: Any) -> ColumnElement[bool]:
+        return func.pg_catalog.position(whole, part) > 0
 
     def check_capacity(self) -> None:
         if self._max_size_mb is not None and (used := self.space().used) > self._max_size_mb * _MB:
@@ -205,9 +217,10 @@ class PostgresqlDatabase:
             self._turns.release()
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self, *, by_index: bool = False) -> Iterator[Connection]:
         """A transaction on a session that works: one that turns out to be lost when it begins is replaced."""
         with self._turn(), self._engine.connect() as connection:
+            connection.execution_options(by_index=by_index)
             try:
                 _begin(connection)
             except psycopg.Error as error:
@@ -222,6 +235,8 @@ class PostgresqlDatabase:
         asked_at = time.monotonic()
         with driver.pipeline():
             started = driver.execute(_start())
+            if connection.get_execution_options().get("by_index"):
+                driver.execute(BY_INDEX)
         self._read_clock(started, asked_at)
 
     def _insert(self, values: tuple[list[Any], ...]) -> set[str]:

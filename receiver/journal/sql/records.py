@@ -9,11 +9,14 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Delete,
+    ScalarSelect,
     Select,
     Update,
     bindparam,
     delete,
     func,
+    literal,
+    or_,
     select,
     tuple_,
     update,
@@ -47,7 +50,7 @@ class SqlRecords(SqlState):
     """The contract of Records on a database."""
 
     def known(self, event_ids: Sequence[str]) -> set[str]:
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return set(connection.scalars(select(events.c.id).where(events.c.id.in_(event_ids))))
 
     def dead_letter_groups(self, sink: str | None, limit: int, reason: str | None = None) -> list[DeadLetterGroup]:
@@ -82,27 +85,44 @@ class SqlRecords(SqlState):
         with self._database.read() as connection:
             return [DeadLetterGroup(*row) for row in connection.execute(query)]
 
+    def some_dead_letter_groups(self, sink: str | None, limit: int, most: int) -> list[DeadLetterGroup]:
+        with self._database.read(by_index=True) as connection:
+            names = connection.execute(select(sinks.c.key, sinks.c.name).order_by(sinks.c.name)).all()
+            groups = [
+                DeadLetterGroup(name, *row)
+                for key, name in names
+                if sink in (None, name)
+                for row in connection.execute(_some_groups(key, limit, most))
+            ]
+        return sorted(groups, key=lambda group: -group.count)
+
+    def count_dead_letters(self, sink: str, reason: str | None, most: int) -> int:
+        with self._database.read(by_index=True) as connection:
+            key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink))
+            if key is None:
+                return 0
+            dead = _dead_of(key, reason, select(literal(1))).limit(most).subquery()
+            return connection.scalar(select(func.count()).select_from(dead)) or 0
+
     def dead_letters(
         self, sink: str | None, limit: int, reason: str | None = None, before: int | None = None
     ) -> list[DeadLetter]:
-        columns = (sinks.c.name, deliveries.c.attempts, deliveries.c.settled_at, deliveries.c.reason)
-        query = (
-            select(*STORED_EVENT, *columns)
-            .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
-            .join(events, events.c.key == deliveries.c.event)
-            .where(IS_DEAD, sinks.c.name == bindparam("name"))
-            .order_by(deliveries.c.event.desc())
-            .limit(limit)
-        )
-        if reason is not None:
-            query = query.where(deliveries.c.reason == reason)
-        if before is not None:
-            query = query.where(deliveries.c.event < before)
-        with self._database.read() as connection:  # a sink at a time, for each has its place in the index
-            names = [sink] if sink is not None else connection.scalars(select(sinks.c.name).order_by(sinks.c.name))
-            rows = [row for name in [*names] for row in connection.execute(query, {"name": name})]
-        rows.sort(key=lambda row: (row.key, row.settled_at), reverse=True)
-        return [DeadLetter(row.name, StoredEvent(*row[:5]), *row[6:]) for row in rows[:limit]]
+        columns = (deliveries.c.event, deliveries.c.attempts, deliveries.c.settled_at, deliveries.c.reason)
+        with self._database.read(by_index=True) as connection:  # a sink at a time, for each has its place in the index
+            names = {row.key: row.name for row in connection.execute(select(sinks.c.key, sinks.c.name))}
+            found = [
+                (name, row)
+                for key, name in names.items()
+                if sink in (None, name)
+                for row in connection.execute(
+                    _dead_of(key, reason, select(*columns), before=before, descending=True).limit(limit)
+                )
+            ]
+            found.sort(key=lambda each: (each[1].event, each[1].settled_at, each[0]), reverse=True)
+            found = found[:limit]
+            query = select(*STORED_EVENT).where(events.c.key.in_([row.event for _, row in found]))
+            stored = {row.key: StoredEvent(*row) for row in connection.execute(query)} if found else {}
+        return [DeadLetter(name, stored[event], *rest) for name, (event, *rest) in found if event in stored]
 
     def retry_dead_letters(
         self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
@@ -120,12 +140,12 @@ class SqlRecords(SqlState):
         query = select(*QUARANTINED).order_by(quarantine.c.received_at.desc(), quarantine.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(place < before)
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return [QuarantinedPush(*row) for row in connection.execute(query)]
 
     def find_quarantined(self, id_prefix: str) -> list[QuarantinedPush]:
         query = select(*QUARANTINED).where(quarantine.c.id.startswith(id_prefix, autoescape=True))
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return [QuarantinedPush(*row) for row in connection.execute(query)]
 
     def release(self, quarantined: QuarantinedPush, event_id: str) -> None:
@@ -147,7 +167,7 @@ class SqlRecords(SqlState):
 
     def received(self, since: float, until: float, after: int, limit: int) -> list[StoredEvent]:
         query = select(*STORED_EVENT).where(events.c.key > after, *self._received(since, until))
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return [StoredEvent(*row) for row in connection.execute(query.order_by(events.c.key).limit(limit))]
 
     def requeue(self, sink: str, stored: Sequence[StoredEvent]) -> int:
@@ -166,7 +186,7 @@ class SqlRecords(SqlState):
             return len(changed.all())
 
     def history(self, event_id: str) -> EventHistory | None:
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             found = self._histories(connection, select(*STORED_EVENT, events.c.routed).where(events.c.id == event_id))
         return found[0] if found else None
 
@@ -177,8 +197,25 @@ class SqlRecords(SqlState):
             query = query.where(events.c.key.in_(select(deliveries.c.event).where(in_state)))
         if before is not None:
             query = query.where(events.c.key < before)
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return self._histories(connection, query.order_by(events.c.key.desc()).limit(limit))
+
+    def mentioning(
+        self, texts: Sequence[bytes], until: float, before: int | None, limit: int, most_read: int
+    ) -> tuple[list[EventHistory], int | None]:
+        newest = select(events.c.key).where(events.c.received_at < until).order_by(events.c.key.desc())
+        found = select(*STORED_EVENT, events.c.routed).where(events.c.received_at < until)
+        found = found.where(or_(*(self._database.mentions(events.c.body, text) for text in texts)))
+        if before is not None:
+            newest, found = newest.where(events.c.key < before), found.where(events.c.key < before)
+        with self._database.read(by_index=True) as connection:
+            last = connection.scalar(newest.offset(most_read - 1).limit(1))
+            if last is not None:
+                found = found.where(events.c.key >= last)
+            histories = self._histories(connection, found.order_by(events.c.key.desc()).limit(limit + 1))
+        if len(histories) > limit > 0:
+            return histories[:limit], histories[limit - 1].event.key
+        return histories, last
 
     def resume(self, sink: str) -> None:
         with self._database.write(wakes=True) as connection:
@@ -201,22 +238,21 @@ class SqlRecords(SqlState):
         found = connection.execute(query).all()
         columns = (
             deliveries.c.event,
-            sinks.c.name,
+            deliveries.c.sink,
             deliveries.c.state,
             deliveries.c.attempts,
             deliveries.c.settled_at,
             deliveries.c.reason,
             deliveries.c.due,
         )
-        routed = (
-            select(*columns)
-            .join_from(deliveries, sinks, sinks.c.key == deliveries.c.sink)
-            .where(deliveries.c.event.in_([row.key for row in found]))
-            .order_by(sinks.c.name)
-        )
+        names = dict(connection.execute(select(sinks.c.key, sinks.c.name)).all())
         states: dict[int, list[DeliveryState]] = {row.key: [] for row in found}
-        for event, name, state, *rest in connection.execute(routed):
-            states[event].append(DeliveryState(name, STATES[state], *rest))
+        routed = select(*columns).where(deliveries.c.event.in_(list(states)))
+        for event, sink, state, *rest in connection.execute(routed) if found else ():
+            if sink in names:
+                states[event].append(DeliveryState(names[sink], STATES[state], *rest))
+        for of_event in states.values():
+            of_event.sort(key=lambda delivery: delivery.sink)
         return [EventHistory(StoredEvent(*row[:5]), row.routed, tuple(states[row.key])) for row in found]
 
     @staticmethod
@@ -235,7 +271,7 @@ class SqlRecords(SqlState):
         changed = after = 0
         while limit is None or changed < limit:
             batch = BATCH if limit is None else min(BATCH, limit - changed)
-            with self._database.write(wakes=True) as connection:
+            with self._database.write(wakes=True, by_index=True) as connection:
                 dead = self._dead(connection, sink, event_ids, reason, after, batch)
                 if not dead:
                     break
@@ -253,16 +289,20 @@ class SqlRecords(SqlState):
         limit: int,
     ) -> list[dict[str, Any]]:
         """The next dead letters of a sink, as parameters of `THIS_DELIVERY`."""
-        query = (
-            select(deliveries.c.event, deliveries.c.sink)
-            .join(sinks, sinks.c.key == deliveries.c.sink)
-            .where(IS_DEAD, sinks.c.name == sink, deliveries.c.event > after)
-        )
-        if reason is not None:
-            query = query.where(deliveries.c.reason == reason)
-        if event_ids is not None:
-            query = query.join(events, events.c.key == deliveries.c.event).where(events.c.id.in_(event_ids))
-        query = query.order_by(deliveries.c.event).limit(limit).with_for_update(of=deliveries)
+        key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink))
+        if key is None:
+            return []
+        columns: Select[Any] = select(deliveries.c.event, deliveries.c.sink)
+        if event_ids is None:
+            query = _dead_of(key, reason, columns, after=after)
+        else:
+            keys = connection.scalars(select(events.c.key).where(events.c.id.in_(event_ids))).all()
+            chosen = deliveries.c.event.in_(keys)
+            query = columns.where(IS_DEAD, deliveries.c.sink == key, chosen, deliveries.c.event > after)
+            query = query.order_by(deliveries.c.event)
+            if reason is not None:
+                query = query.where(deliveries.c.reason == reason)
+        query = query.limit(limit).with_for_update()
         return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
 
     def _new_delivery(self) -> dict[str, Any]:
@@ -277,3 +317,55 @@ class SqlRecords(SqlState):
             "settled_at": None,
             "reason": None,
         }
+
+
+def _dead_of(
+    sink: int,
+    reason: Any,
+    query: Select[Any],
+    *,
+    after: int | None = None,
+    before: int | None = None,
+    descending: bool = False,
+) -> Select[Any]:
+    """The dead letters of a sink, of one reason or of all, in the order of their events.
+
+    What is fixed is a range of one value, and part of the order: PostgreSQL leaves out of an order what it knows to be
+    fixed, and would take another index that has the order too, and read it to its end for the few rows that match.
+    """
+    fixed, value = (deliveries.c.sink, sink) if reason is None else (deliveries.c.reason, reason)
+    place = tuple_(fixed, deliveries.c.event)
+    query = query.where(IS_DEAD, fixed >= value, fixed <= value)
+    if reason is not None:
+        query = query.where(deliveries.c.sink == sink)
+    if after is not None:
+        query = query.where(place > (value, after))
+    if before is not None:
+        query = query.where(place < (value, before))
+    return query.order_by(*(each.desc() if descending else each for each in (fixed, deliveries.c.event)))
+
+
+def _some_groups(sink: int, limit: int, most: int) -> Select[Any]:
+    """The first groups of a sink: each reason by a step in the index from the one before, counted up to `most`.
+
+    The first row in an order instead of `min`: a database that expects few rows would read all of them for that.
+    """
+    of_sink = (IS_DEAD, deliveries.c.sink == sink)
+    reason = select(deliveries.c.reason).where(*of_sink).order_by(deliveries.c.reason).limit(1)
+    reasons = select(reason.scalar_subquery().label("reason")).cte("reasons", recursive=True)
+    following = reason.where(deliveries.c.reason > reasons.c.reason).correlate(reasons).scalar_subquery()
+    reasons = reasons.union_all(select(following).where(reasons.c.reason.is_not(None)))
+    first = select(reasons.c.reason).where(reasons.c.reason.is_not(None)).limit(limit).subquery("first")
+    counted = _dead_of(sink, first.c.reason, select(literal(1))).limit(most).correlate(first).subquery("counted")
+
+    def received_at(*, descending: bool) -> ScalarSelect[Any]:
+        ordered = _dead_of(sink, first.c.reason, select(deliveries.c.event), descending=descending)
+        key = ordered.limit(1).correlate(first).scalar_subquery()
+        return select(events.c.received_at).where(events.c.key == key).correlate(first).scalar_subquery()
+
+    return select(
+        first.c.reason,
+        select(func.count()).select_from(counted).correlate(first).scalar_subquery(),
+        received_at(descending=False),
+        received_at(descending=True),
+    )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, QueuePool, Table, create_engine, event
+from sqlalchemy import Column, ColumnElement, Connection, Engine, QueuePool, Table, create_engine, event, func
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -107,7 +107,7 @@ class SqliteDatabase:
         return self._wall_at_start + time.monotonic()
 
     @contextmanager
-    def write(self, *, durable: bool = True, wakes: bool = False) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True, wakes: bool = False, by_index: bool = False) -> Iterator[Connection]:
         engine = self._engine if durable else self._not_durable
         with _translated_errors(self._path), self._lock.held(LOCK_SECONDS), engine.begin() as connection:
             self._check_file()
@@ -126,9 +126,13 @@ class SqliteDatabase:
             raise JournalUnavailable(f"journal {self._path}: the file was replaced; restart the receiver")
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self, *, by_index: bool = False) -> Iterator[Connection]:
+        """Without statistics SQLite prefers an index that has the wanted order anyway."""
         with _translated_errors(self._path), self._engine.connect() as connection:
             yield connection
+
+    def mentions(self, whole: ColumnElement[Any], part: Any) -> ColumnElement[bool]:
+        return func.instr(whole, part) > 0
 
     def check_capacity(self) -> None:
         """The file never shrinks, so pages that retention has freed in it count as free space.

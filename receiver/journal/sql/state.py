@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sqlalchemy import Connection, func, inspect, select, update
+from sqlalchemy import Connection, func, inspect, literal, select, update
 
 from receiver.errors import JournalError
 from receiver.journal.contract import Counts, Liveness, SinkCounts, SinkState, StoredEvent, TablesVersion
@@ -48,31 +48,28 @@ class SqlState:
                 database.close()
             raise
 
-    def counts(self) -> Counts:
+    def counts(self, most: int | None = None) -> Counts:
         pending = (
             select(deliveries.c.sink, func.count().label("pending"), func.min(deliveries.c.event).label("first"))
             .where(deliveries.c.due.is_not(None))
             .group_by(deliveries.c.sink)
             .subquery()
         )
-        dead = (
-            select(deliveries.c.sink, func.count().label("dead")).where(IS_DEAD).group_by(deliveries.c.sink).subquery()
-        )
         query = (
-            select(sinks, pending.c.pending, events.c.received_at.label("oldest"), dead.c.dead)
+            select(sinks, pending.c.pending, events.c.received_at.label("oldest"))
             .join(pending, pending.c.sink == sinks.c.key, isouter=True)
             .join(events, events.c.key == pending.c.first, isouter=True)
-            .join(dead, dead.c.sink == sinks.c.key, isouter=True)
             .order_by(sinks.c.name)
         )
-        with self._database.read() as connection:
+        with self._database.read(by_index=most is not None) as connection:
+            dead = self._dead_by_sink(connection, most)
             # first, so that an event that is routed meanwhile is counted twice rather than not at all
             unrouted = connection.scalar(select(func.count()).where(events.c.routed.is_(False))) or 0
             by_sink = {
                 row.name: SinkCounts(
                     delivered=row.delivered,
                     pending=row.pending or 0,
-                    dead=row.dead or 0,
+                    dead=dead.get(row.key, 0),
                     oldest_received_at=row.oldest,
                     attempts=row.attempts,
                     failures=row.failures,
@@ -82,9 +79,20 @@ class SqlState:
                 )
                 for row in connection.execute(query)
             }
-            quarantined = connection.scalar(select(func.count()).select_from(quarantine)) or 0
+            pushes = select(quarantine.c.id).limit(most).subquery()
+            quarantined = connection.scalar(select(func.count()).select_from(pushes)) or 0
             used = {row.name: row.last_at for row in connection.execute(select(secrets))}
         return Counts(unrouted, quarantined, by_sink, used)
+
+    @staticmethod
+    def _dead_by_sink(connection: Connection, most: int | None) -> dict[int, int]:
+        if most is None:
+            query = select(deliveries.c.sink, func.count()).where(IS_DEAD).group_by(deliveries.c.sink)
+        else:
+            dead = select(literal(1)).where(IS_DEAD, deliveries.c.sink == sinks.c.key).limit(most)
+            counted = select(func.count()).select_from(dead.correlate(sinks).subquery()).correlate(sinks)
+            query = select(sinks.c.key, counted.scalar_subquery())
+        return dict(connection.execute(query).all())
 
     def sink_states(self) -> dict[str, SinkState]:
         query = select(sinks.c.name, sinks.c.pauses, sinks.c.paused_until, sinks.c.pause_reason, sinks.c.on_trial)
@@ -105,6 +113,11 @@ class SqlState:
         with self._database.read() as connection:
             content: bytes | None = connection.scalar(select(documents.c.content).where(documents.c.name == name))
             return content
+
+    def save_document(self, name: str, content: bytes) -> None:
+        row = self._database.insert(documents).values(name=name, content=content)
+        with self._database.write() as connection:
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"content": content}))
 
     def _is_ours(self, on_trial: str | None) -> bool:
         """Whether a trial was begun by this dispatcher or its predecessor."""
