@@ -69,6 +69,9 @@ class Database(Protocol):
     def lock_schema(self, connection: Connection) -> None:
         """Keep other processes from creating or altering the tables until this transaction ends."""
 
+    def lift_limits(self, connection: Connection) -> None:
+        """Let this transaction take as long as it needs: an upgrade of large tables takes minutes."""
+
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Let the keys that the database assigns continue after the greatest one that is stored."""
 

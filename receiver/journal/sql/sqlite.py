@@ -173,6 +173,9 @@ class SqliteDatabase:
     def lock_schema(self, connection: Connection) -> None:
         """Nothing to do: a writer is alone already."""
 
+    def lift_limits(self, connection: Connection) -> None:
+        """Nothing to do: a transaction has none."""
+
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Nothing to do: they always do."""
 

@@ -123,6 +123,7 @@ class SqlState:
             if version is None:
                 connection.execute(self._database.insert(versions).values(version=SCHEMA_VERSION))
             elif version < SCHEMA_VERSION:
+                self._database.lift_limits(connection)
                 for older in range(version, SCHEMA_VERSION):
                     for statement in UPGRADES[older]:
                         connection.exec_driver_sql(statement)
