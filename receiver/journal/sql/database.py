@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from sqlalchemy import Column, Connection, Table
+from sqlalchemy import Column, ColumnElement, Connection, Table
 
 from receiver.journal.contract import Arrival, Space
 
@@ -71,6 +71,9 @@ class Database(Protocol):
 
     def lift_limits(self, connection: Connection) -> None:
         """Let this transaction take as long as it needs: an upgrade of large tables takes minutes."""
+
+    def among(self, column: Column[int], keys: Sequence[int]) -> ColumnElement[bool]:
+        """Whether a column has one of these values, which are sent as one: a parameter for each takes much longer."""
 
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Let the keys that the database assigns continue after the greatest one that is stored."""

@@ -207,9 +207,11 @@ class SqlJournal(SqlState):
                 self._settle(connection, key, group)
 
     def next_due(self, sink: str) -> float | None:
-        query = select(func.min(deliveries.c.due)).join(sinks, sinks.c.key == deliveries.c.sink)
+        """The first one in the index: PostgreSQL reads all pending ones to find their minimum."""
+        key = select(sinks.c.key).where(sinks.c.name == sink).scalar_subquery()
+        pending = select(deliveries.c.due).where(deliveries.c.sink == key, deliveries.c.due.is_not(None))
         with self._database.read() as connection:
-            due: float | None = connection.scalar(query.where(sinks.c.name == sink, deliveries.c.due.is_not(None)))
+            due: float | None = connection.scalar(pending.order_by(deliveries.c.due).limit(1))
             return due
 
     def may_dispatch(self) -> bool:
@@ -337,12 +339,12 @@ class SqlJournal(SqlState):
             return
         with self._database.write(durable=False) as connection:
             if self._shared:
-                locked = select(events.c.key).where(events.c.key.in_(keys)).order_by(events.c.key)
+                locked = select(events.c.key).where(self._database.among(events.c.key, keys)).order_by(events.c.key)
                 keys = connection.scalars(locked.with_for_update(skip_locked=True)).all()
             undelivered = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
-            these = delete(events).where(events.c.key.in_(keys), ~undelivered)
+            these = delete(events).where(self._database.among(events.c.key, keys), ~undelivered)
             removed = connection.scalars(these.returning(events.c.key)).all()
-            connection.execute(delete(deliveries).where(deliveries.c.event.in_(removed)))
+            connection.execute(delete(deliveries).where(self._database.among(deliveries.c.event, removed)))
 
     def save_document(self, name: str, content: bytes) -> None:
         row = self._database.insert(documents).values(name=name, content=content)

@@ -14,7 +14,19 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import Column, Connection, Table, create_engine, event, func, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Table,
+    any_,
+    create_engine,
+    event,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
@@ -183,6 +195,9 @@ class PostgresqlDatabase:
         connection.exec_driver_sql(LIFT_LIMITS)
         driver: Any = connection.connection.driver_connection
         driver.waits_for_long = True
+
+    def among(self, column: Column[int], keys: Sequence[int]) -> ColumnElement[bool]:
+        return column == any_(literal(list(keys), postgresql.ARRAY(BigInteger)))
 
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Some copies of a database have its rows, and sequences that begin anew."""
