@@ -73,7 +73,11 @@ class Database(Protocol):
         """Let this transaction take as long as it needs: an upgrade of large tables takes minutes."""
 
     def among(self, column: Column[int], keys: Sequence[int]) -> ColumnElement[bool]:
-        """Whether a column has one of these values, which are sent as one: a parameter for each takes much longer."""
+        """Whether a column has one of these values, which are sent as one.
+
+        A parameter for each takes much longer, and the drivers keep a statement for each number of them, with values:
+        megabytes in all.
+        """
 
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Let the keys that the database assigns continue after the greatest one that is stored."""

@@ -27,6 +27,7 @@ from receiver.journal.sql.database import Database
 from receiver.journal.sql.schema import (
     DEAD,
     DELIVERED,
+    IS_PENDING,
     MAX_REASON,
     PENDING,
     deliveries,
@@ -106,7 +107,7 @@ class SqlJournal(SqlState):
             for name in sorted({name for _, names in routes for name in names}):
                 keys = [event.key for event, names in routes if name in names and event.key in existing]
                 self._create_deliveries(connection, self._sink_key(connection, name, lock=True), keys)
-            routed = events.c.key.in_([event.key for event, _ in routes])
+            routed = self._database.among(events.c.key, [event.key for event, _ in routes])
             connection.execute(update(events).where(routed).values(routed=True))
             first = min(event.key for event, _ in routes)
             earlier = sinks.c.missed_from.is_(None) | (sinks.c.missed_from > first)
@@ -175,7 +176,8 @@ class SqlJournal(SqlState):
                     deliveries.c.event, deliveries.c.attempts, deliveries.c.failures, deliveries.c.first_attempt_at
                 )
             ).all()
-            bodies = select(*STORED_EVENT).where(events.c.key.in_([row.event for row in claimed]))
+            claimed_events = self._database.among(events.c.key, [row.event for row in claimed])
+            bodies = select(*STORED_EVENT).where(claimed_events)
             stored = {row.key: StoredEvent(*row) for row in connection.execute(bodies)}
         return [
             Delivery(stored[row.event], sink, row.attempts, row.failures, active - row.first_attempt_at)
@@ -190,9 +192,9 @@ class SqlJournal(SqlState):
             by_attempt.setdefault(delivery.attempt, []).append(delivery.event.key)
         with self._database.write() as connection:
             sink = self._sink_key(connection, claimed[0].sink)
-            held = (deliveries.c.sink == sink) & deliveries.c.due.is_not(None) & (deliveries.c.holder == self._holder)
+            held = (deliveries.c.sink == sink) & IS_PENDING & (deliveries.c.holder == self._holder)
             for attempt, keys in by_attempt.items():
-                these = deliveries.c.event.in_(keys) & (deliveries.c.attempts == attempt)
+                these = self._database.among(deliveries.c.event, keys) & (deliveries.c.attempts == attempt)
                 connection.execute(update(deliveries).where(held & these).values(due=self.now() + seconds))
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -375,7 +377,7 @@ class SqlJournal(SqlState):
 
     def _create_deliveries(self, connection: Connection, sink: int, keys: Sequence[int]) -> None:
         values = {"sink": sink, "state": PENDING, "due": self.now(), "attempts": 0, "failures": 0}
-        rows = select(events.c.key, *map(literal, values.values())).where(events.c.key.in_(keys))
+        rows = select(events.c.key, *map(literal, values.values())).where(self._database.among(events.c.key, keys))
         row = self._database.insert(deliveries).from_select(["event", *values], rows)
         connection.execute(row.on_conflict_do_nothing())
 
@@ -410,7 +412,8 @@ class SqlJournal(SqlState):
     def _lock_in_order(self, connection: Connection, key: int, settlements: Sequence[Settlement]) -> None:
         """Lock rows in the order of their keys: results are recorded by kind, and two processes must not deadlock."""
         keys = [settlement.delivery.event.key for settlement in settlements]
-        these = select(deliveries.c.event).where(deliveries.c.sink == key, deliveries.c.event.in_(keys))
+        of_events = self._database.among(deliveries.c.event, keys)
+        these = select(deliveries.c.event).where(deliveries.c.sink == key, of_events)
         connection.execute(these.order_by(deliveries.c.event).with_for_update())
 
     def _settle(self, connection: Connection, key: int, group: Sequence[Settlement]) -> None:
@@ -432,8 +435,8 @@ class SqlJournal(SqlState):
                 "first_attempt_at": case((deliveries.c.attempts > 1, deliveries.c.first_attempt_at)),
             },
         }
-        these = deliveries.c.event.in_([settlement.delivery.event.key for settlement in group])
-        change = update(deliveries).where(deliveries.c.sink == key, these, deliveries.c.due.is_not(None))
+        these = self._database.among(deliveries.c.event, [settlement.delivery.event.key for settlement in group])
+        change = update(deliveries).where(deliveries.c.sink == key, these, IS_PENDING)
         if one.result is not Result.DELIVERED:
             change = change.where(deliveries.c.holder == self._holder, deliveries.c.attempts == one.delivery.attempt)
         changed = connection.execute(change.values(**values[one.result])).rowcount

@@ -124,6 +124,9 @@ deliveries = Table(
     Column("reason", Text),
     sqlite_with_rowid=False,
 )
+IS_PENDING = deliveries.c.state == PENDING
+"""For known deliveries: SQLite would find them by `deliveries_pending` if asked for a due time, and read all of a sink.
+"""
 IS_DEAD = deliveries.c.state == literal_column(str(DEAD))
 """A literal, since a partial index is not used for a value that is bound later."""
 _partial_index(
