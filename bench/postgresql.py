@@ -132,15 +132,19 @@ class Database:
     def _used(self) -> Used:
         ((transactions,),) = self.node.sql(TRANSACTIONS)
         ((wal,),) = self.node.sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint")
-        processes = self.node.processes()
-        used = 0.0
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                used += times.user + times.system
-                if process == processes[0]:  # connections that have ended
-                    used += times.children_user + times.children_system
-        return Used(used, wal, transactions)
+        return Used(cpu_seconds_of(self.node), wal, transactions)
+
+
+def cpu_seconds_of(node: Node) -> float:
+    """Processor time that the processes of a server have used, and those that have ended."""
+    processes, used = node.processes(), 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            used += times.user + times.system
+            if process == processes[0]:  # connections that have ended
+                used += times.children_user + times.children_system
+    return used
 
 
 def rest(seconds: float) -> int:
