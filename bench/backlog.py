@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
 import time
 from collections.abc import Mapping
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -121,9 +123,18 @@ def fill_settled(
             connection.execute(EVENTS[journal.name], {**part, "first": first, "step": (last - first) / count})
             connection.execute(insert_settled(part["start"], part["end"], now, half_stays))
             connection.commit()
-    if journal.name == "postgresql":  # as the server itself does after a while
+    settle_down(journal)
+
+
+def settle_down(journal: Engine) -> None:
+    """Write everything to the disk, and on PostgreSQL do what the server itself does after a while."""
+    if journal.name == "postgresql":
         with journal.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE"))
+            for command in ("VACUUM ANALYZE", "CHECKPOINT"):
+                connection.execute(text(command))
+    else:
+        with Path(journal.url.database or "").open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def insert_settled(start: int, end: int, now: float, half_stays: bool) -> Insert:

@@ -28,8 +28,8 @@ from receiver.settings import load
 from receiver.testing.running import wait_until
 
 EVENTS, SENSORS = 10_000_000, 100_000
-FOLDED = 20_000
-"""Events of half as many sensors, each with a temperature and a network status."""
+FEW_SENSORS = 10_000
+"""In the small registry. In both, a temperature and a network status of so many sensors are folded."""
 
 BACKLOG = 100_000
 LONG_RUN, WARM_UP = 500_000, 10_000
@@ -153,7 +153,7 @@ def speed(databases: Databases, size: float, rounds: int) -> list[Sequence[str]]
         for number in range(rounds):
             with databases.place() as short:
                 prepare(short, 0)
-                empty_registry = registry_in(short, 0)
+                empty_registry = registry_in(short, FEW_SENSORS)
                 empty.append(speed_in(databases, short, pushes, span * number, seconds, round(BACKLOG * size)))
             full.append(speed_in(databases, long, pushes, span * number, seconds, round(BACKLOG * size)))
         rows = [
@@ -170,7 +170,7 @@ def speed(databases: Databases, size: float, rounds: int) -> list[Sequence[str]]
         ]
         title = (
             f"Growth on {databases.name}: {events_count:,} events in the journal ({megabytes:,.0f} MB), half of them "
-            f"not delivered to a dead sink, and {sensors:,} sensors"
+            f"not delivered to a dead sink, and {sensors:,} sensors; beside an empty one with {FEW_SENSORS:,} sensors"
         )
         show(title, ["", "empty", "long", "long / empty"], rows)
         config, old_share = KEEPING + DELIVERING, LONG_RETENTION_DAYS / LONG_DAYS
@@ -187,15 +187,16 @@ def prepare(place: Place, events_count: int) -> int:
 
 
 def registry_in(place: Place, sensors: int) -> Registered:
-    """A registry with so many sensors, of which some are folded again; without sensors these are new."""
-    heard = bodies(2 * sensors + FOLDED, max(sensors, FOLDED // 2))
-    known, now = heard[: 2 * sensors], heard[-1][1].timestamp()
+    """A registry with so many sensors, which were heard once before."""
+    sensors = max(sensors, FEW_SENSORS)
+    heard = bodies(2 * (sensors + FEW_SENSORS), sensors)
+    again, now = heard[2 * sensors :], heard[-1][1].timestamp()
     with closing(open_registry(load(place.server(SERVING).environment()))) as registry:
-        fold(registry, known)
-        folded = took(lambda: fold(registry, heard[2 * sensors :]))
+        fold(registry, heard[: 2 * sensors])
+        folded = took(lambda: fold(registry, again))
         registry.judge(now, "bench")
         judged = median(took(lambda: registry.judge(now + 5, "bench")).wall for _ in range(3))
-    return Registered(FOLDED / folded.wall, judged / max(sensors, FOLDED // 2) * 1000)
+    return Registered(len(again) / folded.wall, judged / sensors * 1000)
 
 
 def speed_in(databases: Databases, place: Place, pushes: Pushes, first: int, seconds: float, backlog: int) -> Speed:
