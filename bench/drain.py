@@ -106,10 +106,10 @@ def drain(case: Case) -> Drained:
         return drain_in(where, case)
 
 
-def drain_in(where: Path, case: Case) -> Drained:
-    """Insert a backlog into the journal of a folder, start a dispatcher and watch it."""
+def drain_in(where: Path, case: Case, database: str = "") -> Drained:
+    """Insert a backlog into the journal of a folder or a `database`, start a dispatcher and watch it."""
     config = (case.receiver + PLUGIN if SLOW in case.config else case.receiver) + case.config
-    server = Server(Kind(case.name, ("-m", "receiver", "deliver"), config, case.postgres), where)
+    server = Server(Kind(case.name, ("-m", "receiver", "deliver"), config, case.postgres), where, database)
     journal = open_tables(server)
     fill(journal, case.events)
     before = delivered(journal)

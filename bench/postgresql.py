@@ -78,13 +78,17 @@ def measure(size: float) -> None:
     for kind in KINDS:
         for count in RECEIVERS:
             name = f"{kind.name}, {count} receiver{'s' * (count > 1)}"
-            with receivers(kind, count) as (database, servers), pushes_for(seconds) as pushes:
-                idle.append((name, *per_second(database.cost(lambda: rest(seconds)))))
-                cost = database.cost(lambda: push_steadily(database, servers, seconds))
-                steady.append((name, *per_push(cost)))
-                most = database.cost(lambda: push_fast(database, servers, pushes, seconds))
-                fast.append((name, rate(most.pushes / seconds), *per_push(most)))
-    each = ["CPU µs/push", "WAL bytes/push", "transactions/push"]
+            with pushes_for(seconds) as pushes:
+                with receivers(kind, count) as (database, servers):
+                    idle.append((name, *per_second(database.cost(lambda: rest(seconds)))))
+                    cost = database.cost(lambda: push_steadily(database, servers, seconds))
+                    most = database.cost(lambda: push_fast(database, servers, pushes, seconds))
+                with receivers(kind, count, counting=True) as (database, servers):
+                    trips = database.round_trips(lambda: push_steadily(database, servers, seconds))
+                    most_trips = database.round_trips(lambda: push_fast(database, servers, pushes, seconds))
+            steady.append((name, *per_push(cost), f"{trips:.2f}"))
+            fast.append((name, rate(most.pushes / seconds), *per_push(most), f"{most_trips:.2f}"))
+    each = ["CPU µs/push", "WAL bytes/push", "transactions/push", "round trips/push"]
     show("PostgreSQL while nothing happens", ["", "CPU ms/s", "transactions/s"], idle)
     show(f"PostgreSQL at {RATE:.0f} pushes/s in all", ["", *each], steady)
     show("Round trips of a call of the journal", ["", "round trips"], round_trips())
@@ -106,8 +110,16 @@ def per_push(cost: Cost) -> tuple[str, str, str]:
 class Database:
     """A PostgreSQL server with one database."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, counter: RoundTrips | None = None) -> None:
         self.node = node
+        self._counter = counter
+
+    def round_trips(self, work: Callable[[], int]) -> float:
+        """How many round trips some work takes for each push; it returns how many were accepted."""
+        assert self._counter is not None
+        before = self._counter.count
+        pushes = work()
+        return (self._counter.count - before) / pushes
 
     def cost(self, work: Callable[[], int]) -> Cost:
         """What some work costs, which returns how many pushes were accepted."""
@@ -132,15 +144,19 @@ class Database:
     def _used(self) -> Used:
         ((transactions,),) = self.node.sql(TRANSACTIONS)
         ((wal,),) = self.node.sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint")
-        processes = self.node.processes()
-        used = 0.0
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                used += times.user + times.system
-                if process == processes[0]:  # connections that have ended
-                    used += times.children_user + times.children_system
-        return Used(used, wal, transactions)
+        return Used(cpu_seconds_of(self.node), wal, transactions)
+
+
+def cpu_seconds_of(node: Node) -> float:
+    """Processor time that the processes of a server have used, and those that have ended."""
+    processes, used = node.processes(), 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            used += times.user + times.system
+            if process == processes[0]:  # connections that have ended
+                used += times.children_user + times.children_system
+    return used
 
 
 def rest(seconds: float) -> int:
@@ -179,15 +195,17 @@ def push_fast(database: Database, servers: Sequence[Server], pushes: Pushes, sec
 
 
 @contextmanager
-def receivers(kind: Kind, count: int) -> Iterator[tuple[Database, list[Server]]]:
-    """So many receivers on one new PostgreSQL server."""
+def receivers(kind: Kind, count: int, *, counting: bool = False) -> Iterator[tuple[Database, list[Server]]]:
+    """So many receivers on one new PostgreSQL server; their round trips can be counted, which makes them slower."""
     with ExitStack() as stack:
         node = stack.enter_context(running_node())
+        counter = stack.enter_context(closing(RoundTrips(node.folder))) if counting else None
+        url = counter.url if counter else node.url_of("bench")
         servers = []
         for _ in range(count):
-            server = Server(kind, stack.enter_context(folder()), node.url_of("bench"))
+            server = Server(kind, stack.enter_context(folder()), url)
             servers.append(stack.enter_context(started(server)))
-        database = Database(node)
+        database = Database(node, counter)
         if kind.config != INTAKE_ONLY:
             database.wait_until_delivered()
         yield database, servers
@@ -195,7 +213,7 @@ def receivers(kind: Kind, count: int) -> Iterator[tuple[Database, list[Server]]]
 
 def round_trips() -> list[tuple[str, str]]:
     """How often each call waits for a response of the server."""
-    with running_node() as node, closing(RoundTrips(node.folder)) as counter:
+    with running_node() as node, closing(RoundTrips(node.folder, ROUND_TRIP_SECONDS)) as counter:
         database = PostgresqlDatabase(counter.url, None)
         with closing(SqlJournal(database)) as journal:
             found: list[tuple[str, str]] = []
@@ -239,8 +257,10 @@ ROUND_TRIP_SECONDS = 0.2
 class RoundTrips:
     """A socket in front of a server's: counts how often a client sends something after it has received something."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, delay_seconds: float = 0.0) -> None:
+        """With a delay, all that is sent without waiting comes before the response, so the count is exact."""
         self.count = 0
+        self._delay_seconds = delay_seconds
         self._target = str(target / ".s.PGSQL.5432")
         self._folder = Path(tempfile.mkdtemp(prefix="receiver-bench-"))
         self.url = f"postgresql://postgres@/bench?host={self._folder}"
@@ -269,7 +289,7 @@ class RoundTrips:
         with source, contextlib.suppress(OSError):
             while data := source.recv(262144):
                 if not from_client:
-                    time.sleep(ROUND_TRIP_SECONDS)  # so that what is sent without waiting comes before the response
+                    time.sleep(self._delay_seconds)
                     received.set()
                 elif received.is_set():
                     received.clear()

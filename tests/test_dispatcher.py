@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,7 +22,7 @@ from receiver.delivery import sink_loop
 from receiver.errors import JournalUnavailable
 from receiver.event import Event
 from receiver.hookspecs import hookimpl
-from receiver.journal import Liveness, Result, Settlement, SinkState
+from receiver.journal import Arrival, Liveness, Result, Settlement, SinkState
 from receiver.journal.sql.journal import SqlJournal
 from receiver.lifeline import Lifeline
 from receiver.logs import LINES_PER_MINUTE
@@ -310,6 +311,23 @@ def test_a_dispatcher_reports_that_it_is_alive_although_it_cannot_route(
     monkeypatch.setattr(dispatcher_module, "IDLE_SECONDS", 0.0)
     assert not dispatcher.create().tick()
     assert dispatcher.journal.liveness() is not None
+
+
+def test_retention_is_faster_than_routing_when_half_of_the_old_events_have_to_stay(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BATCH", 2), ("EXPIRED_BATCH", 6), ("RETENTION_BUDGET_SECONDS", -1.0)):
+        monkeypatch.setattr(dispatcher_module, name, value)
+    journal, records = dispatcher.journal, dispatcher.store.records()
+    journal.accept([Arrival(f"old {number}", b"{}", 1000.0) for number in range(12)])
+    old = journal.unrouted(12)
+    journal.route([(event, ["slow"] if number % 2 else []) for number, event in enumerate(old)])
+    journal.accept([Arrival(f"new {number}", b"{}", time.time()) for number in range(6)])
+    created = dispatcher.create(dispatcher.sink(SingleSink(), "slow"))
+    left = []
+    while created.tick():
+        left.append(records.count_received(0.0, 2000.0))
+    assert left == [9, 6, 6]
 
 
 def test_of_two_sinks_on_trial_only_the_one_with_more_pauses_starts_paused(dispatcher: RunningDispatcher) -> None:

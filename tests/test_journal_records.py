@@ -294,7 +294,7 @@ def test_received_returns_routed_events_of_a_period_in_the_order_of_keys(journal
     assert event_ids(found) == ["b", "c"]
     assert [(event.body, event.received_at) for event in found] == [(body("b"), 1001.0), (body("c"), 1002.0)]
     assert event_ids(records.received(0.0, 5000.0, 0, 3)) == ["a", "b", "c"]
-    assert event_ids(records.received(0.0, 5000.0, found[-1].key, 10)) == ["d"]
+    assert event_ids(records.received(found[-1].received_at, 5000.0, found[-1].key, 10)) == ["d"]
     assert (records.count_received(1001.0, 1003.0), records.count_received(0.0, 5000.0)) == (2, 4)
     assert records.count_received(5000.0, 6000.0) == 0
 

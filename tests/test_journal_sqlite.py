@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, wait_until
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from support.greenlets import in_greenlets
 from support.journals import SqliteStore, accept, body, claim, delivery_counts, event_ids, route_events, settle
 
@@ -55,6 +56,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
 ACCEPTING = """
 import sys
 from pathlib import Path
+from typing import Any
 import gevent
 from receiver.intake.group_commit import GroupCommit
 from receiver.journal import Arrival
@@ -113,6 +115,7 @@ def test_a_dispatcher_that_was_rejected_voids_no_claim(store: SqliteStore) -> No
 CLAIMING = """
 import sys, threading
 from pathlib import Path
+from typing import Any
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.sqlite import SqliteDatabase
 
@@ -398,6 +401,7 @@ def test_nothing_is_accepted_into_a_file_that_is_not_the_journal_any_more(
 BLOCKING = """
 import re, sys
 from pathlib import Path
+from typing import Any
 from receiver.journal.sql import sqlite
 sqlite.STUCK_SECONDS = 0.3
 lock = sqlite.FileLock(Path(sys.argv[1]))
@@ -513,6 +517,7 @@ def test_a_lock_that_cannot_be_guarded_is_free_again(tmp_path: Path, monkeypatch
 GROUPS_OF_ALL_SIZES = """
 import sys
 from pathlib import Path
+from typing import Any
 import psutil
 from receiver.journal import Arrival
 from receiver.journal.sql.journal import SqlJournal
@@ -532,3 +537,31 @@ def test_groups_of_all_sizes_with_large_bodies_do_not_fill_the_memory(store: Sql
     with run_python(GROUPS_OF_ALL_SIZES, store.path) as process:
         megabytes = int(read_line(process))
     assert megabytes < 60, "183 MB are in these groups, 6 MB in the largest"
+
+
+def test_what_is_done_with_an_event_does_not_read_what_else_is_pending(store: SqliteStore) -> None:
+    journal = store.open()
+    queries: list[tuple[str, Any]] = []
+
+    def record(connection: object, cursor: object, statement: str, parameters: object, *rest: object) -> None:
+        queries.append((statement, parameters))
+
+    for engine in (journal._database._engine, journal._database._not_durable):  # type: ignore[attr-defined]
+        event.listen(engine, "before_cursor_execute", record)
+    route_events(journal, "s", "a", "b", "c", "d", "e")
+    claimed = claim(journal, "s")
+    journal.extend(claimed, 60.0)
+    for delivery, result in zip(claimed, Result, strict=True):
+        settle(journal, [delivery], result)
+    journal.remove_expired(2000.0, 10)
+    found = {}
+    with closing(sqlite3.connect(store.path)) as connection:
+        for statement, parameters in queries:
+            if " events" in statement or " deliveries" in statement:
+                plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                found[statement] = [row[3] for row in plan if " events" in row[3] or " deliveries" in row[3]]
+    assert len(found) > 10
+    for statement, steps in found.items():
+        scans = [step for step in steps if step.startswith("SCAN") and not step.endswith("events_unrouted")]
+        all_pending = [step for step in steps if step.endswith("(sink=? AND due>?)")]
+        assert (statement, scans, all_pending) == (statement, [], [])

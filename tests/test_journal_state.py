@@ -273,6 +273,42 @@ def test_retention_goes_in_steps_and_past_events_that_are_pending(store: Store) 
     assert (delivery_counts(journal, "slow"), delivery_counts(journal, "fast")) == ((7, 0, 0), (5, 0, 0))
 
 
+def test_events_that_have_to_stay_do_not_delay_the_removal_of_those_that_expire_later(store: Store) -> None:
+    journal = store.open()
+    route_events(journal, "slow", *(f"slow {number}" for number in range(30)))
+    while journal.remove_expired(2000.0, 3):
+        pass
+    route_events(journal, "fast", "a", "b", "c")
+    settle(journal, claim(journal, "fast"), Result.DELIVERED)
+    assert journal.remove_expired(2000.0, 3) is True
+    assert accept(journal, "a", "b", "c") == [Outcome.ACCEPTED] * 3
+
+
+def test_events_that_had_to_stay_are_checked_again_a_part_in_each_step(store: Store) -> None:
+    journal, records = store.open(), store.records()
+    route_events(journal, "slow", *(f"slow {number:02}" for number in range(60)))
+    while journal.remove_expired(2000.0, 1):
+        pass
+    claim(journal, "slow", 30)
+    settle(journal, claim(journal, "slow", 30), Result.DELIVERED)
+    idle = 0
+    while not journal.remove_expired(2000.0, 1):
+        idle += 1
+    assert 0 < idle < 30
+    assert records.count_received(0.0, 2000.0) == 59
+    assert [journal.remove_expired(2000.0, 1) for _ in range(29)] == [True] * 29
+    assert records.count_received(0.0, 2000.0) == 30
+    assert not journal.remove_expired(2000.0, 1)
+
+
+def test_events_of_a_clock_that_was_ahead_do_not_delay_the_removal_of_others(journal: Journal) -> None:
+    accept(journal, *(f"ahead {number}" for number in range(20)), received_at=9000.0)
+    accept(journal, "a", "b")
+    journal.route([(event, []) for event in journal.unrouted(100)])
+    journal.remove_expired(2000.0, 10)
+    assert accept(journal, "a", "b", "ahead 0") == [Outcome.ACCEPTED, Outcome.ACCEPTED, Outcome.DUPLICATE]
+
+
 def test_retention_returns_whether_to_go_on_at_once(journal: Journal) -> None:
     accept(journal, *(str(number) for number in range(4)))
     accept(journal, "young", received_at=3000.0)

@@ -27,8 +27,11 @@ from receiver.journal import (
     SinkCounts,
     SinkState,
 )
+from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql import postgresql_connection
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.records import SqlRecords
+from receiver.journal.sql.schema import UPGRADES
 
 DATA = Path(__file__).parent / "data"
 RECEIVED_AT = 1795514400.0
@@ -105,7 +108,7 @@ def test_an_upgrade_renames_columns_and_changes_no_value(old_store: SqlStore) ->
     for table in ("events", "quarantine"):
         expected[table] = [{**row, "origin": "push"} for row in expected[table]]
     assert everything(old_store) == expected
-    assert schema_version(old_store) == [{"version": 6}]
+    assert schema_version(old_store) == [{"version": 7}]
 
 
 def test_after_an_upgrade_counts_states_and_enabled_sinks_are_as_before(old_store: SqlStore) -> None:
@@ -204,14 +207,14 @@ def test_a_journal_that_is_opened_again_is_not_changed(old_store: SqlStore) -> N
     before = everything(old_store)
     old_store.open()
     old_store.records()
-    assert (everything(old_store), schema_version(old_store)) == (before, [{"version": 6}])
+    assert (everything(old_store), schema_version(old_store)) == (before, [{"version": 7}])
 
 
 def test_processes_that_open_an_old_journal_at_once_upgrade_it_once(old_store: SqlStore) -> None:
     with ThreadPoolExecutor(4) as pool:
         journals = list(pool.map(lambda _: old_store.open(), range(4)))
     assert [journal.counts().unrouted for journal in journals] == [1] * 4
-    assert schema_version(old_store) == [{"version": 6}]
+    assert schema_version(old_store) == [{"version": 7}]
 
 
 def test_an_upgrade_that_fails_changes_nothing_and_succeeds_later(old_store: SqlStore) -> None:
@@ -222,6 +225,21 @@ def test_an_upgrade_that_fails_changes_nothing_and_succeeds_later(old_store: Sql
     assert (everything(old_store), schema_version(old_store)) == (before, [{"version": 2}])
     old_store.disk_full = False
     assert old_store.open().counts().unrouted == 1
+
+
+def test_an_upgrade_takes_longer_than_any_other_transaction_may(
+    old_store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(old_store, PostgresqlStore):
+        pytest.skip("SQLite has no such limits")
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(postgresql_module, "TRANSACTION_SECONDS", 1.5)
+    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 1.2)
+    monkeypatch.setitem(UPGRADES, 6, ("SELECT pg_sleep(2)",))
+    journal = old_store.open()
+    with pytest.raises(JournalUnavailable), journal._database.read() as connection:
+        connection.exec_driver_sql("SELECT pg_sleep(2)")
+    assert schema_version(old_store) == [{"version": 7}]
 
 
 def test_an_upgraded_journal_has_the_columns_and_indexes_of_a_new_one(old_store: SqlStore, tmp_path: Path) -> None:
@@ -275,7 +293,7 @@ def test_a_journal_of_schema_1_is_upgraded_with_all_its_sinks_enabled(old_store:
 
     journal = old_store.open()
 
-    assert schema_version(old_store) == [{"version": 6}]
+    assert schema_version(old_store) == [{"version": 7}]
     assert journal.enabled_sinks() == {"archive", "erp"}
     assert event_ids(journal.unrouted(10)) == ["unmatched"]
     assert event_ids(claim(journal, "archive")) == ["delivered", "pending", "dead", "failed", "claimed"]
@@ -299,7 +317,7 @@ def test_the_journal_of_a_newer_receiver_is_rejected_and_not_changed(
         kind(store.database())
     assert type(caught.value) is JournalError
     assert str(caught.value) == (
-        "the journal has schema 99, and this receiver supports up to 6; run the newer receiver that wrote it"
+        "the journal has schema 99, and this receiver supports up to 7; run the newer receiver that wrote it"
     )
     with closing(store.database()) as database, database.read() as connection:
         assert not sqlalchemy.inspect(connection).has_table("dispatchers")

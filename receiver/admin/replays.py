@@ -30,12 +30,13 @@ def replay(
     """
     condition = valid_filter(enabled_sink(settings, sink))
     matched = requeued = after = 0
-    while batch := records.received(since.timestamp(), until.timestamp(), after, BATCH):
+    start = since.timestamp()
+    while batch := records.received(start, until.timestamp(), after, BATCH):
         chosen = [stored for stored in batch if passes(stored.decode(), condition, types)]
         matched += len(chosen)
         if chosen and not dry_run:
             requeued += records.requeue(sink, chosen)
-        after = batch[-1].key
+        start, after = batch[-1].received_at, batch[-1].key
         progress(len(batch))
     return matched, requeued
 

@@ -311,10 +311,10 @@ class Journal(Protocol):
         """Replace the state of a sink. While pauses > 0, its deliveries do not age."""
 
     def remove_expired(self, received_before: float, limit: int) -> bool:
-        """Check the next `limit` events; remove those received before, routed, and delivered at all their sinks.
+        """Remove some events received before that time, routed, and delivered at all their sinks: up to `limit`.
 
-        Events that a sink has missed stay. Returns whether all these events were received before that time, so that the
-        caller should continue immediately.
+        Events that a sink has missed stay. Returns whether there may be more, so that the caller should continue
+        immediately. Events that had to stay are checked again a part at a time, in calls that find no others.
         """
 
     def document(self, name: str) -> bytes | None:
@@ -409,7 +409,10 @@ class Records(Protocol):
         """How many events `received` would return in all."""
 
     def received(self, since: float, until: float, after: int, limit: int) -> list[StoredEvent]:
-        """Up to `limit` routed events received in [since, until) with a key above `after`, in the order of keys."""
+        """Up to `limit` routed events received in [since, until), in the order of their times and keys.
+
+        Those received at `since` need a key above `after`: with the time and key of an event, the next ones follow.
+        """
 
     def requeue(self, sink: str, events: Sequence[StoredEvent]) -> int:
         """Make events pending for a sink, also delivered and dead ones; returns how many were not pending before."""

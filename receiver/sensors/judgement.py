@@ -68,11 +68,12 @@ class _Judge:
         for sensor in sensors:
             if not sensor.is_judged(now):
                 continue
-            if sensor.connector is not None and sensor.is_expected:
+            is_expected = sensor.is_expected
+            if is_expected and sensor.connector is not None:
                 self.dependents[sensor.connector].append(sensor)
-            if sensor.is_expected:
+            if is_expected:
                 self.of_project[sensor.project_id or ""].append(sensor.device_id)
-            if sensor.offline_since is not None or self.is_silent(sensor):
+            if sensor.offline_since is not None or (is_expected and self.is_silent(sensor)):
                 self.silent.append(sensor)
         self.open = {(case.cause, case.subject): self.reviewed(case) for case in cases if case.closed is None}
         self.open = {key: case for key, case in self.open.items() if case.closed is None}

@@ -56,7 +56,7 @@ class Registry(RegistryWriter):
         if not self._become_judge(now, holder):
             return []
         with self._database.read() as connection:
-            watched = [Watched._make(row) for row in connection.execute(select(*WATCHED))]
+            watched = [Watched._make(row) for row in connection.execute(select(*WATCHED)).all()]
             cases = self._cases(connection, now)
             projects, down = self._projects(connection, newest_by_project(watched, now), now)
             reviewed = [case for case in cases if case.closed is None and case.cause is not Cause.PROJECT]

@@ -76,7 +76,7 @@ class Watched(NamedTuple):
     @property
     def emulated(self) -> bool:
         """Whether DT Studio emulates it: then it sends only when a person clicks, or at an interval that is learned."""
-        return self.device_id.startswith("emu") and len(self.device_id) == 23
+        return len(self.device_id) == 23 and self.device_id.startswith("emu")
 
     def is_judged(self, now: float) -> bool:
         """Whether incidents can be opened for it: not while it is retired or snoozed."""
@@ -84,7 +84,8 @@ class Watched(NamedTuple):
 
     @property
     def is_expected(self) -> bool:
-        return self.last_heard is not None and self.periodic and not (self.emulated and self.interval_minutes is None)
+        is_regular = self.interval_minutes is not None or not self.emulated
+        return is_regular and self.periodic and self.last_heard is not None
 
 
 @dataclass(frozen=True)

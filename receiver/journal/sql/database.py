@@ -78,6 +78,16 @@ class Database(Protocol):
     def lock_schema(self, connection: Connection) -> None:
         """Keep other processes from creating or altering the tables until this transaction ends."""
 
+    def lift_limits(self, connection: Connection) -> None:
+        """Let this transaction take as long as it needs: an upgrade of large tables takes minutes."""
+
+    def among(self, column: Column[int], keys: Sequence[int]) -> ColumnElement[bool]:
+        """Whether a column has one of these values, which are sent as one.
+
+        A parameter for each takes much longer, and the drivers keep a statement for each number of them, with values:
+        megabytes in all.
+        """
+
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Let the keys that the database assigns continue after the greatest one that is stored."""
 

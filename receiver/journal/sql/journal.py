@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, delete, exists, func, literal, select, update
+from sqlalchemy import Connection, case, delete, exists, func, literal, select, true, update
 
 from receiver.journal.contract import (
     Arrival,
@@ -27,6 +27,7 @@ from receiver.journal.sql.database import Database
 from receiver.journal.sql.schema import (
     DEAD,
     DELIVERED,
+    IS_PENDING,
     MAX_REASON,
     PENDING,
     deliveries,
@@ -34,6 +35,7 @@ from receiver.journal.sql.schema import (
     documents,
     events,
     quarantine,
+    received_place,
     secrets,
     sinks,
     versions,
@@ -45,6 +47,12 @@ SECRET_USE_SECONDS = 5.0
 
 GONE_SECONDS = 3600.0
 """The record of a dispatcher that has not reported for so long is deleted."""
+
+CHECKED_AGAIN = 10
+"""How many times as many events are checked again at once as are removed at once: checking costs far less."""
+
+START = (float("-inf"), 0)
+"""Before all events."""
 
 CLOCK_SECONDS = 60.0
 """A clock set back by more than this moves with it the stored times that are further ahead than this."""
@@ -58,7 +66,7 @@ class SqlJournal(SqlState):
         super().__init__(database, holder or uuid.uuid4().hex, create_tables=create_tables)
         self._shared = database.shared
         self.wait_for_events = database.wait
-        self._expired_up_to = 0
+        self._expired_up_to = self._checked_again_up_to = START
         self._secret_use_recorded_at: dict[str, float] = {}
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
@@ -99,7 +107,7 @@ class SqlJournal(SqlState):
             for name in sorted({name for _, names in routes for name in names}):
                 keys = [event.key for event, names in routes if name in names and event.key in existing]
                 self._create_deliveries(connection, self._sink_key(connection, name, lock=True), keys)
-            routed = events.c.key.in_([event.key for event, _ in routes])
+            routed = self._database.among(events.c.key, [event.key for event, _ in routes])
             connection.execute(update(events).where(routed).values(routed=True))
             first = min(event.key for event, _ in routes)
             earlier = sinks.c.missed_from.is_(None) | (sinks.c.missed_from > first)
@@ -175,7 +183,8 @@ class SqlJournal(SqlState):
                     deliveries.c.event, deliveries.c.attempts, deliveries.c.failures, deliveries.c.first_attempt_at
                 )
             ).all()
-            bodies = select(*STORED_EVENT).where(events.c.key.in_([row.event for row in claimed]))
+            claimed_events = self._database.among(events.c.key, [row.event for row in claimed])
+            bodies = select(*STORED_EVENT).where(claimed_events)
             stored = {row.key: StoredEvent(*row) for row in connection.execute(bodies)}
         return [
             Delivery(stored[row.event], sink, row.attempts, row.failures, active - row.first_attempt_at)
@@ -190,9 +199,9 @@ class SqlJournal(SqlState):
             by_attempt.setdefault(delivery.attempt, []).append(delivery.event.key)
         with self._database.write() as connection:
             sink = self._sink_key(connection, claimed[0].sink)
-            held = (deliveries.c.sink == sink) & deliveries.c.due.is_not(None) & (deliveries.c.holder == self._holder)
+            held = (deliveries.c.sink == sink) & IS_PENDING & (deliveries.c.holder == self._holder)
             for attempt, keys in by_attempt.items():
-                these = deliveries.c.event.in_(keys) & (deliveries.c.attempts == attempt)
+                these = self._database.among(deliveries.c.event, keys) & (deliveries.c.attempts == attempt)
                 connection.execute(update(deliveries).where(held & these).values(due=self.now() + seconds))
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -207,9 +216,11 @@ class SqlJournal(SqlState):
                 self._settle(connection, key, group)
 
     def next_due(self, sink: str) -> float | None:
-        query = select(func.min(deliveries.c.due)).join(sinks, sinks.c.key == deliveries.c.sink)
+        """The first one in the index: PostgreSQL reads all pending ones to find their minimum."""
+        key = select(sinks.c.key).where(sinks.c.name == sink).scalar_subquery()
+        pending = select(deliveries.c.due).where(deliveries.c.sink == key, deliveries.c.due.is_not(None))
         with self._database.read() as connection:
-            due: float | None = connection.scalar(query.where(sinks.c.name == sink, deliveries.c.due.is_not(None)))
+            due: float | None = connection.scalar(pending.order_by(deliveries.c.due).limit(1))
             return due
 
     def may_dispatch(self) -> bool:
@@ -295,26 +306,54 @@ class SqlJournal(SqlState):
             )
 
     def remove_expired(self, received_before: float, limit: int) -> bool:
-        query = select(events.c.key, events.c.received_at, events.c.routed)
-        query = query.where(events.c.key > self._expired_up_to).order_by(events.c.key).limit(limit)
+        """Each event is checked once it has expired. Those that had to stay are checked again, a part in each step, so
+        that however many they are, they do not delay the others."""
+        expired = self._expired(self._expired_up_to, (received_before, 0), limit)
+        if expired:
+            self._remove([row.key for row in expired if row.removable])
+            self._expired_up_to = (expired[-1].received_at, expired[-1].key)
+        if len(expired) == limit:
+            return True
+        return self._remove_again(limit) > 0
+
+    def _remove_again(self, limit: int) -> int:
+        """Check again some of the events that had to stay; after the last one, begin with the first one."""
+        if self._expired_up_to == START:
+            return 0
+        rows = self._expired(self._checked_again_up_to, self._expired_up_to, limit * CHECKED_AGAIN)
+        removable = [row for row in rows if row.removable][:limit]
+        self._remove([row.key for row in removable])
+        last = removable[-1] if len(removable) == limit else rows[-1] if len(rows) == limit * CHECKED_AGAIN else None
+        self._checked_again_up_to = START if last is None else (last.received_at, last.key)
+        return len(removable)
+
+    def _expired(self, after: tuple[float, int], up_to: tuple[float, int], limit: int) -> Sequence[Any]:
+        """The places of the next events, and whether each can be removed."""
+        some = select(events.c.received_at, events.c.key, events.c.routed)
+        some = some.where(received_place > after, received_place <= up_to)
+        part = some.order_by(events.c.received_at, events.c.key).limit(limit).subquery()
+        undelivered = exists().where(deliveries.c.event == part.c.key, deliveries.c.state != DELIVERED)
+        missed_from = select(func.min(sinks.c.missed_from)).scalar_subquery()
+        removable = part.c.routed & ~undelivered & func.coalesce(part.c.key < missed_from, true())
+        query = select(part.c.received_at, part.c.key, removable.label("removable"))
         with self._database.read() as connection:
-            if not any(row.received_at < received_before for row in connection.execute(query)):
-                self._expired_up_to = 0
-                return False
-        with self._database.write() as connection:
-            rows = connection.execute(query.with_for_update()).all()
-            old = [row for row in rows if row.received_at < received_before]
-            missed_from = connection.scalar(select(func.min(sinks.c.missed_from)))
-            routed = [row.key for row in old if row.routed and (missed_from is None or row.key < missed_from)]
-            undelivered = select(deliveries.c.event).where(
-                deliveries.c.event.in_(routed), deliveries.c.state != DELIVERED
-            )
-            removable = [{"old": key} for key in sorted(set(routed) - set(connection.scalars(undelivered)))]
-            if removable:
-                connection.execute(delete(deliveries).where(deliveries.c.event == bindparam("old")), removable)
-                connection.execute(delete(events).where(events.c.key == bindparam("old")), removable)
-        self._expired_up_to = old[-1].key if len(old) == limit else 0
-        return len(old) == limit
+            return connection.execute(query.order_by(part.c.received_at, part.c.key)).all()
+
+    def _remove(self, keys: Sequence[int]) -> None:
+        """Remove those of these events that are still delivered everywhere, except for those being requeued now.
+
+        Not durable: what a power cut brings back is removed again.
+        """
+        if not keys:
+            return
+        with self._database.write(durable=False) as connection:
+            if self._shared:
+                locked = select(events.c.key).where(self._database.among(events.c.key, keys)).order_by(events.c.key)
+                keys = connection.scalars(locked.with_for_update(skip_locked=True)).all()
+            undelivered = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
+            these = delete(events).where(self._database.among(events.c.key, keys), ~undelivered)
+            removed = connection.scalars(these.returning(events.c.key)).all()
+            connection.execute(delete(deliveries).where(self._database.among(deliveries.c.event, removed)))
 
     def lease_document(self, name: str, seconds: float) -> bool:
         """A lease that ends later than any lease of now can is from before the clock was set back."""
@@ -340,7 +379,7 @@ class SqlJournal(SqlState):
 
     def _create_deliveries(self, connection: Connection, sink: int, keys: Sequence[int]) -> None:
         values = {"sink": sink, "state": PENDING, "due": self.now(), "attempts": 0, "failures": 0}
-        rows = select(events.c.key, *map(literal, values.values())).where(events.c.key.in_(keys))
+        rows = select(events.c.key, *map(literal, values.values())).where(self._database.among(events.c.key, keys))
         row = self._database.insert(deliveries).from_select(["event", *values], rows)
         connection.execute(row.on_conflict_do_nothing())
 
@@ -375,7 +414,8 @@ class SqlJournal(SqlState):
     def _lock_in_order(self, connection: Connection, key: int, settlements: Sequence[Settlement]) -> None:
         """Lock rows in the order of their keys: results are recorded by kind, and two processes must not deadlock."""
         keys = [settlement.delivery.event.key for settlement in settlements]
-        these = select(deliveries.c.event).where(deliveries.c.sink == key, deliveries.c.event.in_(keys))
+        of_events = self._database.among(deliveries.c.event, keys)
+        these = select(deliveries.c.event).where(deliveries.c.sink == key, of_events)
         connection.execute(these.order_by(deliveries.c.event).with_for_update())
 
     def _settle(self, connection: Connection, key: int, group: Sequence[Settlement]) -> None:
@@ -397,8 +437,8 @@ class SqlJournal(SqlState):
                 "first_attempt_at": case((deliveries.c.attempts > 1, deliveries.c.first_attempt_at)),
             },
         }
-        these = deliveries.c.event.in_([settlement.delivery.event.key for settlement in group])
-        change = update(deliveries).where(deliveries.c.sink == key, these, deliveries.c.due.is_not(None))
+        these = self._database.among(deliveries.c.event, [settlement.delivery.event.key for settlement in group])
+        change = update(deliveries).where(deliveries.c.sink == key, these, IS_PENDING)
         if one.result is not Result.DELIVERED:
             change = change.where(deliveries.c.holder == self._holder, deliveries.c.attempts == one.delivery.attempt)
         changed = connection.execute(change.values(**values[one.result])).rowcount

@@ -14,7 +14,19 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import Column, ColumnElement, Connection, Table, create_engine, event, func, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Table,
+    any_,
+    create_engine,
+    event,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
@@ -74,6 +86,10 @@ WITH given AS (
 )
 SELECT id, pg_notify('{CHANNEL}', '') FROM added
 """
+LIFT_LIMITS = """
+SELECT set_config('statement_timeout', '0', true),
+    CASE WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('transaction_timeout', '0', true) END
+"""
 
 BY_INDEX = f"SELECT set_config(name, '0', true) FROM unnest('{{{','.join(NOT_BY_INDEX)}}}'::text[]) AS plans (name)"
 
@@ -103,6 +119,7 @@ class PostgresqlDatabase:
         )
         event.listen(self._engine, "handle_error", _drop_session)
         event.listen(self._engine, "begin", self._start)
+        event.listen(self._engine, "checkout", _limit_waiting)
         self._turns = FairLock()
         self._encoding = "UTF8"
         self._offset: float | None = None
@@ -185,6 +202,14 @@ class PostgresqlDatabase:
 
     def lock_schema(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
+
+    def lift_limits(self, connection: Connection) -> None:
+        connection.exec_driver_sql(LIFT_LIMITS)
+        driver: Any = connection.connection.driver_connection
+        driver.waits_for_long = True
+
+    def among(self, column: Column[int], keys: Sequence[int]) -> ColumnElement[bool]:
+        return column == any_(literal(list(keys), postgresql.ARRAY(BigInteger)))
 
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Some copies of a database have its rows, and sequences that begin anew."""
@@ -343,6 +368,11 @@ def _start() -> str:
             CASE WHEN current_setting('synchronous_commit') IN ('on', 'remote_apply') THEN NULL
             ELSE set_config('synchronous_commit', 'on', true) END
     """
+
+
+def _limit_waiting(connection: TimeoutConnection, *_: object) -> None:
+    """After a transaction without limits, the next one has them again."""
+    connection.waits_for_long = False
 
 
 def _drop_session(context: ExceptionContext) -> None:

@@ -50,9 +50,13 @@ class TimeoutConnection(psycopg.Connection[Any]):
     each would hold a connection of the server until that standby is back.
     """
 
+    waits_for_long = False
+    """Whether a statement may take as long as it needs."""
+
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        limit = None if self.waits_for_long else RESPONSE_SECONDS
         try:
-            return super().wait(gen, interval, RESPONSE_SECONDS if timeout is None else timeout)
+            return super().wait(gen, interval, limit if timeout is None else timeout)
         except psycopg.errors._WaitTimeout:
             if timeout is not None:
                 raise

@@ -23,11 +23,12 @@ from sqlalchemy import (
     Text,
     false,
     literal_column,
+    tuple_,
 )
 
 from receiver.event import Origin
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 UPGRADES = {
     1: (
         "ALTER TABLE sinks ADD COLUMN enabled BOOLEAN NOT NULL DEFAULT false",
@@ -50,6 +51,7 @@ UPGRADES = {
         "DROP INDEX deliveries_dead",
         "UPDATE deliveries SET reason = substr(reason, 1, 600) WHERE state = 2 AND length(reason) > 600",
     ),
+    6: (),  # one more index
 }
 """The statements that upgrade each version to the next. Missing tables are created before them, indexes afterwards."""
 
@@ -84,6 +86,9 @@ events = Table(
     _origin_column(),
 )
 _partial_index(events.c.routed.is_(False), "events_unrouted", events.c.key)
+Index("events_received", events.c.received_at, events.c.key)
+received_place = tuple_(events.c.received_at, events.c.key)
+"""Of an event in the order of `events_received`."""
 sinks = Table(
     "sinks",
     metadata,
@@ -119,6 +124,9 @@ deliveries = Table(
     Column("reason", Text),
     sqlite_with_rowid=False,
 )
+IS_PENDING = deliveries.c.state == PENDING
+"""For known deliveries: SQLite would find them by `deliveries_pending` if asked for a due time, and read all of a sink.
+"""
 IS_DEAD = deliveries.c.state == literal_column(str(DEAD))
 """A literal, since a partial index is not used for a value that is bound later."""
 _partial_index(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -19,7 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Engine, QueuePool, Table, create_engine, event, func
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    QueuePool,
+    Table,
+    create_engine,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -176,6 +188,12 @@ class SqliteDatabase:
 
     def lock_schema(self, connection: Connection) -> None:
         """Nothing to do: a writer is alone already."""
+
+    def lift_limits(self, connection: Connection) -> None:
+        """Nothing to do: a transaction has none."""
+
+    def among(self, column: Column[int], keys: Sequence[int]) -> ColumnElement[bool]:
+        return column.in_(select(func.json_each(json.dumps(list(keys))).table_valued("value").c.value))
 
     def advance_keys(self, connection: Connection, column: Column[Any]) -> None:
         """Nothing to do: they always do."""

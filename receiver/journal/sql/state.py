@@ -136,6 +136,7 @@ class SqlState:
             if version is None:
                 connection.execute(self._database.insert(versions).values(version=SCHEMA_VERSION))
             elif version < SCHEMA_VERSION:
+                self._database.lift_limits(connection)
                 for older in range(version, SCHEMA_VERSION):
                     for statement in UPGRADES[older]:
                         connection.exec_driver_sql(statement)
@@ -159,7 +160,8 @@ class SqlState:
 
     def _existing_keys(self, connection: Connection, stored: Sequence[StoredEvent]) -> set[int]:
         """The keys of the events that retention has not removed meanwhile, and will not before the commit."""
-        query = select(events.c.key).where(events.c.key.in_([event.key for event in stored])).order_by(events.c.key)
+        these = self._database.among(events.c.key, [event.key for event in stored])
+        query = select(events.c.key).where(these).order_by(events.c.key)
         return set(connection.scalars(query.with_for_update(key_share=True)))
 
 
