@@ -13,7 +13,8 @@ from statistics import median
 from sqlalchemy import Engine, func, select, update
 
 from bench.backlog import delivered, fill_settled, open_tables
-from bench.console import ConsoleServer, timed
+from bench.console import timed
+from bench.console_data import ConsoleServer
 from bench.drain import Case, drain_in
 from bench.intake import MAX_RATE, signed
 from bench.load import Pushes, push

@@ -227,11 +227,10 @@ def test_an_upgrade_that_fails_changes_nothing_and_succeeds_later(old_store: Sql
     assert old_store.open().counts().unrouted == 1
 
 
+@pytest.mark.parametrize("old_store", [pytest.param(postgresql_schema_2, id="postgresql")], indirect=True)
 def test_an_upgrade_takes_longer_than_any_other_transaction_may(
     old_store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not isinstance(old_store, PostgresqlStore):
-        pytest.skip("SQLite has no such limits")
     monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 1.0)
     monkeypatch.setattr(postgresql_module, "TRANSACTION_SECONDS", 1.5)
     monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 1.2)
