@@ -206,11 +206,20 @@ def speed_in(databases: Databases, place: Place, pushes: Pushes, first: int, sec
         before = server.cpu_seconds() + databases.cpu_seconds()
         load = push(server.url, pushes, first + round(MAX_RATE * seconds / 2), seconds, CONNECTIONS)
         cpu = (server.cpu_seconds() + databases.cpu_seconds() - before) / load.pushes
-        pages = {name: max(timed(server, f"/{path}")) for name, path in PAGES.items()}
+        pages = {name: slowest(server, f"/{path}") for name, path in PAGES.items()}
     mark_routed(place)
     case = Case("csv", CSV + DEAD, ("archive",), backlog, postgres=bool(place.database))
     drained = drain_in(place.folder, case, place.database)
     return Speed(load.rate, cpu, drained.rate, drained.cpu, pages)
+
+
+def slowest(server: Server, path: str) -> float:
+    """Seconds of the slowest of some requests for a page; infinite if one of them fails."""
+    try:
+        return max(timed(server, path))
+    except RuntimeError as error:
+        print(error)
+        return float("inf")
 
 
 def mark_routed(place: Place) -> None:
