@@ -135,7 +135,7 @@ def open_session(settings: Settings, patience_seconds: float | None = None) -> S
 
 
 def gaps_of_receiver(settings: Settings, now: float) -> list[OpenGap]:
-    from receiver.dt.plan import HISTORY_MINUTES
+    from receiver.sensors.gaps import HISTORY_MINUTES
     from receiver.sensors.shown import open_gaps
 
     if not settings.sensors.enabled:
@@ -145,7 +145,7 @@ def gaps_of_receiver(settings: Settings, now: float) -> list[OpenGap]:
 
 def times(since: str | None, until: str | None, now: float) -> tuple[float, float] | tuple[None, None]:
     """The begin and the end of what is fetched, in seconds since 1970; None for what gaps have missed."""
-    from receiver.dt.plan import HISTORY_MINUTES
+    from receiver.sensors.gaps import HISTORY_MINUTES
 
     if not (since or until):
         return None, None

@@ -13,14 +13,14 @@ from receiver.delivery.backfill_command import COMMAND, RUN_SECONDS, run
 from receiver.errors import JournalError
 from receiver.journal import Journal
 from receiver.sensors import open_registry
-from receiver.sensors.minutes import DAY_MINUTES, minute_of
+from receiver.sensors.gaps import HISTORY_MINUTES
+from receiver.sensors.minutes import minute_of
 from receiver.sensors.registry import Registry
 from receiver.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DT_RETRIES_MINUTES = 12 * 60
-HISTORY_MINUTES = 31 * DAY_MINUTES
 SETTLE_MINUTES = 30
 """So long after an outage DT itself may still push what it retries, and sensors are heard again."""
 

@@ -14,11 +14,9 @@ from receiver.dt.session import ApiError, Unavailable
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import Event, Origin, parse_time
 from receiver.journal import Journal, Records
+from receiver.sensors.gaps import HISTORY_MINUTES
 from receiver.sensors.shown import OpenGap
 from receiver.validation import counted
-
-HISTORY_MINUTES = 31 * 24 * 60
-"""How far back DT's history goes."""
 
 PROGRESS = "backfill"
 """The document with the remaining windows of an interrupted backfill."""

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from receiver.sensors.minutes import DAY_MINUTES, Minutes, Span, overlap
 
+HISTORY_MINUTES = 31 * DAY_MINUTES
+"""How far back DT's history goes: older gaps stay."""
+
 GAP_INTERVALS = 1.8
 """One lost heartbeat makes a gap; the jitter of two in a row does not."""
 

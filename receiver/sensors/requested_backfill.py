@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from receiver.sensors.minutes import DAY_MINUTES, Span
+from receiver.sensors.gaps import HISTORY_MINUTES
+from receiver.sensors.minutes import Span
 from receiver.sensors.registry import Registry
 
 DOCUMENT = "backfill-requested"
-HISTORY_MINUTES = 31 * DAY_MINUTES
-"""How far back DT's history goes."""
-
 AROUND_MINUTES = 60
 """So long before and after a downtime of the receiver a project may be unheard because of it."""
 
