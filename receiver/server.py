@@ -29,9 +29,8 @@ from receiver.supervisor import Child, Supervisor
 from receiver.validation import counted
 
 if TYPE_CHECKING:
-    from receiver.delivery.automatic_backfill import AutomaticBackfill
+    from receiver.delivery.backfill_thread import BackfillThread
     from receiver.delivery.crash_guard import CrashGuard
-    from receiver.delivery.requested_backfill import BackfillOnRequest
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +167,7 @@ def dispatcher(settings: Settings, redactor: Redactor, listener: socket.socket |
     return Child("dispatcher", work, DISPATCHER_SILENT_SECONDS)
 
 
-def backfills_of(settings: Settings, journal: Journal) -> Sequence[AutomaticBackfill | BackfillOnRequest]:
+def backfills_of(settings: Settings, journal: Journal) -> Sequence[BackfillThread]:
     """What asks DT for missed events, if there is a registry that knows what was missed."""
     from receiver.delivery.automatic_backfill import AutomaticBackfill
     from receiver.delivery.requested_backfill import BackfillOnRequest

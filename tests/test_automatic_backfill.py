@@ -16,7 +16,8 @@ from support.commands import Operator
 from support.missed import CONFIG, Fleet
 from support.sensors import event
 
-from receiver.delivery.automatic_backfill import COMMAND, DOCUMENT, AutomaticBackfill, missed_until
+from receiver.delivery.automatic_backfill import DOCUMENT, AutomaticBackfill, missed_until
+from receiver.delivery.backfill_thread import COMMAND
 from receiver.journal import Journal
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry

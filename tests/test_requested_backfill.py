@@ -97,10 +97,10 @@ def test_the_result_is_stored_for_all_who_look(code: int, body: str, expected: s
     journal = fleet.operator.journal
     command = (sys.executable, "-c", f"import sys; {body}; sys.exit({code})")
     work = BackfillOnRequest(fleet.operator.settings, journal, lambda: 7.0, command)
-    work.step()
+    work.look()
     assert read_request(journal) is None
     save_request(journal, RequestedBackfill(Progress.ASKED, 5.0))
-    work.step()
+    work.look()
     progress, _, text = expected.partition(": ")
     assert read_request(journal) == RequestedBackfill(Progress(progress), 7.0, text)
 
@@ -110,7 +110,7 @@ def test_one_dispatcher_at_a_time_carries_it_out(fleet: Fleet) -> None:
     asked = RequestedBackfill(Progress.ASKED, 5.0)
     save_request(journal, asked)
     assert journal.lease_document(DOCUMENT, 60)
-    BackfillOnRequest(fleet.operator.settings, journal, command=(sys.executable, "-c", "")).step()
+    BackfillOnRequest(fleet.operator.settings, journal, command=(sys.executable, "-c", "")).look()
     assert read_request(journal) == asked
 
 
