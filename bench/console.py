@@ -93,7 +93,7 @@ def paths(server: Server) -> dict[str, str]:
         "sensors": "/console/sensors",
         "sensors, a late page": f"/console/sensors?after={late}",
         "sensors, searched": "/console/sensors?q=sensor+77",
-        "sensors, searched in vain": "/console/sensors?q=no+such+name",
+        "sensors, nothing found": "/console/sensors?q=no+such+name",
         "sensors, of a state": "/console/sensors?state=silent",
         "sensors, of a state, a late page": f"/console/sensors?state=ok&after={late}",
         "one sensor, 24 hours": sensor,
