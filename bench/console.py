@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import re
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from statistics import median
 
 import urllib3
@@ -32,6 +35,7 @@ PUSH_SECONDS, ROUNDS = 15.0, 5
 SINKS = "".join(f'[sinks.{name}]\ntype = "csv"\npath = "{name}.csv"\n' for name in ("archive", "erp"))
 CONFIG = INTAKE_ONLY.replace("enabled = false", "enabled = true") + SINKS
 KINDS = (SQLITE.but("SQLite", CONFIG), POSTGRES.but("PostgreSQL", CONFIG))
+DOWNLOAD = "/console/sensors.csv"
 WITHOUT_STATISTICS = "PostgreSQL, never analyzed"
 
 Times = Mapping[str, Sequence[float]]
@@ -74,14 +78,14 @@ def first(times: Sequence[float]) -> float:
 
 
 def time_all(server: Server) -> Times:
-    return {part: timed(server, path) for part, path in paths(server).items()}
+    return {part: timed(server, path) for part, path in parts(server).items()}
 
 
-def paths(server: Server) -> dict[str, str]:
+def parts(server: Server) -> dict[str, str]:
     """The parts and their addresses."""
 
     def found(path: str, pattern: str) -> str:
-        match = re.search(f'"({pattern})"', get(server, path).decode())
+        match = re.search(f'"({pattern})"', get(server.port, path).decode())
         assert match, path
         return match[1].replace("&amp;", "&")
 
@@ -121,15 +125,15 @@ def paths(server: Server) -> dict[str, str]:
     }
 
 
-def get(server: Server, path: str, pool: urllib3.PoolManager | None = None, poll: bool = False) -> bytes:
+def get(port: int, path: str, pool: urllib3.PoolManager | None = None, poll: bool = False) -> bytes:
     response = (pool or urllib3.PoolManager()).request(
         "GET",
-        f"http://127.0.0.1:{server.port}{path}",
+        f"http://127.0.0.1:{port}{path}",
         headers={**HEADERS, **({"X-Refresh": "1"} if poll else {})},
         timeout=60,
     )
     if response.status != 200:
-        raise RuntimeError(f"{server.kind.name}: {path} is {response.status}: {response.data.decode()[-400:]}")
+        raise RuntimeError(f"{path} is {response.status}: {response.data.decode()[-400:]}")
     return response.data
 
 
@@ -138,7 +142,7 @@ def timed(server: Server, path: str) -> list[float]:
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        get(server, path)
+        get(server.port, path)
         times.append(time.perf_counter() - began)
     return times
 
@@ -148,49 +152,55 @@ def pushes_beside(server: ConsoleServer, size: float) -> tuple[float, float, flo
 
     In turn and several times, and the median of each: one moment in which the disk hangs decides a p99.
     """
-    beside: list[Callable[[threading.Event], list[threading.Thread]]] = [
-        lambda ended: [],
-        lambda ended: browsers(server, ended),
-        lambda ended: [threading.Thread(target=download, args=(server, ended))],
-    ]
-    taken: list[list[float]] = [[] for _ in beside]
+    sensor = f"/console/sensors/{registry_devices(server)[0]}"
+    pages = ["/console/", "/console/sensors", "/console/sinks", "/console/silence", "/console/rejected", sensor]
+    readers: list[list[str]] = [[], [pages[number % len(pages)] for number in range(BROWSERS)], [DOWNLOAD]]
+    taken: list[list[float]] = [[] for _ in readers]
     for _ in range(ROUNDS):
-        for begin, times in zip(beside, taken, strict=True):
-            ended = threading.Event()
-            threads = begin(ended)
-            for thread in threads:
-                thread.start()
-            traffic = Traffic(server, max(3.0, PUSH_SECONDS * size))
-            traffic.run()
-            ended.set()
-            for thread in threads:
-                thread.join()
+        for paths, times in zip(readers, taken, strict=True):
+            with reading(server.port, paths):
+                traffic = Traffic(server, max(3.0, PUSH_SECONDS * size))
+                traffic.run()
             responses = [traffic.accepted_at[event] - sent for event, sent in traffic.sent_at.items()]
             times.append(at(responses, 99))
     alone, polled, downloading = map(median, taken)
     return alone, polled, downloading
 
 
-def browsers(server: Server, ended: threading.Event) -> list[threading.Thread]:
-    sensor = f"/console/sensors/{registry_devices(server)[0]}"
-    pages = ["/console/", "/console/sensors", "/console/sinks", "/console/silence", "/console/rejected", sensor]
-    return [
-        threading.Thread(target=browse, args=(server, pages[number % len(pages)], number, ended))
-        for number in range(BROWSERS)
-    ]
+@contextmanager
+def reading(port: int, paths: Sequence[str]) -> Iterator[None]:
+    """Readers in a process of their own, or they would delay the load generator instead of the receiver."""
+    context = multiprocessing.get_context("spawn")
+    began, ended = context.Event(), context.Event()
+    process = context.Process(target=read, args=(port, paths, began, ended))
+    process.start()
+    try:
+        began.wait()
+        yield
+    finally:
+        ended.set()
+        process.join()
+    if process.exitcode:
+        raise RuntimeError("the readers of the console failed")
 
 
-def browse(server: Server, path: str, seed: int, ended: threading.Event) -> None:
-    """Show a page and poll it as its script does, over a connection that stays."""
+def read(port: int, paths: Sequence[str], began: Event, ended: Event) -> None:
+    began.set()
+    with ThreadPoolExecutor(max(1, len(paths))) as pool:
+        for done in [pool.submit(browse, port, path, number, ended) for number, path in enumerate(paths)]:
+            done.result()
+
+
+def browse(port: int, path: str, seed: int, ended: Event) -> None:
+    """Show a page and poll it as its script does, over a connection that stays; or repeat a download."""
     pool = urllib3.PoolManager()
+    if path == DOWNLOAD:
+        while not ended.is_set():
+            get(port, path, pool)
+        return
     ended.wait(random.Random(seed).uniform(0.0, 2.0))
-    page = get(server, path, pool).decode()
+    page = get(port, path, pool).decode()
     interval = re.search(r'data-refresh="(\d+)"', page)
     assert interval, path
     while not ended.wait(float(interval[1])):
-        get(server, path, pool, poll=True)
-
-
-def download(server: Server, ended: threading.Event) -> None:
-    while not ended.is_set():
-        get(server, "/console/sensors.csv")
+        get(port, path, pool, poll=True)
