@@ -450,3 +450,19 @@ def test_threads_that_claim_without_a_break_keep_no_other_thread_from_the_journa
             done.set()
         for each in claiming:
             each.result()
+
+
+def test_the_oldest_pending_event_of_a_sink_is_the_one_with_the_first_key(journal: Journal, clock: Clock) -> None:
+    route_events(journal, "other", "first", received_at=900.0)
+    route_events(journal, "s", "a", received_at=1000.0)
+    route_events(journal, "s", "b", received_at=1001.0)
+    assert [journal.oldest_pending(sink) for sink in ("s", "other", "unknown")] == [1000.0, 900.0, None]
+    first, second = claim(journal, "s")
+    settle(journal, [first], Result.FAILED, clock.now + 3600)
+    assert journal.oldest_pending("s") == 1000.0
+    settle(journal, claim(journal, "s"), Result.DELIVERED)
+    settle(journal, [second], Result.DELIVERED)
+    assert journal.oldest_pending("s") == 1000.0
+    clock.advance(3600)
+    settle(journal, claim(journal, "s"), Result.DEAD)
+    assert journal.oldest_pending("s") is None

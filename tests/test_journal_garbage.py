@@ -50,6 +50,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
         [Settlement(delivery(text, number, time), result, time, text) for result in Result]
     ),
     "next_due": lambda journal, text, number, time: journal.next_due(text),
+    "oldest_pending": lambda journal, text, number, time: journal.oldest_pending(text),
     "report_alive": lambda journal, text, number, time: journal.report_alive([text]),
     "take_over": lambda journal, text, number, time: journal.take_over(time),
     "liveness": lambda journal, text, number, time: journal.liveness(),

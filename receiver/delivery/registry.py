@@ -12,7 +12,7 @@ from receiver.delivery.alerts import Alerts
 from receiver.errors import JournalError, JournalUnavailable, Pause
 from receiver.event import Event
 from receiver.hookspecs import hookimpl
-from receiver.journal import Journal, SinkCounts
+from receiver.journal import Journal
 from receiver.logs import RateLimitedLog
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
@@ -118,7 +118,5 @@ class Judge:
 
     def _is_behind(self) -> bool:
         """Whether an event waits for longer than `settle` to be folded."""
-        if self._journal.next_due(SENSORS) is None:
-            return False  # at once, where counting what others have pending would take long
-        waiting = self._journal.counts().sinks.get(SENSORS, SinkCounts()).oldest_received_at
+        waiting = self._journal.oldest_pending(SENSORS)
         return waiting is not None and self._now() - waiting > self._settings.sensors.settle

@@ -283,6 +283,9 @@ class Journal(Protocol):
     def next_due(self, sink: str) -> float | None:
         """When the next pending delivery of a sink is due or its claim expires; None when none is pending."""
 
+    def oldest_pending(self, sink: str) -> float | None:
+        """When the first of the events that are pending for a sink was received; None when none is pending."""
+
     def may_dispatch(self) -> bool:
         """Whether this process may become a dispatcher: not while another one is, where only one is allowed."""
 

@@ -223,6 +223,16 @@ class SqlJournal(SqlState):
             due: float | None = connection.scalar(pending.order_by(deliveries.c.due).limit(1))
             return due
 
+    def oldest_pending(self, sink: str) -> float | None:
+        """Reads nothing that others have pending. Grouped, or PostgreSQL would look for it from the first event on."""
+        key = select(sinks.c.key).where(sinks.c.name == sink).scalar_subquery()
+        pending = select(func.min(deliveries.c.event).label("event"))
+        pending = pending.where(deliveries.c.sink == key, deliveries.c.due.is_not(None)).group_by(deliveries.c.sink)
+        first = pending.scalar_subquery()
+        with self._database.read() as connection:
+            received_at: float | None = connection.scalar(select(events.c.received_at).where(events.c.key == first))
+            return received_at
+
     def may_dispatch(self) -> bool:
         return self._database.may_dispatch()
 
