@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import RunningReceiver, wait_until
 from support.console import CONFIG, PASSWORDS, get, post
 from support.sensors import DOOR, FREEZER, START, event, fold_a_silent_freezer
 
+from receiver.console import silence
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
 from receiver.settings import load
@@ -150,6 +153,18 @@ def test_silence_is_shown_by_cause_and_completeness_by_day(fleet: RunningReceive
     shown = text(fleet, "/console/silence?q=freez")
     assert "freezer has not been heard since" in shown
     assert re.search(r"freezer .*%", shown)
+
+
+def test_outages_are_those_of_the_last_7_days() -> None:
+    ago = [days * 1440 for days in (9, 7.5, 7.1, 6.9, 1)]
+    now = 10_000 * 1440
+    spans = [(round(now - each), round(now - each + 60)) for each in ago]
+    projects = SimpleNamespace(down=spans[:1], outages={"p": spans[1:]})
+    visit: Any = SimpleNamespace(now=60.0 * now, sources=SimpleNamespace(projects=lambda: projects))
+    assert [(each.project_id, each.start.timestamp() / 60) for each in silence.outages(visit)] == [
+        ("p", now - 1440),
+        ("p", now - 6.9 * 1440),
+    ]
 
 
 def test_a_notice_shows_nothing_that_an_address_makes_up(fleet: RunningReceiver) -> None:

@@ -98,7 +98,8 @@ def outages(visit: Visit) -> list[Outage]:
     found = [*_outages(None, projects.down)]
     for project, spans in projects.outages.items():
         found += _outages(project, spans)
-    return sorted(found, key=lambda each: each.start, reverse=True)[:PAST]
+    since = datetime.fromtimestamp(visit.now, UTC) - timedelta(days=DAYS)  # more is read, since days are stored whole
+    return sorted((each for each in found if each.end > since), key=lambda each: each.start, reverse=True)[:PAST]
 
 
 def _outages(project: str | None, spans: Sequence[Span]) -> Iterator[Outage]:
