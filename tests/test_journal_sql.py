@@ -76,6 +76,24 @@ def test_an_event_that_is_routed_while_counts_are_read_is_counted(store: SqlStor
     assert dispatcher.counts().sinks["s"].pending == 1
 
 
+@pytest.mark.parametrize("result", [Result.DELIVERED, Result.DEAD])
+def test_an_event_that_is_settled_while_counts_are_read_is_counted(result: Result, store: SqlStore) -> None:
+    journal, dispatcher = store.open(), store.open()
+    route_events(dispatcher, "s", "a")
+    claimed = claim(dispatcher, "s")
+
+    def settle_once(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if "deliveries" in statement and claimed:
+            settle(dispatcher, [claimed.pop()], result)
+
+    engine = journal._database._engine  # type: ignore[attr-defined]
+    sqlalchemy.event.listen(engine, "after_cursor_execute", settle_once)
+    counted = delivery_counts(journal, "s")
+
+    assert not claimed
+    assert sum(counted) >= 1
+
+
 def test_a_dispatcher_that_starts_removes_the_last_reports_of_those_that_are_gone_for_long(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

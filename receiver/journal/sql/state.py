@@ -62,9 +62,10 @@ class SqlState:
             .order_by(sinks.c.name)
         )
         with self._database.read(by_index=most is not None) as connection:
-            dead = self._dead_by_sink(connection, most)
-            # first, so that an event that is routed meanwhile is counted twice rather than not at all
+            # in the order in which events pass: one that moves on meanwhile is counted twice rather than not at all
             unrouted = connection.scalar(select(func.count()).where(events.c.routed.is_(False))) or 0
+            rows = connection.execute(query).all()
+            dead = self._dead_by_sink(connection, most)
             by_sink = {
                 row.name: SinkCounts(
                     delivered=row.delivered,
@@ -77,7 +78,7 @@ class SqlState:
                     last_failure_at=row.last_failure_at,
                     last_failure_reason=row.last_failure_reason,
                 )
-                for row in connection.execute(query)
+                for row in rows
             }
             pushes = select(quarantine.c.id).limit(most).subquery()
             quarantined = connection.scalar(select(func.count()).select_from(pushes)) or 0
