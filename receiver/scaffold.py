@@ -22,7 +22,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from receiver import Event, Register, hookimpl
+from receiver import Event, Register, flush_folder, hookimpl, make_folder
 
 
 @dataclass
@@ -41,7 +41,7 @@ class $cls:
     def open(self, name: str, logger: logging.Logger) -> None:
         # Called once, before the first delivery. Connect and open files here, not in the constructor: if this raises,
         # the sink is paused, and open is called again at the end of the pause.
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)  # unlike mkdir, it makes sure that the folder survives a power cut
         logger.info("sink %s writes to %s", name, self.folder)
 
     @hookimpl
@@ -58,6 +58,7 @@ class $cls:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(self.folder / f"{event.id}.json")
+        flush_folder(self.folder)  # or a power cut could remove the file, whose event counts as delivered
 
     @hookimpl
     def close(self) -> None:

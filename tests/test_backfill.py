@@ -148,8 +148,8 @@ def test_without_a_service_account_it_says_which_variables_to_set(operator: Oper
     code, out, errors = operator.run("backfill", **environment)
     assert (code, out) == (1, [])
     assert errors == [
-        "error: DT_SERVICE_ACCOUNT_SECRET is not set; in DT Studio create a service account with a role in the project "
-        "and a key, and set the three variables"
+        "error: DT_SERVICE_ACCOUNT_SECRET is not set; in DT Studio create a service account with a key and the role "
+        "Project User in the project (Project Developer for `doctor`), and set the three variables"
     ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import runpy
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from support.events import event
 
 from receiver.folders import make_folder, why_not_writable
 from receiver.journal.sql.sqlite import SqliteDatabase
+from receiver.scaffold import new_sink
 
 
 @pytest.fixture
@@ -136,3 +139,14 @@ def test_a_path_that_cannot_be_written_is_named_with_what_prevents_it(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert why_not_writable(file) == f"{file} cannot be written: {file} is not writable"
     assert why_not_writable(new) == f"{new} cannot be created: {tmp_path} is not writable"
+
+
+def test_what_the_sink_of_new_sink_writes_is_durable(tmp_path: Path, flushed: list[tuple[Path, list[str]]]) -> None:
+    for folder in ("plugins", "tests"):
+        (tmp_path / folder).mkdir()
+    path, _ = new_sink("drop_box", (), root=tmp_path)
+    sink = runpy.run_path(str(path))["DropBox"](tmp_path / "a" / "b")
+    sink.open("drop_box", logging.getLogger("test"))
+    assert flushed == [(tmp_path, ["a", "plugins", "tests"]), (tmp_path / "a", ["b"])]
+    sink.deliver(event("e1"), attempt=1)
+    assert flushed[2:] == [(tmp_path / "a" / "b", ["e1.json"])]

@@ -123,7 +123,8 @@ def open_session(settings: Settings, patience_seconds: float | None = None) -> S
     if missing := settings.api.missing:
         raise ReceiverError(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; in DT Studio create a service "
-            "account with a role in the project and a key, and set the three variables"
+            "account with a key and the role Project User in the project (Project Developer for `doctor`), and set the "
+            "three variables"
         )
     return Session(
         settings.api,
