@@ -64,7 +64,7 @@ def measure(size: float) -> None:
         ],
     )
     show(
-        f"p99 of pushes at 50/s: alone, with {BROWSERS} browsers that poll, and beside a download of all sensors",
+        f"p99 of pushes at 50/s: alone, with {BROWSERS} browsers that poll, and during a download of all sensors",
         ["ms", "alone", "polled", "/ alone", "download", "/ alone"],
         [
             (name, ms(alone), ms(with_them), ratio(with_them, alone), ms(download), ratio(download, alone))
@@ -148,7 +148,7 @@ def timed(server: Server, path: str) -> list[float]:
 
 
 def pushes_beside(server: ConsoleServer, size: float) -> tuple[float, float, float]:
-    """The time within which 99 % of pushes got their response: alone, beside browsers, and beside a download.
+    """The time within which 99 % of pushes got their response: alone, with browsers, and during a download.
 
     In turn and several times, and the median of each: one moment in which the disk hangs decides a p99.
     """

@@ -171,7 +171,7 @@ def speed(databases: Databases, size: float, rounds: int) -> list[Sequence[str]]
         ]
         title = (
             f"Growth on {databases.name}: {events_count:,} events in the journal ({megabytes:,.0f} MB), half of them "
-            f"not delivered to a dead sink, and {sensors:,} sensors; beside an empty one with {FEW_SENSORS:,} sensors"
+            f"not delivered to a dead sink, and {sensors:,} sensors; and an empty one with {FEW_SENSORS:,} sensors"
         )
         show(title, ["", "empty", "long", "long / empty"], rows)
         config, old_share = KEEPING + DELIVERING, LONG_RETENTION_DAYS / LONG_DAYS

@@ -1,4 +1,4 @@
-"""Which URLs nobody can change on the way: those with TLS, and those of this machine."""
+"""Which URLs cannot be changed on the way: those with TLS, and those of this machine."""
 
 from __future__ import annotations
 

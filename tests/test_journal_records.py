@@ -110,13 +110,18 @@ def test_dead_letters_that_are_deleted_are_gone_and_nothing_else_is(
     assert accept(journal, "a") == [Outcome.DUPLICATE]
 
 
-def test_dead_letters_are_grouped_by_sink_and_reason_the_largest_group_first(
-    journal: Journal, records: Records, clock: Clock
-) -> None:
+def let_two_groups_die(journal: Journal, clock: Clock) -> None:
+    """At the sink `x`, three events with the reason HTTP 410, and then one with HTTP 404."""
     for number, event_id in enumerate("abc"):
         route_events(journal, "x", event_id, received_at=500.0 + number)
     settle(journal, claim(journal, "x"), Result.DEAD, reason="HTTP 410")
     let_die(journal, clock, "x", "d")
+
+
+def test_dead_letters_are_grouped_by_sink_and_reason_the_largest_group_first(
+    journal: Journal, records: Records, clock: Clock
+) -> None:
+    let_two_groups_die(journal, clock)
     let_die(journal, clock, "y", "e", "f")
     route_events(journal, "x", "pending")
     groups = [
@@ -135,10 +140,7 @@ def test_dead_letters_are_grouped_by_sink_and_reason_the_largest_group_first(
 def test_groups_are_found_in_the_order_of_their_reasons_and_counted_in_part(
     journal: Journal, records: Records, clock: Clock
 ) -> None:
-    for number, event_id in enumerate("abc"):
-        route_events(journal, "x", event_id, received_at=500.0 + number)
-    settle(journal, claim(journal, "x"), Result.DEAD, reason="HTTP 410")
-    let_die(journal, clock, "x", "d")
+    let_two_groups_die(journal, clock)
     let_die(journal, clock, "x", "e", reason="")
     let_die(journal, clock, "y", "f", "g")
     route_events(journal, "x", "pending")

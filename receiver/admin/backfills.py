@@ -36,8 +36,7 @@ def to_backfill(records: Records, registry: Registry, settings: Settings, now: f
     return found
 
 
-def ask_for_backfill(records: Records, registry: Registry, settings: Settings, now: float) -> Sequence[Missed]:
-    """Let the dispatcher's process run `backfill`. Returns what it asks DT for; raises as above."""
-    found = to_backfill(records, registry, settings, now)
+def ask_for_backfill(records: Records, registry: Registry, settings: Settings, now: float) -> None:
+    """Let the dispatcher's process run `backfill`. Raises as `to_backfill`."""
+    to_backfill(records, registry, settings, now)
     save_request(records, RequestedBackfill(Progress.ASKED, now))
-    return found
