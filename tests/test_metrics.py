@@ -10,12 +10,14 @@ import time
 import types
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import urllib3
 from conftest import TEST_SECRET, RunningReceiver, StartReceiver, wait_until
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_httpserver import HTTPServer
 from support.journals import Store, accept, claim, route_events, settle
@@ -169,6 +171,20 @@ def test_after_known_pushes_and_deliveries_every_value_is_right(
     assert page["receiver_commit_duration_seconds_count", ()] == 9
     assert 0 < page["receiver_commit_duration_seconds_sum", ()] < 60
     assert page["receiver_build_info", (("version", __version__),)] == 1
+
+
+def test_metrics_are_shown_while_another_intake_process_starts(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    (tmp_path / "counter_1.db").touch()  # as it is before the process sets its size
+    labels = {"code": "200", "result": "accepted"}
+    key = mmap_key("receiver_pushes", "receiver_pushes_total", labels.keys(), labels.values(), "")
+    with closing(MmapedDict(tmp_path / "counter_2.db")) as running:
+        running.write_value(key, 7, 0)
+    metrics = Metrics(journal)
+    assert 'receiver_pushes_total{code="200",result="accepted"} 7.0' in metrics.page().decode()
+    assert metrics.responses() == {(200, "accepted"): 7}
 
 
 def test_the_metrics_are_exactly_those_documented_with_their_types_labels_and_a_description(
