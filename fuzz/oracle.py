@@ -150,25 +150,34 @@ def verified(body: bytes) -> Opinion:
 def id_of(body: bytes) -> str | None:
     """The event id in a body; None if it is not a valid event."""
     try:
-        payload = json.loads(body.decode("utf-8"), parse_int=lambda _: 0)
-    except (ValueError, RecursionError):
+        text = body.decode("utf-8")
+        if text.count("{") + text.count("[") > MAX_LEVELS and levels(text) > MAX_LEVELS:
+            return None
+        payload = json.loads(text, parse_int=lambda _: 0)
+    except ValueError:
         return None
     event = payload.get("event") if isinstance(payload, dict) else None
-    if not isinstance(event, dict) or levels(payload) > MAX_LEVELS:
+    if not isinstance(event, dict):
         return None
     event_id = event.get("eventId")
     is_event = isinstance(event_id, str) and EVENT_ID.fullmatch(event_id) and isinstance(event.get("eventType"), str)
     return event_id if is_event else None
 
 
-def levels(value: object) -> int:
-    """How deep objects and lists are nested in each other."""
-    deepest, left = 0, [(value, 1)]
-    while left:
-        each, level = left.pop()
-        if isinstance(each, dict | list):
+def levels(text: str) -> int:
+    """How deep objects and lists are nested in each other in a JSON text."""
+    deepest = level = 0
+    in_string = escaped = False
+    for each in text:
+        if escaped or (in_string and each == "\\"):
+            escaped = not escaped
+        elif each == '"':
+            in_string = not in_string
+        elif not in_string and each in "{[":
+            level += 1
             deepest = max(deepest, level)
-            left += [(inner, level + 1) for inner in (each.values() if isinstance(each, dict) else each)]
+        elif not in_string and each in "}]":
+            level -= 1
     return deepest
 
 

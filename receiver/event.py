@@ -20,6 +20,8 @@ from receiver.errors import NotAnEvent
 
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+BRACKETS = re.compile(r"[{}\[\]]")
 
 MAX_LEVELS = 100
 """How deeply objects and lists in a body can be nested: far more than DT does, and few enough for every call that
@@ -170,26 +172,24 @@ def event_id(body: bytes) -> str:
 def _parse(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
-        payload = DECODER.decode(text)
-        if body.count(b"{") + body.count(b"[") > MAX_LEVELS and _levels_exceed(payload, MAX_LEVELS):
+        if text.count("{") + text.count("[") > MAX_LEVELS and _levels_exceed(text, MAX_LEVELS):
             raise NotAnEvent("the body is nested too deeply")
+        payload = DECODER.decode(text)
         return _without_lone_surrogates(payload) if ESCAPED_SURROGATE.search(text) else payload
     except UnicodeDecodeError:
         raise NotAnEvent("the body is not UTF-8") from None
-    except RecursionError:
-        raise NotAnEvent("the body is nested too deeply") from None
     except ValueError:
         raise NotAnEvent("the body is not JSON") from None
 
 
-def _levels_exceed(payload: object, limit: int) -> bool:
-    level = [payload]
-    for _ in range(limit + 1):
-        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
-        level = [each for container in inner for each in container]
-        if not inner:
-            return False
-    return True
+def _levels_exceed(text: str, limit: int) -> bool:
+    """Whether a JSON text is nested deeper, also in a value that decoding would drop for a later one of its name."""
+    level = 0
+    for bracket in BRACKETS.findall(STRINGS.sub("", text)):
+        level += 1 if bracket in "{[" else -1
+        if level > limit:
+            return True
+    return False
 
 
 def _without_lone_surrogates(payload: object) -> object:

@@ -626,6 +626,13 @@ def test_decoded_data_can_be_encoded_as_json_again(number: str) -> None:
             b'{"event":{"eventId":"a","eventType":"x","a":' + b'{"a":' * 99 + b"1" + b"}" * 101,
             "the body is nested too deeply",
         ),
+        *[
+            (
+                b'{"event":{"eventId":"a","eventType":"x"},"a":' + b"[" * count + b"]" * count + b',"a":1}',
+                "the body is nested too deeply",
+            )
+            for count in (100, 900, 10_000)
+        ],
         (b"[]", "the body is not a JSON object"),
         (b"null", "the body is not a JSON object"),
         (b"NaN", "the body is not a JSON object"),
@@ -678,7 +685,11 @@ def test_a_body_that_is_no_event_is_rejected_with_the_reason(body: bytes, reason
     assert (str(of_event.value), str(of_id.value)) == (reason, reason)
 
 
-@pytest.mark.parametrize("more", [b"[" * 99 + b"]" * 99, b"[" + b"{}," * 5000 + b"[]]"], ids=["deepest", "many"])
+@pytest.mark.parametrize(
+    "more",
+    [b"[" * 99 + b"]" * 99, b"[" + b"{}," * 5000 + b"[]]", b'["' + rb"[{\"" * 200 + rb'\\"]'],
+    ids=["deepest", "many", "in a string"],
+)
 def test_what_is_nested_less_deeply_is_an_event(more: bytes) -> None:
     body = b'{"event":{"eventId":"a","eventType":"touch"},"x":' + more + b"}"
     assert (event_id(body), Event.from_body(body, RECEIVED).id) == ("a", "a")
