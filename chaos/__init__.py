@@ -16,6 +16,7 @@ compared: nothing missing, nothing foreign, nothing altered, nothing twice in a 
 | `recorder.py` | a target of the webhook sink that records what it receives |
 | `disk.py` | a disk that can be full |
 | `clock.py`, `clock.c` | a clock that jumps, of a program in C |
+| `power.py` | what the disk of the receiver may have lost in a power cut |
 | `broker.py` | a real MQTT broker |
 | `listener.py` | a client of it that records what it receives |
 | `sink.py` | the plugin that runs inside the receiver: it records events, and misbehaves when instructed |

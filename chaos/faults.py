@@ -7,18 +7,22 @@ import os
 import random
 import resource
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
 
+from chaos.power import lose_power
 from chaos.system import System
 from chaos.visitor import Visitor
+from power_cut.recording import Recorder
 from receiver.testing.issuer import send
 from receiver.testing.running import wait_until
 
@@ -138,10 +142,29 @@ def kill_process(kind: str) -> Inject:
 
 @contextmanager
 def kill_all(system: System, planned: PlannedFault) -> Iterator[str]:
-    """A power cut, as far as a program can simulate one: all processes end at once, and start again later."""
+    """All processes end at once, and start again later."""
     system.kill()
     yield ""
     system.start()
+
+
+@contextmanager
+def cut_power(system: System, planned: PlannedFault) -> Iterator[str]:
+    """The power of the receiver's machine fails, after a while on a disk that is recorded."""
+    with tempfile.TemporaryDirectory(prefix="receiver-recording-") as folder:
+        system.stop()
+        recorder = Recorder(Path(folder), system.local)
+        try:
+            with system.environment(recorder.environment):
+                system.start()
+                system.wait_until_working()
+                yield ""
+                with recorder.paused():
+                    system.kill()
+            lost = lose_power(system.local, recorder.finish(), planned.choice)
+            system.log_fault(f"the disk after the power cut: {lost.rules.name}, {lost.loss}")
+        finally:
+            system.start()
 
 
 @contextmanager
@@ -388,6 +411,7 @@ FAULTS = {
     "dispatcher killed": Fault(kill_process("dispatcher"), 0),
     "supervisor killed": Fault(kill_process("supervisor"), 0),
     "all killed": Fault(kill_all, 3),
+    "power cut": Fault(cut_power, 10),
     "terminated": Fault(restart, 3),
     "process stopped": Fault(suspend_process, 10),
     "clock an hour ahead": Fault(shift_clock(CLOCK_SECONDS), 15),
@@ -404,10 +428,10 @@ FAULTS = {
     "plugin raises": Fault(plugin("raise"), 20),
     "issuer away": Fault(hide_issuer, 15),
     "console under load": Fault(load_console, 10),
-    "disk full under CSV": Fault(fill_disk("events.csv", 3_000), 15),
+    "disk full under CSV": Fault(fill_disk("local/events.csv", 3_000), 15),
     "broker killed": Fault(kill_broker, 3),
     "registry's disk full": Fault(fill_registry_disk, 15),
-    "disk full under journal": Fault(fill_disk("data/journal.sqlite-wal", 3_000), 15),
+    "disk full under journal": Fault(fill_disk("local/data/journal.sqlite-wal", 3_000), 15),
     "database killed": Fault(kill_database, 2),
     "database frozen": Fault(freeze_database, 8),
     "connections cut": Fault(cut_connections, 0),
@@ -416,8 +440,8 @@ FAULTS = {
     "primary killed": Fault(fail_over(frozen=False), 3),
     "primary frozen": Fault(fail_over(frozen=True), 3),
 }
-OF_PROCESSES = list(FAULTS)[:11]
-OF_SURROUNDINGS = list(FAULTS)[11:23]
+OF_PROCESSES = list(FAULTS)[:12]
+OF_SURROUNDINGS = list(FAULTS)[12:24]
 OF_JOURNAL = {
     "sqlite": ["disk full under journal", "registry's disk full"],
     "postgresql": [

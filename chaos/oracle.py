@@ -127,8 +127,8 @@ def collect(system: System) -> Iterator[Received]:
         target.digests,
         repeats=sum(target.calls.values()) - len(target.calls),
     )
-    yield Received("events", rows(system.folder / "events.csv"), exactly=lambda entry: 1)
-    yield Received("readings", rows(system.folder / "readings.csv"), exactly=lambda entry: entry.rows)
+    yield Received("events", rows(system.local / "events.csv"), exactly=lambda entry: 1)
+    yield Received("readings", rows(system.local / "readings.csv"), exactly=lambda entry: entry.rows)
     yield Received("console", Counter(receiver.printed_ids()))
     yield recorded("some", system.folder / "some.txt", lambda entry: entry.type in SOME_TYPES)
     yield recorded("odd", system.folder / "odd.txt", lambda entry: entry.type is not None)

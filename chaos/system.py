@@ -25,6 +25,7 @@ from chaos.disk import Disk
 from chaos.listener import CLIENT_ID, TOPICS
 from chaos.pair import Pair
 from chaos.recorder import Recorder
+from power_cut.recording import compiler
 from receiver.testing.issuer import TEST_ORGANIZATION, Issuer
 from receiver.testing.postgresql import start_server
 from receiver.testing.running import ROOT, RunningReceiver, parent_of, wait_until
@@ -36,14 +37,16 @@ CONFIG = """
 [receiver]
 host = "127.0.0.1"
 plugins = ["{plugin}"]
+[journal]
+path = "local/data/journal.sqlite"
 {sensors}{sinks}
 """
 RETRY = 'retry = {{ initial_backoff = {initial}, max_backoff = {maximum}, max_age = "30d" }}\n'
 INITIAL_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 5.0
 SINKS = {
     "hook": 'type = "webhook"\nurl = "{hook}"\nallow_private = true\nconcurrency = 4\n',
-    "events": 'type = "csv"\npath = "events.csv"\nrows = "events"\n',
-    "readings": 'type = "csv"\npath = "readings.csv"\n',
+    "events": 'type = "csv"\npath = "local/events.csv"\nrows = "events"\n',
+    "readings": 'type = "csv"\npath = "local/readings.csv"\n',
     "console": 'type = "stdout"\n',
     "some": 'type = "records"\npath = "{folder}/some.txt"\nfilter = {{ event_types = {types} }}\n',
     "odd": 'type = "records"\npath = "{folder}/odd.txt"\ninstructions = "{folder}/instructions"\n',
@@ -51,8 +54,8 @@ SINKS = {
 }
 SOME_TYPES = ["touch", "temperature", "humidity", "soilMoisture"]
 FILES = {
-    "events": "events.csv",
-    "readings": "readings.csv",
+    "events": "local/events.csv",
+    "readings": "local/readings.csv",
     "console": "stdout.txt",
     "some": "some.txt",
     "odd": "odd.txt",
@@ -88,7 +91,10 @@ class System:
         speed: float = 1.0,
         cloud_environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()  # as the journal resolves its path
+        self.local = self.folder / "local"
+        """What is on the disk of the receiver's machine, and may be lost in a power cut: journal and CSV files."""
+        self.local.mkdir()
         self.untested: dict[str, str] = {}
         """Kinds of faults that cannot be injected on this machine, and why."""
         self._retry = RETRY.format(initial=INITIAL_BACKOFF_SECONDS / speed, maximum=MAX_BACKOFF_SECONDS / speed)
@@ -100,6 +106,8 @@ class System:
             self.untested["broker killed"] = "mosquitto is not installed"
         self.sinks = [name for name in SINKS if self.broker or name != "broker"]
         """Without mosquitto there is no sink `broker`."""
+        if compiler() is None:
+            self.untested["power cut"] = "no C compiler that is called cc"
         self.disk: Disk | None = None
         self.clock: Clock | None = None
         if journal == "sqlite":
@@ -155,7 +163,7 @@ class System:
     @property
     def registry_path(self) -> Path:
         """The SQLite file of the registry, unless it is in the database of the journal."""
-        return (self.disk.folder if self.disk else self.folder / "data") / "sensors.sqlite"
+        return (self.disk.folder if self.disk else self.local / "data") / "sensors.sqlite"
 
     def start(self) -> None:
         """Start the receiver unless it is running, and restart it from now on whenever it exits."""
@@ -183,6 +191,16 @@ class System:
         with self._lock:
             self._should_run = False
             self.receiver.kill_all()
+
+    @contextlib.contextmanager
+    def environment(self, more: Mapping[str, str]) -> Iterator[None]:
+        """A context in which the receiver is started with more variables."""
+        self.receiver.environment |= more
+        try:
+            yield
+        finally:
+            for name in more:
+                del self.receiver.environment[name]
 
     def wait_until_working(self) -> None:
         """Wait until a receiver that was started accepts pushes and its dispatcher has had a second to route events."""
@@ -259,7 +277,7 @@ class System:
     def journal(self, query: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a query to the database of the journal, one after another: not all may fit into memory."""
         if self.database_url is None:
-            with contextlib.closing(sqlite3.connect(self.folder / "data" / "journal.sqlite")) as connection:
+            with contextlib.closing(sqlite3.connect(self.local / "data" / "journal.sqlite")) as connection:
                 yield from connection.execute(query)
         else:
             with psycopg.connect(self.database_url) as server, server.cursor("chaos") as cursor:

@@ -44,11 +44,11 @@ def test_while_everything_fails_no_event_that_got_200_is_lost_altered_or_written
 @pytest.mark.parametrize(
     ("journal", "kinds"),
     [
-        ("sqlite", ("broker killed", "registry's disk full", "console under load")),
+        ("sqlite", ("power cut", "broker killed", "registry's disk full", "console under load")),
         ("postgresql", ("database clock ahead", "database clock behind", "issuer away")),
     ],
 )
-def test_faults_of_the_surroundings_lose_nothing_and_are_each_injected(
+def test_faults_of_machines_and_surroundings_lose_nothing_and_are_each_injected(
     journal: str, kinds: tuple[str, ...], tmp_path: Path
 ) -> None:
     report = run(replace(SHORT, seconds=0.0, min_faults=len(kinds), only=kinds, journal=journal), tmp_path)
