@@ -18,6 +18,7 @@ from support.delivery import Behaviour, RunningDispatcher, SingleSink, add_deliv
 from support.journals import SqliteStore
 
 from receiver.delivery import dispatcher as dispatcher_module
+from receiver.delivery import retention as retention_module
 from receiver.delivery import sink_loop
 from receiver.errors import JournalUnavailable
 from receiver.event import Event
@@ -316,8 +317,9 @@ def test_a_dispatcher_reports_that_it_is_alive_although_it_cannot_route(
 def test_retention_is_faster_than_routing_when_half_of_the_old_events_have_to_stay(
     dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("BATCH", 2), ("EXPIRED_BATCH", 6), ("RETENTION_BUDGET_SECONDS", -1.0)):
-        monkeypatch.setattr(dispatcher_module, name, value)
+    monkeypatch.setattr(dispatcher_module, "BATCH", 2)
+    monkeypatch.setattr(retention_module, "BATCH", 6)
+    monkeypatch.setattr(retention_module, "BUDGET_SECONDS", -1.0)
     journal, records = dispatcher.journal, dispatcher.store.records()
     journal.accept([Arrival(f"old {number}", b"{}", 1000.0) for number in range(12)])
     old = journal.unrouted(12)

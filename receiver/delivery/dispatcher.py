@@ -21,6 +21,7 @@ from typing import Any
 from receiver.delivery.alerts import Alerts
 from receiver.delivery.circuit_breaker import CircuitBreaker, Random
 from receiver.delivery.registry import Judge
+from receiver.delivery.retention import Retention
 from receiver.delivery.sink_loop import CLAIM_SECONDS, IDLE_SECONDS, LOOK_SECONDS, POLL_SECONDS, Redact, SinkLoop
 from receiver.delivery.sinks import Sink
 from receiver.errors import JournalUnavailable, NotAnEvent
@@ -45,13 +46,6 @@ SILENT_SECONDS = 15.0
 HOLD_SECONDS = 10.0
 """So long after its last report a dispatcher begins no more calls: they have the rest of SILENT_SECONDS to end."""
 
-RETENTION_SECONDS = 1.0
-RETENTION_IDLE_SECONDS = 10.0
-"""How long retention waits when nothing more has expired."""
-
-RETENTION_BUDGET_SECONDS = 0.1
-"""Retention may take a tenth of the time, since routing waits for it; more only to keep up with what is routed."""
-
 TRIAL_SECONDS = 5.0
 """How long a suspect sink is called alone before the next one may begin."""
 
@@ -65,12 +59,6 @@ CLOSE_SECONDS = 1.0
 LONG_CALL_SECONDS = 60.0
 BATCH = 500
 """How many events one transaction routes."""
-
-EXPIRED_BATCH = 1000
-"""How many events one transaction removes: more cost less each, and on SQLite pushes wait for it."""
-
-EXPIRED_PER_ROUTED = 3
-"""How many events retention checks for each one that is routed: it catches up even when half of them have to stay."""
 
 
 class Dispatcher:
@@ -102,7 +90,7 @@ class Dispatcher:
         self._broken = broken
         self._warnings = warnings
         self._judge = judge
-        self._retention_seconds = retention_seconds
+        self._retention = Retention(journal, retention_seconds)
         self._redact = redact
         self._random = random
         self._alerts = Alerts(plugins, [sink.hook for sink in sinks], redact)
@@ -113,10 +101,6 @@ class Dispatcher:
         """There may be unrouted events."""
         self._new_states = True
         """An operator may have changed the state of a sink."""
-        self._expiring = True
-        """There may be more events that have expired."""
-        self._unchecked = 0
-        """How many events retention has to check to keep up with what was routed."""
         self._routed_at = float("-inf")
         self._catching_up = True
         """There may be unrouted events that were received before the start."""
@@ -176,11 +160,11 @@ class Dispatcher:
             self._every(IDLE_SECONDS, self._take_over)
             routed = self._route_new()
             self._every(LIVENESS_SECONDS, self._find_sinks_behind)
-            self._keep_up(routed)
+            self._retention.keep_up(routed)
             routed = max(routed, self._catch_up())
             self._every(EXTEND_SECONDS, self._extend_claims)
             self._every(EXTEND_SECONDS, self._warn_about_long_calls)
-            self._every(RETENTION_SECONDS if self._expiring else RETENTION_IDLE_SECONDS, self._apply_retention)
+            self._every(self._retention.pause_seconds, self._retention.apply)
             self._every(IDLE_SECONDS if self._new_states else LOOK_SECONDS, self._adopt_states)
         except JournalUnavailable as error:
             self._log.error("journal", "the dispatcher waits for the journal: %s", error)
@@ -355,22 +339,6 @@ class Dispatcher:
             for name, longest in seconds.items()
             if longest > LONG_CALL_SECONDS
         ]
-
-    def _apply_retention(self) -> None:
-        end = time.monotonic() + RETENTION_BUDGET_SECONDS
-        self._expiring = True
-        while self._expiring and time.monotonic() < end:
-            self._remove_expired()
-
-    def _keep_up(self, routed: int) -> None:
-        """Remove events as fast as others are routed, also when the time for retention does not suffice for that."""
-        self._unchecked += routed * EXPIRED_PER_ROUTED
-        if self._expiring and self._unchecked >= EXPIRED_BATCH:
-            self._remove_expired()
-
-    def _remove_expired(self) -> None:
-        self._expiring = self._journal.remove_expired(time.time() - self._retention_seconds, EXPIRED_BATCH)
-        self._unchecked = max(0, self._unchecked - EXPIRED_BATCH) if self._expiring else 0
 
     def _drain(self, lifeline: Lifeline, threads: Sequence[threading.Thread]) -> None:
         """Deliver what is due and what intake still accepts, then stop; calls that do not return are abandoned."""

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, exists, func, literal, select, true, update
+from sqlalchemy import Connection, case, delete, exists, func, literal, select, update
 
 from receiver.journal.contract import (
     Arrival,
@@ -24,6 +24,7 @@ from receiver.journal.contract import (
     StoredEvent,
 )
 from receiver.journal.sql.database import Database
+from receiver.journal.sql.expired_events import ExpiredEvents
 from receiver.journal.sql.schema import (
     DEAD,
     DELIVERED,
@@ -35,7 +36,6 @@ from receiver.journal.sql.schema import (
     documents,
     events,
     quarantine,
-    received_place,
     secrets,
     sinks,
     versions,
@@ -47,12 +47,6 @@ SECRET_USE_SECONDS = 5.0
 
 GONE_SECONDS = 3600.0
 """The record of a dispatcher that has not reported for so long is deleted."""
-
-CHECKED_AGAIN = 10
-"""How many times as many events are checked again at once as are removed at once: checking costs far less."""
-
-START = (float("-inf"), 0)
-"""Before all events."""
 
 CLOCK_SECONDS = 60.0
 """A clock set back by more than this moves with it the stored times that are further ahead than this."""
@@ -66,7 +60,7 @@ class SqlJournal(SqlState):
         super().__init__(database, holder or uuid.uuid4().hex, create_tables=create_tables)
         self._shared = database.shared
         self.wait_for_events = database.wait
-        self._expired_up_to = self._checked_again_up_to = START
+        self.remove_expired = ExpiredEvents(database).remove
         self._secret_use_recorded_at: dict[str, float] = {}
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
@@ -314,56 +308,6 @@ class SqlJournal(SqlState):
                     **changes,
                 )
             )
-
-    def remove_expired(self, received_before: float, limit: int) -> bool:
-        """Each event is checked once it has expired. Those that had to stay are checked again, a part in each step, so
-        that however many they are, they do not delay the others."""
-        expired = self._expired(self._expired_up_to, (received_before, 0), limit)
-        if expired:
-            self._remove([row.key for row in expired if row.removable])
-            self._expired_up_to = (expired[-1].received_at, expired[-1].key)
-        if len(expired) == limit:
-            return True
-        return self._remove_again(limit) > 0
-
-    def _remove_again(self, limit: int) -> int:
-        """Check again some of the events that had to stay; after the last one, begin with the first one."""
-        if self._expired_up_to == START:
-            return 0
-        rows = self._expired(self._checked_again_up_to, self._expired_up_to, limit * CHECKED_AGAIN)
-        removable = [row for row in rows if row.removable][:limit]
-        self._remove([row.key for row in removable])
-        last = removable[-1] if len(removable) == limit else rows[-1] if len(rows) == limit * CHECKED_AGAIN else None
-        self._checked_again_up_to = START if last is None else (last.received_at, last.key)
-        return len(removable)
-
-    def _expired(self, after: tuple[float, int], up_to: tuple[float, int], limit: int) -> Sequence[Any]:
-        """The places of the next events, and whether each can be removed."""
-        some = select(events.c.received_at, events.c.key, events.c.routed)
-        some = some.where(received_place > after, received_place <= up_to)
-        part = some.order_by(events.c.received_at, events.c.key).limit(limit).subquery()
-        undelivered = exists().where(deliveries.c.event == part.c.key, deliveries.c.state != DELIVERED)
-        missed_from = select(func.min(sinks.c.missed_from)).scalar_subquery()
-        removable = part.c.routed & ~undelivered & func.coalesce(part.c.key < missed_from, true())
-        query = select(part.c.received_at, part.c.key, removable.label("removable"))
-        with self._database.read() as connection:
-            return connection.execute(query.order_by(part.c.received_at, part.c.key)).all()
-
-    def _remove(self, keys: Sequence[int]) -> None:
-        """Remove those of these events that are still delivered everywhere, except for those being requeued now.
-
-        Not durable: what a power cut brings back is removed again.
-        """
-        if not keys:
-            return
-        with self._database.write(durable=False) as connection:
-            if self._shared:
-                locked = select(events.c.key).where(self._database.among(events.c.key, keys)).order_by(events.c.key)
-                keys = connection.scalars(locked.with_for_update(skip_locked=True)).all()
-            undelivered = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
-            these = delete(events).where(self._database.among(events.c.key, keys), ~undelivered)
-            removed = connection.scalars(these.returning(events.c.key)).all()
-            connection.execute(delete(deliveries).where(self._database.among(deliveries.c.event, removed)))
 
     def lease_document(self, name: str, seconds: float) -> bool:
         """A lease that ends later than any lease of now can is from before the clock was set back."""
