@@ -18,6 +18,13 @@ MAX_ERROR_CHARACTERS = 500
 """How much of the text of an exception is shown."""
 
 
+MAX_CHARACTERS = 100_000
+"""Of a longer text only the beginning is shown: eight million characters would hold the interpreter for a second."""
+
+MARGIN_CHARACTERS = 20_000
+"""What is dropped at the cut, since there may be a part of a secret: as much as a long one takes in any spelling."""
+
+
 class Redactor:
     """Knows the secrets of this process and hides them, however they are written. Callable from any thread."""
 
@@ -33,7 +40,12 @@ class Redactor:
             self._forms, self._pattern = forms, _pattern(forms)
 
     def redact(self, text: str) -> str:
-        """`text` with *** in place of every secret."""
+        """`text` with *** in place of every secret; of a very long text the beginning."""
+        if len(text) > MAX_CHARACTERS:
+            return f"{self._hidden(text[:MAX_CHARACTERS])[:-MARGIN_CHARACTERS]}…"
+        return self._hidden(text)
+
+    def _hidden(self, text: str) -> str:
         return self._pattern.sub("***", text) if self._pattern else text
 
 

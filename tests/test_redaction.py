@@ -9,7 +9,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from receiver.errors import GiveUp, Pause, Retry
-from receiver.redaction import MAX_ERROR_CHARACTERS, Redactor, error_text
+from receiver.redaction import MAX_CHARACTERS, MAX_ERROR_CHARACTERS, Redactor, error_text
 
 SECRET = "forbidden'quote \"double\\back\tétage\nline"
 """A secret with everything in it that people and programs write in another way."""
@@ -45,6 +45,15 @@ def test_a_secret_is_hidden_in_every_spelling(spell: Callable[[str], object]) ->
 def test_every_secret_is_hidden_and_other_text_is_not() -> None:
     redact = Redactor(["a-secret", "https://hook", "line one\nline two"]).redact
     assert redact("a-secret https://hook/x 'line one\nline two' other") == "*** ***/x '***' other"
+
+
+@pytest.mark.parametrize("before", [MAX_CHARACTERS - 5, 10 * MAX_CHARACTERS])
+def test_of_a_very_long_text_only_the_beginning_is_redacted_and_shown(before: int) -> None:
+    shown = Redactor([SECRET]).redact(f"{SECRET} {'x' * before}{SECRET}{'x' * MAX_CHARACTERS}")
+    assert shown.startswith("*** xxx")
+    assert shown.endswith("xxx…")
+    assert len(shown) < MAX_CHARACTERS
+    assert [part for part in PARTS_OF_SECRET if part in shown] == []
 
 
 def test_text_that_only_resembles_a_secret_is_not_hidden() -> None:
