@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
@@ -98,9 +98,20 @@ def _reason(error: Exception, is_cut_off: bool, seconds: float) -> str:
     return getattr(cause, "strerror", None) or type(error).__name__
 
 
+class LimitedResponse(HTTPResponse):
+    """A response whose body is read up to the limit. Python's own accepts a chunk of negative size, which has none."""
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # not in the types of the library
+        if size < 0:
+            raise HTTPException("negative size of a chunk")
+        return size
+
+
 class Connection(HTTPConnection):
     """A connection that another thread can end: a server that keeps sending single bytes causes no timeout."""
 
+    response_class = LimitedResponse
     is_cut_off = False
     _socket: socket.socket | None = None
 
