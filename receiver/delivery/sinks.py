@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -245,11 +244,6 @@ def _sink(sink: SinkSettings, instance: object) -> Sink:
     if bool(singly) == bool(in_batches):
         raise PluginError(
             f"{type(instance).__name__} must implement exactly one of deliver and deliver_batch, marked with @hookimpl"
-        )
-    function = (singly or in_batches)[0].function
-    if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
-        raise PluginError(
-            f"{line_of_function(function)}{function.__name__} must be a plain function: no async, no yield"
         )
     return Sink(sink.name, sink.common, hook, bool(in_batches), _local_path(hook))
 
