@@ -49,6 +49,25 @@ def test_a_plugin_that_crashes_three_processes_is_left_out_by_the_next_one(
         assert (plugins.problems, broken) == ((), {"a": PROBLEM})
 
 
+@pytest.mark.parametrize("when", ["loaded", "registered", "built"])
+def test_a_keyboard_interrupt_of_a_plugin_does_not_end_the_dispatcher(when: str, plugin_folder: PluginFolder) -> None:
+    code = {
+        "loaded": "raise KeyboardInterrupt\n",
+        "registered": f"{IMPORTS}@hookimpl\ndef register_sinks(register):\n    raise KeyboardInterrupt\n",
+        "built": f"{IMPORTS}class Mine:\n    def __init__(self):\n        raise KeyboardInterrupt\n{DELIVER}{REGISTER}",
+    }
+    path = plugin_folder.add(code[when])
+    settings = plugin_folder.settings("[sinks.a]\ntype = 'mine'\n[sinks.valid]\ntype = 'stdout'\n")
+    redactor, crash_guard = Redactor(settings.secret_values), CrashGuard()
+    plugins = load_plugins(settings, redactor, crash_guard.guard)
+    sinks, broken = build_sinks(plugins, settings, redactor, crash_guard.guard)
+    assert ([sink.name for sink in sinks], list(broken)) == (["valid"], ["a"])
+    line = code[when].count("\n", 0, code[when].index("raise")) + 1
+    problem = f"mine.py:{line}: KeyboardInterrupt"
+    assert plugins.problems == (() if when == "built" else (f"{path}: {problem}",))
+    assert when != "built" or broken == {"a": problem}
+
+
 def begin_without_end(crash_guard: CrashGuard, name: str) -> AbstractContextManager[None]:
     """Enter a context that is never left, as in a process that crashes; it must not be garbage collected."""
     context = crash_guard.guard(name)

@@ -192,6 +192,23 @@ def test_a_row_is_never_appended_to_an_incomplete_one_that_could_not_be_removed(
     assert archive.ids() == ["e1", "e2"]
 
 
+@pytest.mark.parametrize("attempt", [1, 2], ids=["one by one after a batch", "later"])
+def test_complete_rows_that_could_not_be_removed_are_not_written_again(
+    attempt: int, archive: CsvArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.open().deliver(event("e1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", raise_disk_full)
+        patch.setattr(os, "ftruncate", raise_disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            archive.deliver(event("e2"), temperature("e3", 1, 2))
+    archive.deliver(event("e2"), attempt=attempt)
+    archive.deliver(temperature("e3", 1, 2), attempt=attempt)
+    assert archive.ids() == ["e1", "e2", "e3", "e3"]
+    archive.deliver(event("e2"))  # a replay
+    assert archive.ids() == ["e1", "e2", "e3", "e3", "e2"]
+
+
 def test_a_batch_is_one_write_and_flushed_before_it_counts_as_delivered(
     archive: CsvArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

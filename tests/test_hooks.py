@@ -95,11 +95,24 @@ class Mine:
             "class Mine:\n    @hookimpl\n    async def deliver_batch(self, events):\n        pass\n",
             "mine.py:5: deliver_batch must be a plain function: no async, no yield",
         ),
+        (
+            "class Mine:\n" + DELIVER + "    @hookimpl\n    async def open(self):\n        pass\n",
+            "mine.py:8: open must be a plain function: no async, no yield",
+        ),
+        (
+            "class Mine:\n" + DELIVER + "    @hookimpl\n    def close(self):\n        yield\n",
+            "mine.py:8: close must be a plain function: no async, no yield",
+        ),
+        (
+            "class Mine:\n" + DELIVER + "    @hookimpl\n    async def sink_paused(self, sink):\n        pass\n",
+            "mine.py:8: sink_paused must be a plain function: no async, no yield",
+        ),
     ],
     ids=[
         *("neither deliver nor deliver_batch", "both", "unmarked deliver", "unmarked open", "misspelt", "unknown"),
         *("misspelt argument", "argument too many", "no self", "no self and no argument", "no self in a base class"),
         *("coroutine", "generator", "asynchronous generator", "coroutine of a batch"),
+        *("coroutine that opens", "generator that closes", "coroutine for an alert"),
     ],
 )
 def test_an_invalid_hook_is_reported_in_one_line_and_the_other_sinks_are_built(

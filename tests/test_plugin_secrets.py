@@ -59,16 +59,19 @@ def test_a_secret_of_several_lines_is_hidden_in_the_one_line_of_a_problem(plugin
         ("Secret", f"'{IN_THE_FILE}'"),
         ("Secret | None", f"'{IN_THE_FILE}'"),
         ("list[Secret]", f"['{IN_THE_FILE}']"),
+        ("frozenset[Secret]", f"['{IN_THE_FILE}']"),
         ("dict[str, Secret]", f"{{ key = '{IN_THE_FILE}' }}"),
+        ("Login", f"{{ key = '{IN_THE_FILE}' }}"),
         ("Secret", f"'postgresql://user:{IN_THE_FILE}@host/name'"),
         ("Secret", f"'https://chat.example/hooks/{IN_THE_FILE}'"),
     ],
-    ids=["secret", "optional", "list", "table", "password in a URL", "path of a URL"],
+    ids=["secret", "optional", "list", "set", "table", "dataclass", "password in a URL", "path of a URL"],
 )
 def test_a_secret_in_config_toml_is_hidden_from_the_moment_its_sink_is_built(
     annotation: str, value: str, plugin_folder: PluginFolder
 ) -> None:
-    plugin_folder.add(f"{IMPORTS}@dataclass\nclass Mine:\n    token: {annotation}\n{DELIVER}{REGISTER}")
+    login = "@dataclass\nclass Login:\n    key: Secret\n"
+    plugin_folder.add(f"{IMPORTS}{login}@dataclass\nclass Mine:\n    token: {annotation}\n{DELIVER}{REGISTER}")
     settings = plugin_folder.settings(f"[sinks.a]\ntype = 'mine'\ntoken = {value}\n")
     redactor = Redactor(settings.secret_values)
     plugins = load_plugins(settings, redactor)

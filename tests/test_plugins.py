@@ -56,6 +56,14 @@ def test_the_built_in_sinks_are_plugins_like_any_other(plugin_folder: PluginFold
             "bad.py:8: register_sinks has no argument 'add'; it can have: register",
         ),
         (
+            IMPORTS + "@hookimpl\nasync def register_sinks(register):\n    pass\n",
+            "bad.py:4: register_sinks must be a plain function: no async, no yield",
+        ),
+        (
+            IMPORTS + "@hookimpl\nasync def delivery_died(event):\n    pass\n",
+            "bad.py:4: delivery_died must be a plain function: no async, no yield",
+        ),
+        (
             IMPORTS + "@hookimpl\ndef register_sinks(register):\n    register('x', object())\n",
             "register(type, cls) needs the name of a sink type and its class",
         ),
@@ -83,8 +91,8 @@ def test_the_built_in_sinks_are_plugins_like_any_other(plugin_folder: PluginFold
     ids=[
         *("syntax", "indentation", "missing module", "missing name", "exception", "text of two lines", "sys.exit"),
         *("exit", "cancelled", "exception without text", "no hook", "empty file", "unmarked hook", "misspelt hook"),
-        *("unknown argument", "no class", "no name", "too few arguments", "type registered twice", "built-in type"),
-        "hook raises",
+        *("unknown argument", "coroutine", "coroutine for an alert", "no class", "no name", "too few arguments"),
+        *("type registered twice", "built-in type", "hook raises"),
     ],
 )
 def test_a_broken_plugin_is_reported_in_one_line_and_the_others_are_loaded(

@@ -128,6 +128,36 @@ def test_relative_paths_count_from_config_toml_also_inside_lists_and_tables(plug
 
 
 @pytest.mark.parametrize(
+    ("annotation", "given", "expected"),
+    [
+        ("tuple[Path, ...]", "['a']", "({a!r},)"),
+        ("frozenset[Path]", "['a']", "frozenset({{{a!r}}})"),
+        ("Named", "[1, 'a']", "Named(number=1, path={a!r})"),
+        ("Frozen", "{{ path = 'a' }}", "Frozen(path={a!r})"),
+        ("Model", "{{ path = 'a' }}", "Model(path={a!r})"),
+    ],
+)
+def test_relative_paths_count_from_config_toml_also_inside_other_types(
+    annotation: str, given: str, expected: str, plugin_folder: PluginFolder
+) -> None:
+    types = (
+        "from typing import NamedTuple\nfrom pydantic import BaseModel\n"
+        "class Named(NamedTuple):\n    number: int\n    path: Path\n"
+        "@dataclass(frozen=True)\nclass Frozen:\n    path: Path\n"
+        "class Model(BaseModel):\n    path: Path\n"
+    )
+    plugin_folder.add(IMPORTS + types + f"@dataclass\nclass Mine:\n    option: {annotation}\n" + DELIVER + REGISTER)
+    sink = plugin_folder.build(f"option = {given.format()}")
+    assert repr(sink.option) == expected.format(a=plugin_folder.folder / "a")
+
+
+def test_an_option_can_be_an_enumeration_of_text(plugin_folder: PluginFolder) -> None:
+    mode = "from enum import StrEnum\nclass Mode(StrEnum):\n    FAST = 'fast'\n"
+    plugin_folder.add(IMPORTS + mode + "@dataclass\nclass Mine:\n    mode: Mode\n" + DELIVER + REGISTER)
+    assert repr(plugin_folder.build("mode = 'fast'").mode) == "<Mode.FAST: 'fast'>"
+
+
+@pytest.mark.parametrize(
     ("options", "lines"),
     [
         ("", ["option 'url' is missing", "option 'token' is missing"]),
@@ -454,3 +484,12 @@ def test_find_problems_lists_those_of_plugins_and_of_all_sinks_without_building_
         ],
         {"valid": None},
     )
+
+
+def test_a_sink_can_return_its_problems_as_an_iterator(plugin_folder: PluginFolder) -> None:
+    hook = "    @hookimpl\n    def find_problems(self):\n        return filter(None, ['', 'it cannot work'])\n"
+    plugin_folder.add(IMPORTS + "class Mine:\n" + hook + DELIVER + REGISTER)
+    settings = plugin_folder.settings("[sinks.a]\ntype = 'mine'\n")
+    redactor = Redactor(settings.secret_values)
+    lines, _ = find_problems(load_plugins(settings, redactor), settings, redactor)
+    assert lines == ["config.toml [sinks.a]: it cannot work"]

@@ -577,6 +577,16 @@ def test_a_closed_harness_leaves_no_file_of_its_folder_open(tmp_path: Path) -> N
     assert [str(link.readlink()) for link in links if link.resolve().is_relative_to(tmp_path)] == []
 
 
+@pytest.mark.parametrize("folder", ["o'brien", 'the "new" one', "back\\slash", "høne 🐔"])
+def test_a_plugin_can_be_tested_in_a_folder_of_any_name(folder: str, tmp_path: Path) -> None:
+    plugin = tmp_path / folder / "mine.py"
+    plugin.parent.mkdir()
+    plugin.write_text((ROOT / "plugins" / "stdout.py").read_text().replace('register("stdout"', 'register("mine"'))
+    harness = Harness(tmp_path, str(plugin), None, {})
+    assert harness.type.name == "mine"
+    harness.close()
+
+
 def test_the_fixtures_push_events_of_every_type_through_a_running_receiver(
     start_receiver: StartReceiver,
     events_of_every_type: list[Event],

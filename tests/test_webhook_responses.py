@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from datetime import timedelta
 from email.utils import format_datetime
@@ -24,6 +25,7 @@ from support.endpoints import (
 from support.events import NOW
 
 from receiver import GiveUp, Pause, Retry
+from receiver.redaction import Redactor, error_text
 from receiver.testing.running import wait_until
 
 REDIRECT = "redirects are not followed; set url to its target"
@@ -143,6 +145,37 @@ def test_the_reason_names_the_endpoint_and_the_beginning_of_its_response(
     assert full_outcome(sink) == Signal(Pause, f"HTTP 401: it rejects our credentials (127.0.0.1{shown})")
 
 
+@pytest.mark.parametrize(
+    ("before", "secret"),
+    [
+        (0, "Bearer 0123456789-abcdefghij-0123456789"),
+        (70, "Bearer 0123456789-abcdefghij-0123456789"),
+        (85, "Bearer 0123456789-abcdefghij-0123456789"),
+        (92, "Bearer 0123456789-abcdefghij-0123456789"),
+        (92, "s3cr3t-key"),
+    ],
+)
+def test_no_part_of_a_secret_is_quoted(
+    before: int, secret: str, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    endpoint = start_endpoint(respond("500 Oops", body=b"x" * before + f" {secret} is not valid".encode()))
+    sink = open_webhook(endpoint.url, headers={"authorization": secret})
+    found = full_outcome(sink)
+    assert found is not None
+    assert error_text(Retry(found.reason), Redactor([secret]).redact) in (
+        "HTTP 500 (127.0.0.1)",
+        "HTTP 500 (127.0.0.1 responds: *** is not valid)",
+    )
+
+
+def test_no_part_of_the_login_of_a_proxy_is_quoted(start_endpoint: StartEndpoint, open_webhook: OpenWebhook) -> None:
+    password = "a-password-of-a-proxy"
+    sent = base64.b64encode(f"user:{password}".encode())
+    proxy = start_endpoint(respond("502 Oops", body=b"Proxy-Authorization: Basic " + sent))
+    sink = open_webhook("http://example.com/hook", proxy=f"http://user:{password}@127.0.0.1:{proxy.port}")
+    assert full_outcome(sink) == Signal(Retry, "HTTP 502 (example.com)")
+
+
 @pytest.mark.parametrize("status", ["400 Bad", "404 Not Found", "413 Large", "422 What"])
 def test_an_event_that_is_rejected_three_times_while_another_is_accepted_is_given_up(
     status: str, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
@@ -256,6 +289,23 @@ def test_a_response_of_20_megabytes_is_not_read_to_its_end(
     assert [request.connection for request in endpoint.requests] == [1, 2]
 
 
+def test_a_chunk_of_negative_size_is_not_read_to_the_end_of_the_connection(
+    start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    sent: list[int] = []
+
+    def send_20_megabytes(connection: Connection) -> None:
+        connection.send(b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        for _ in range(320):
+            connection.send(b"x" * 65536)
+            sent.append(65536)
+
+    endpoint = start_endpoint(send_20_megabytes)
+    assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 500")
+    wait_until(lambda: endpoint.closed == 1, what="the end of the connection")
+    assert sum(sent) < 20971520
+
+
 def stay_open(head: bytes) -> Response:
     """A response after which the endpoint waits for the end of the connection."""
 
@@ -334,10 +384,21 @@ def test_many_headers_of_a_100_are_skipped(start_endpoint: StartEndpoint, open_w
     assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 500")
 
 
-def test_100_continue_is_skipped(start_endpoint: StartEndpoint, open_webhook: OpenWebhook) -> None:
-    final = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
-    endpoint = start_endpoint(send_and_close(b"HTTP/1.1 100 Continue\r\n\r\n" + final))
-    assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 503")
+@pytest.mark.parametrize(
+    "status", ["100 Continue", "102 Processing", "103 Early Hints\r\nLink: </style.css>", "199 Odd"]
+)
+@pytest.mark.parametrize(("final", "expected"), [("200 OK", None), ("503 Busy", Signal(Retry, "HTTP 503"))])
+def test_interim_responses_are_skipped(
+    status: str, final: str, expected: Signal | None, start_endpoint: StartEndpoint, open_webhook: OpenWebhook
+) -> None:
+    interim = f"HTTP/1.1 {status}\r\n\r\n" * 2
+    endpoint = start_endpoint(send_and_close(f"{interim}HTTP/1.1 {final}\r\nContent-Length: 0\r\n\r\n".encode()))
+    assert outcome(open_webhook(endpoint.url)) == expected
+
+
+def test_a_switch_of_protocols_is_not_delivered(start_endpoint: StartEndpoint, open_webhook: OpenWebhook) -> None:
+    endpoint = start_endpoint(send_and_close(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"))
+    assert outcome(open_webhook(endpoint.url)) == Signal(Retry, "HTTP 101")
 
 
 @pytest.mark.parametrize("status", ["102 Processing", "103 Early Hints", "199 Odd"])

@@ -92,6 +92,9 @@ class Csv:
         self._lock_file: int | None = None
         self._writing = threading.Lock()
         self._unwritten: set[str] = set()
+        """Events of which an attempt has written nothing, as is known."""
+        self._left: set[str] = set()
+        """Events of which a failed append may have left rows that could not be removed."""
         self._logger = logging.getLogger(__name__)
 
     @hookimpl
@@ -108,7 +111,7 @@ class Csv:
             perhaps_written = {
                 event.id
                 for event, attempt in zip(events, attempts, strict=True)
-                if attempt > 1 and event.id not in self._unwritten
+                if (attempt > 1 and event.id not in self._unwritten) or event.id in self._left
             }
             self._unwritten |= {event.id for event in events} - perhaps_written
             self._lock()
@@ -122,8 +125,14 @@ class Csv:
                 for row in self._missing_rows(event, found[event.id])
             ]
             if rows:
-                file.append(self._layout.encode(rows))
+                try:
+                    file.append(self._layout.encode(rows))
+                except BaseException:
+                    if not file.ends_with_last_append():
+                        self._left |= unique.keys()
+                    raise
             self._unwritten -= unique.keys()
+            self._left -= unique.keys()
 
     @hookimpl
     def close(self) -> None:

@@ -38,6 +38,10 @@ class AppendOnlyFile:
             raise
         self.size += len(data)
 
+    def ends_with_last_append(self) -> bool:
+        """Whether nothing is left of an append that failed."""
+        return os.fstat(self._fd).st_size == self.size
+
     def is_in_place(self) -> bool:
         """Whether the path still leads to this file, and no other program has written to it or truncated it."""
         try:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from receiver import Event, GiveUp, Incident, Pause, Retry, Secret, hookimpl
+from receiver import Event, Incident, Secret, hookimpl
 
 from .broker import parse_url
 from .homeassistant import AVAILABILITY, BIRTH_TOPIC, LAST_SEEN, announces, config, config_topic, is_plain
@@ -169,7 +169,7 @@ class Mqtt:
                         self._publish_availability(session)
                         session.publish([Message(*again, self.retain) for again in self._last.pop_again()])
                 wait = self.limits.reconnect_seconds
-            except (Pause, Retry, GiveUp):
+            except Exception:  # also one of the machine, such as no free descriptor; the next delivery reports it
                 wait = min(2 * wait, MAX_RECONNECT_SECONDS)
 
     def _note(self, incident: Incident) -> None:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +38,8 @@ MIN_KEY_BYTES = 24
 QUOTED_CHARACTERS = 100
 REPEATED_CHARACTERS = 12
 """As long as the shortest ids; words of an error message that are also in an event are shorter."""
+MIN_SECRET_CHARACTERS = 4
+"""As many characters of a secret at the end of a quotation are its beginning, and not a part of a word."""
 CONNECTIONS = 64
 """As many as the largest `concurrency`."""
 
@@ -99,6 +101,9 @@ class Webhook:
             self._proxy = None if self.proxy is None else proxy_options(self.proxy)
         if errors:
             raise ExceptionGroup("invalid options", errors)
+        own = [secret.get_secret_value() for secret in (*secrets, *self.headers.values())]
+        proxied = [] if self._proxy is None else self._proxy["proxy_headers"].values()
+        self._secrets = [" ".join(secret.split()) for secret in (*own, *proxied)]
         self._deadlines = Deadlines(self.limits.total_seconds)
         self._rejections = Rejections()
         self._pool: HTTPConnectionPool | None = None
@@ -136,7 +141,7 @@ class Webhook:
             way = " through the proxy" if self._proxy else ""
             raise Retry(f"no response from {self._host}{way}: {cause(error)}") from None
         is_bad = self._rejections.is_of_event(event.id, response.status) and attempt >= MAX_REJECTIONS
-        judge(response, f"{self._host}{quoted(answer, event.body)}", is_bad_event=is_bad)
+        judge(response, f"{self._host}{quoted(answer, event.body, self._secrets)}", is_bad_event=is_bad)
 
     @hookimpl
     def close(self) -> None:
@@ -320,15 +325,22 @@ def judge(response: BaseHTTPResponse, sender: str, *, is_bad_event: bool) -> Non
     raise Retry(f"HTTP {status} ({sender})")
 
 
-def quoted(answer: bytes, event: bytes) -> str:
+def quoted(answer: bytes, event: bytes, secrets: Sequence[str]) -> str:
     """The beginning of a response's body for operators; nothing if it is no text, or if it repeats a part of the event,
-    which belongs in no log."""
+    which belongs in no log, or of a secret, of which only the whole would be hidden there."""
     try:
         text = " ".join(answer.decode().split())[:QUOTED_CHARACTERS]
     except UnicodeDecodeError:
         return ""
     parts = (text[start : start + REPEATED_CHARACTERS] for start in range(len(text) - REPEATED_CHARACTERS + 1))
-    return f" responds: {text}" if text and not any(part.encode() in event for part in parts) else ""
+    repeats = any(part.encode() in event or any(part in secret for secret in secrets) for part in parts)
+    return f" responds: {text}" if text and not repeats and not ends_with_secret(text, secrets) else ""
+
+
+def ends_with_secret(text: str, secrets: Sequence[str]) -> bool:
+    """Whether the end of a text is the beginning of a secret."""
+    lengths = range(MIN_SECRET_CHARACTERS, REPEATED_CHARACTERS)
+    return any(text.endswith(secret[:length]) for secret in secrets for length in lengths if len(secret) > length)
 
 
 def retry_after(response: BaseHTTPResponse) -> float | None:

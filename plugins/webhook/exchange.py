@@ -102,7 +102,8 @@ class Deadlines:
 class CompleteHead(http.client.HTTPResponse):
     """A response that counts by its status line, whatever headers follow; but its head must have an end.
 
-    Python's own accepts a head that ends with the connection, and fails for one that is long or unusual.
+    Python's own accepts a head that ends with the connection, and fails for one that is long or unusual. Of the interim
+    responses before the final one (RFC 9110, section 15.2) it skips 100 only.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -114,6 +115,18 @@ class CompleteHead(http.client.HTTPResponse):
         super().begin()
         if self.fp is not None:
             self.fp = self._stream
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # type: ignore[misc]  # not in the types of the library
+        is_interim = 100 <= status < 200 and status != http.client.SWITCHING_PROTOCOLS
+        return version, http.client.CONTINUE if is_interim else status, reason
+
+    def _read_next_chunk_size(self) -> int:
+        """The size of the next chunk. Python's own can be negative, and then the body is read without a limit."""
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # not in the types of the library
+        if size < 0:
+            raise ValueError("negative size of a chunk")
+        return size
 
 
 class Head:

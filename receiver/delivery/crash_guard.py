@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from receiver.delivery.source_lines import line_that_raised
 from receiver.errors import PluginError
 
 MAX_CRASHES = 3
@@ -25,7 +26,11 @@ class CrashGuard:
 
     @contextmanager
     def guard(self, name: str) -> Iterator[None]:
-        """A context for code that may crash or block the process. Raises PluginError if it did too often."""
+        """A context for code that may crash or block the process. Raises PluginError if it did too often.
+
+        It also raises that in place of a KeyboardInterrupt, which would end the dispatcher at each start: there no
+        signal raises it, only a plugin can.
+        """
         unfinished = self._read()
         if unfinished.count(name) >= MAX_CRASHES:
             raise PluginError(
@@ -34,6 +39,8 @@ class CrashGuard:
         self._write([*unfinished, name])
         try:
             yield
+        except KeyboardInterrupt as error:
+            raise PluginError(f"{line_that_raised(error)}KeyboardInterrupt") from None
         finally:
             self._write([other for other in unfinished if other != name])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +45,8 @@ def _check(plugin: object, hook: str, arguments: tuple[str, ...]) -> None:
         if hook in own and inspect.isroutine(function) and line:
             raise PluginError(f"{line}mark {hook} with @hookimpl, or give it another name")
         return
+    if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
+        raise PluginError(f"{line}{hook} must be a plain function: no async, no yield")
     if _lacks_self(plugin, hook, arguments):
         raise PluginError(f"{line}{hook} lacks self as its first argument")
     for argument in _arguments(function):

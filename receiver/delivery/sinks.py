@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from enum import Enum
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,7 @@ def _found_by_sink(sink: Sink, built: Sequence[Sink], redactor: Redactor) -> lis
     others = [other for other in map(_instance, built) if other is not own and type(other) is type(own)]
     try:
         found = sink.hook.find_problems(others=others) or ()
+        found = found if isinstance(found, str) else list(found)  # it may be an iterator
         if isinstance(found, str) or not all(isinstance(line, str) for line in found):
             raise PluginError(f"{type(own).__name__}.find_problems must return a list of text")
         lines += [" ".join(line.split()) for line in found]
@@ -207,8 +210,10 @@ def secrets_in(value: object, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield from secrets_in(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple | set):
+    elif isinstance(value, list | tuple | set | frozenset):
         yield from secrets_in(dict(enumerate(value)), key)
+    elif dataclasses.is_dataclass(value):
+        yield from secrets_in({each.name: getattr(value, each.name, None) for each in dataclasses.fields(value)}, key)
 
 
 def _has_annotations_only(cls: type) -> bool:
@@ -227,14 +232,22 @@ def _resolved(value: object, settings: Settings) -> object:
     """Relative paths count from the folder of config.toml, those in URLs of SQLite files included."""
     if isinstance(value, Path):
         return settings.folder / value
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, Enum):
         return RELATIVE_SQLITE.sub(lambda url: f"{url[0]}{settings.folder}/", value)
     if isinstance(value, SecretStr):
         return SecretStr(str(_resolved(value.get_secret_value(), settings)))
-    if isinstance(value, list):
-        return [_resolved(item, settings) for item in value]
+    if isinstance(value, list | tuple | set | frozenset):
+        cls: Any = type(value)
+        items = [_resolved(item, settings) for item in value]
+        return cls(*items) if hasattr(cls, "_fields") else cls(items)  # a named tuple has them
     if isinstance(value, dict):
         return {key: _resolved(item, settings) for key, item in value.items()}
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _resolved(item, settings) for name, item in value})
+    if dataclasses.is_dataclass(value):
+        value = copy.copy(value)
+        for name in [each.name for each in dataclasses.fields(value) if hasattr(value, each.name)]:
+            object.__setattr__(value, name, _resolved(getattr(value, name), settings))  # it may be frozen
     return value
 
 
@@ -245,11 +258,6 @@ def _sink(sink: SinkSettings, instance: object) -> Sink:
     if bool(singly) == bool(in_batches):
         raise PluginError(
             f"{type(instance).__name__} must implement exactly one of deliver and deliver_batch, marked with @hookimpl"
-        )
-    function = (singly or in_batches)[0].function
-    if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
-        raise PluginError(
-            f"{line_of_function(function)}{function.__name__} must be a plain function: no async, no yield"
         )
     return Sink(sink.name, sink.common, hook, bool(in_batches), _local_path(hook))
 

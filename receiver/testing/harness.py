@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -48,7 +49,8 @@ class Harness:
         """
         is_file = plugin.endswith(".py")
         source = str(Path(plugin).absolute()) if is_file else plugin
-        (folder / "config.toml").write_text(f"[receiver]\nplugins = ['{source}']\n[journal]\nmin_free_mb = 0\n")
+        config = f"[receiver]\nplugins = [{json.dumps(source, ensure_ascii=False)}]\n[journal]\nmin_free_mb = 0\n"
+        (folder / "config.toml").write_text(config, encoding="utf-8")
         self.settings: Settings = load({"RECEIVER_CONFIG": str(folder / "config.toml"), SECRET: TEST_SECRET})
         self.options = options
         self._redactor = Redactor(self.settings.secret_values)
