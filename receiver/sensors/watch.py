@@ -93,6 +93,7 @@ class Project:
     """A project: its usual interval in minutes, and the outages in which its sensors are not expected to be heard.
 
     `newest` is its newest live timestamp, `unheard` for how many minutes the receiver was up since it was last heard.
+    `arrivals` are those of the last days: what was before the first of them may have been an outage, too.
     """
 
     id: str
@@ -169,9 +170,9 @@ def newest_by_project(sensors: Iterable[Watched], now: float) -> dict[str, float
 
 def silence(sensor: Watched, project: Project | None) -> float:
     """For how many minutes the sensor was not heard while its project was."""
-    if project is None or not sensor.is_expected:
+    if project is None or project.arrivals.earliest is None or not sensor.is_expected:
         return 0.0
-    start = max(sensor.last_heard or 0.0, sensor.expected_from)
+    start = max(sensor.last_heard or 0.0, sensor.expected_from, project.arrivals.earliest * 60.0)
     minutes = (project.newest - start) / 60
     if minutes <= LEAST_SILENT_MINUTES:
         return minutes
