@@ -163,7 +163,9 @@ class _Judge:
     def add(
         self, cause: Cause, subject: str, project_id: str | None, members: Sequence[str], since: float, reason: str
     ) -> None:
-        before = [case for case in self.cases if (case.cause, case.subject) == (cause, subject)]
+        before = [
+            case for case in self.cases if (case.cause, case.subject) == (cause, subject) and case.since < since
+        ]  # else it was not heard in between: a snooze has ended
         times = [time for case in before for time in (case.opened, case.closed) if time is not None]
         changes = 1 + sum(time > self.now - DAY_SECONDS for time in times)
         unstable = changes >= CHANGES_A_DAY
