@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import closing
 
 import pytest
@@ -181,6 +182,18 @@ def test_a_gap_from_before_dts_history_is_not_fetched(registry: Registry) -> Non
         heard_each_quarter(registry, 31 * DAY + 780, 31 * DAY + 840, device)
     found = open_gaps(registry, at(31 * DAY + 840).timestamp(), 31 * DAY)
     assert all(gap.start < gap.end for gap in found)
+
+
+def test_a_page_counts_every_gap_of_its_sensors(registry: Registry) -> None:
+    """Of 50 sensors with a few lost heartbeats there are more gaps than a command lists."""
+    names = [f"c8v2lh600000000000{n:02d}" for n in range(16)]
+    beats = [minute for minute in range(0, 7 * DAY, 15) if minute % 135]
+    registry.fold([network(minute, device=name) for name in names for minute in beats])
+    registry.judge(at(7 * DAY).timestamp(), "judge")
+    now = at(7 * DAY).timestamp()
+    found = Counter(gap.device_id for gap in gaps_of(registry, registry.rows(), projects_heard(registry, now), now))
+    assert found == dict.fromkeys(names, 74)
+    assert len(gap_rows(registry, None, now)) == 1000
 
 
 def test_the_history_of_several_sensors_is_that_of_each(registry: Registry) -> None:

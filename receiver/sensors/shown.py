@@ -173,7 +173,7 @@ def history_of(
 def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
     """The gaps of the last 7 days, of one sensor or of all, newest first."""
     stored = [find(registry, text)] if text is not None else registry.rows()
-    return gaps_of(registry, stored, projects_heard(registry, now), now)
+    return gaps_of(registry, stored, projects_heard(registry, now), now)[:MAX_LISTED]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def gaps_of(registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, 
         )
         for sensor, gap, _ in _gaps(registry, stored, projects, now)
     ]
-    return sorted(rows, key=lambda row: row.from_, reverse=True)[:MAX_LISTED]
+    return sorted(rows, key=lambda row: row.from_, reverse=True)
 
 
 def open_gaps(registry: Registry, now: float, minutes: int) -> list[OpenGap]:
