@@ -8,17 +8,21 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import RunningReceiver, wait_until
 from support.console import CONFIG, PASSWORDS, get, post
-from support.sensors import DOOR, FREEZER, START, event, fold_a_silent_freezer
+from support.journals import SqliteStore
+from support.sensors import DOOR, FREEZER, START, at, event, fold_a_silent_freezer
 
-from receiver.console import silence
+from receiver.console import sensor, silence
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
+from receiver.sensors.shown import projects_heard
+from receiver.sensors.watch import Rules
 from receiver.settings import load
 
 MANY = 120
@@ -112,6 +116,17 @@ def test_the_history_is_the_same_as_plot_table_and_download(range: str, fleet: R
     assert table.count("°C") >= len(values)
     rows = csv.DictReader(io.StringIO(get(fleet, f"/console/sensors/{FREEZER}/history.csv{range}").data.decode()))
     assert sum(row["quantity"] == "temperature" for row in rows) >= len(values)
+
+
+def test_gaps_are_shaded_in_all_of_the_time_that_is_plotted(tmp_path: Path) -> None:
+    now = at(20 * 1440).timestamp()
+    with closing(Registry(SqliteStore(tmp_path).database(), Rules())) as registry:
+        registry.fold([event(minute) for minute in (*range(0, 600, 15), *range(900, 20 * 1440, 15))])
+        registry.judge(now, "judge")
+        for chosen, shaded in (("24h", []), ("7d", []), ("30d", [at(585)])):
+            visit: Any = SimpleNamespace(registry=registry, now=now, query={"range": chosen})
+            visit.sources = SimpleNamespace(projects=lambda: projects_heard(registry, now))
+            assert [gap.from_ for gap in sensor.gaps_in_range(visit, registry.rows()[0])] == shaded
 
 
 def test_a_sensor_that_does_not_exist_is_not_found(fleet: RunningReceiver) -> None:
