@@ -258,6 +258,17 @@ def test_a_connector_is_not_back_while_dt_reports_most_of_its_sensors_as_offline
     assert (opened(verdict), verdict.changed) == ([], {})
 
 
+def test_retiring_a_connector_that_was_replaced_ends_its_incident() -> None:
+    old = watched(device_id="old", type="ccon", periodic=False, offline_since=seconds(3))
+    sensors = behind("new", 300, 300)
+    ids = ("old", *(sensor.device_id for sensor in sensors))
+    case = Case(Cause.GATEWAY, "old", PROJECT, ids, seconds(3), seconds(4), "r", id=7)
+    heard = dict.fromkeys(ids[1:], minutes_at(0, 270, 285, 300))
+    assert Site(301, [old, *sensors], [case], heard).judge().changed == {}
+    verdict = Site(301, [old._replace(retired_at=seconds(301)), *sensors], [case], heard).judge()
+    assert (verdict.changed[7].closed, opened(verdict)) == (seconds(301), [])
+
+
 def test_when_a_connector_returns_its_slow_sensors_have_time_to_be_heard() -> None:
     sensors = [*behind("c", 180, 180), *behind("s", 0)]
     sensors[2] = sensors[2]._replace(connector="c", interval_minutes=30)

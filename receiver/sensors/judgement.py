@@ -200,7 +200,7 @@ class _Judge:
         if case.cause is Cause.PROJECT:
             return self.closed(case) if self.project_recovered(case) else case
         back = [sensor for sensor in judged if self.has_recovered(sensor, case)]
-        offline = case.subject in self.sensors and self.sensors[case.subject].offline_since is not None
+        offline = any(sensor.device_id == case.subject and sensor.offline_since is not None for sensor in judged)
         if offline or 2 * len(back) < len(judged):
             return case
         waiting = {sensor.device_id for sensor in judged} - {sensor.device_id for sensor in back}
