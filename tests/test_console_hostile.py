@@ -30,6 +30,7 @@ HOSTILE = [
     "\0<b>\0",
     "\u202e\u2067desrever\u202d",
     "\r\n\t<hr>\x1b[31m",
+    "\u200b\u00ad\u3164\U000e0041",
     "W" * 200_000,
     "\N{KEY}" * 300,
     "\N{ARABIC LETTER ALEF}" * 300,
@@ -163,7 +164,7 @@ def test_pages_hold_a_short_part_of_a_long_text(hostile: RunningReceiver) -> Non
 def test_text_is_shown_without_what_hides_or_reorders_it(text: str) -> None:
     shown = plain(text)
     assert len(shown) <= MAX_TEXT
-    assert not any(each in shown for each in "\0\r\n\t\x1b\u202e\u2067\u202d")
+    assert not any(each in shown for each in "\0\r\n\t\x1b\u202e\u2067\u202d\u200b\u00ad\u3164\U000e0041")
 
 
 @pytest.mark.parametrize("levels", [50, 900])

@@ -10,7 +10,7 @@ from typing import Any
 from receiver.admin import newest_events
 from receiver.console import words
 from receiver.console.charts import Span
-from receiver.console.plots import LONGEST_INTERVAL, RANGES, Kind, Plot, in_range, plots, table
+from receiver.console.plots import LONGEST_INTERVAL, RANGES, Kind, Plot, in_range, plots, rounded, table
 from receiver.console.visit import ID, Ask, Data, Done, Download, Page, Visit
 from receiver.errors import ReceiverError
 from receiver.incident import Incident
@@ -167,7 +167,8 @@ def csv_rows(device: str, found: Mapping[str, Sequence[Point]]) -> Iterator[Sequ
     for name in words.in_order(list(found)):
         for point in found[name]:
             time = datetime.fromtimestamp(point.time, UTC)
-            yield device, time, name, words.quantity(name).unit, point.mean, point.minimum, point.maximum
+            values = (rounded(each) for each in (point.mean, point.minimum, point.maximum))
+            yield device, time, name, words.quantity(name).unit, *values
 
 
 def snooze(visit: Visit) -> Done:
