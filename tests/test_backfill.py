@@ -184,6 +184,14 @@ def test_an_event_of_a_time_that_is_no_history_takes_no_memory(fleet: Fleet, tim
     assert peak < 100e6
 
 
+def test_a_sensor_without_a_project_is_found_in_whatever_project_it_is(fleet: Fleet) -> None:
+    device = fleet.devices[0].id
+    with closing(open_registry(fleet.operator.settings)) as registry, registry._database.write() as connection:
+        connection.exec_driver_sql(f"UPDATE registry_sensors SET project_id = NULL WHERE device_id = '{device}'")
+    code, out, errors = fleet.backfill()
+    assert (code, out[0].partition("quarantined. ")[2], errors) == (0, "Gaps closed: 3, left: 0.", [])
+
+
 def test_simulated_sensors_are_not_asked_for(fleet: Fleet) -> None:
     """Whoever pushes test events by `send` on two days has sensors with a gap, in a project that DT does not know."""
     simulator = Simulator()
