@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,18 @@ import pytest
 from support.cloud import DOOR, FREEZER, NOW, OTHER_PROJECT, PROJECT, Client
 from support.commands import Operator
 from support.journals import SqlStore
-from support.missed import Fleet
+from support.missed import Fleet, deliver_all
 from support.postgresql import Deployment
 
 from receiver.dt.backfill import Backfill, Summary
 from receiver.dt.plan import Request, Window, plan, windows_of_gaps
 from receiver.errors import ReceiverError
-from receiver.event import Event, Origin
-from receiver.journal import Arrival, Outcome
+from receiver.event import Event, Origin, event_id
+from receiver.journal import Arrival, Outcome, open_journal
+from receiver.sensors import open_registry
 from receiver.sensors.minutes import Minutes
 from receiver.sensors.shown import OpenGap
+from receiver.simulator import Simulator
 from receiver.testing.cloud import Cloud, CloudDevice, Happening, respond
 from receiver.testing.fixtures import StartReceiver
 from receiver.testing.postgresql import Server
@@ -162,6 +166,43 @@ def test_the_service_account_can_come_from_files(operator: Operator, fleet: Flee
 
 
 # Odd history
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59Z", "1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z"])
+def test_an_event_of_a_time_that_is_no_history_takes_no_memory(fleet: Fleet, time: str) -> None:
+    """What was fetched is a set with a bit for each minute."""
+    device = fleet.devices[0]
+    position = next(n for n, each in enumerate(device.history) if each.time > fleet.gone)
+    target = f"projects/{device.project}/devices/{device.id}"
+    odd = {"eventId": "odd", "targetName": target, "eventType": "touch", "data": {}, "timestamp": time}
+    device.history = [*device.history]
+    device.history.insert(position + 1, Happening(device.history[position].time, "odd", "touch", {}, odd))
+    tracemalloc.start()
+    assert fleet.backfill()[1][0].endswith("Gaps closed: 3, left: 0.")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+def test_a_sensor_without_a_project_is_found_in_whatever_project_it_is(fleet: Fleet) -> None:
+    device = fleet.devices[0].id
+    with closing(open_registry(fleet.operator.settings)) as registry, registry._database.write() as connection:
+        connection.exec_driver_sql(f"UPDATE registry_sensors SET project_id = NULL WHERE device_id = '{device}'")
+    code, out, errors = fleet.backfill()
+    assert (code, out[0].partition("quarantined. ")[2], errors) == (0, "Gaps closed: 3, left: 0.", [])
+
+
+def test_simulated_sensors_are_not_asked_for(fleet: Fleet) -> None:
+    """Whoever pushes test events by `send` on two days has sensors with a gap, in a project that DT does not know."""
+    simulator = Simulator()
+    bodies = [(at, simulator.body("networkStatus", datetime.fromtimestamp(at, UTC))) for at in (fleet.begin, fleet.now)]
+    settings = fleet.operator.settings
+    with closing(open_journal(settings)) as journal, closing(open_registry(settings)) as registry:
+        journal.accept([Arrival(event_id(body), body, at + 1) for at, body in bodies])
+        deliver_all(journal, registry, fleet.delivered)
+    assert any(gap["device_id"].startswith("emu") for gap in fleet.gaps())
+    code, out, errors = fleet.backfill()
+    assert (code, out[0].partition("quarantined. ")[2], errors) == (0, "Gaps closed: 3, left: 0.", [])
 
 
 @pytest.fixture

@@ -152,6 +152,7 @@ def test_a_sensor_is_snoozed_and_the_snooze_is_ended(operator: Operator, known: 
     known.judge(NOW.timestamp(), "judge")
     assert state_of(operator) == "silent"
     assert operator.lines("sensors", "snooze", "freezer", "--for", "0s") == ["Sensor freezer is not snoozed."]
+    assert operator.run("sensors", "snooze", "freezer", "--for", "9999999d").exit_code == 2
     code, _, errors = operator.run("sensors", "snooze", "freezer", "--for", "soon")
     assert (code, errors[-1]) == (2, "Error: Invalid value for '--for': give a duration such as 30m, 8h or 2d")
 

@@ -229,6 +229,22 @@ def test_a_page_that_cannot_be_refreshed_says_so_and_goes_on(browser: Any, demo:
         page.get_by_text("this page is not up to date").wait_for(state="hidden")
 
 
+def test_a_page_that_gets_no_response_says_so_and_goes_on(browser: Any, demo: RunningReceiver) -> None:
+    """As when the network drops everything: the browser itself would wait for minutes."""
+    with visiting(browser, demo) as visitor:
+        page, asked = visitor.page, []
+        page.clock.install()
+        visitor.open("/console/")
+        page.route("**/console/", lambda route: asked.append(route))
+        with page.expect_request("**/console/"):
+            page.clock.fast_forward(6_000)
+        page.clock.fast_forward(16_000)
+        page.get_by_text("this page is not up to date").wait_for(timeout=3_000)
+        page.unroute("**/console/")
+        page.clock.fast_forward(6_000)
+        page.get_by_text("this page is not up to date").wait_for(state="hidden")
+
+
 def test_a_changed_password_stops_polling(browser: Any, demo: RunningReceiver) -> None:
     with visiting(browser, demo) as visitor:
         page, asked = visitor.page, []

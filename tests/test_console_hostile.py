@@ -13,6 +13,7 @@ from support.browser import DESKTOP, PHONE, launched, visiting
 from support.console import PASSWORDS, get, path_of
 
 from receiver.console.blueprint import ROUTES
+from receiver.console.events import MAX_BODY, formatted, shown_body
 from receiver.console.rendering import MAX_TEXT, csv_parts, plain
 from receiver.event import rfc3339
 
@@ -29,6 +30,7 @@ HOSTILE = [
     "\0<b>\0",
     "\u202e\u2067desrever\u202d",
     "\r\n\t<hr>\x1b[31m",
+    "\u200b\u00ad\u3164\U000e0041",
     "W" * 200_000,
     "\N{KEY}" * 300,
     "\N{ARABIC LETTER ALEF}" * 300,
@@ -162,7 +164,22 @@ def test_pages_hold_a_short_part_of_a_long_text(hostile: RunningReceiver) -> Non
 def test_text_is_shown_without_what_hides_or_reorders_it(text: str) -> None:
     shown = plain(text)
     assert len(shown) <= MAX_TEXT
-    assert not any(each in shown for each in "\0\r\n\t\x1b\u202e\u2067\u202d")
+    assert not any(each in shown for each in "\0\r\n\t\x1b\u202e\u2067\u202d\u200b\u00ad\u3164\U000e0041")
+
+
+@pytest.mark.parametrize("levels", [50, 900])
+def test_of_a_deeply_nested_body_only_the_beginning_is_indented(levels: int) -> None:
+    """Indented in full, these 256 KiB have 25 or 230 megabytes."""
+    shown = shown_body(b"[" * levels + b"1," * 127_000 + b"1" + b"]" * levels)
+    assert shown["is_cut"]
+    assert sum(map(len, shown["formatted"])) <= MAX_BODY
+    assert len(formatted(b"[" * levels + b"1," * 127_000 + b"1" + b"]" * levels)) < 2 * MAX_BODY
+
+
+def test_an_indented_body_that_is_cut_says_so() -> None:
+    short = b'{"a":[' + b"1," * 8000 + b"1]}"
+    assert (shown_body(short)["is_cut"], shown_body(b"{}")["is_cut"]) == (True, False)
+    assert (shown_body(b"no JSON")["formatted"], shown_body("é".encode() * 30_000)["is_cut"]) == ([], False)
 
 
 def test_a_download_has_no_formula_and_no_zero() -> None:

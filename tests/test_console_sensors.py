@@ -5,20 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import RunningReceiver, wait_until
 from support.console import CONFIG, PASSWORDS, get, post
-from support.sensors import DOOR, FREEZER, START, event, fold_a_silent_freezer
+from support.journals import SqliteStore
+from support.sensors import DOOR, FREEZER, START, at, event, fold_a_silent_freezer
 
-from receiver.console import silence
+from receiver.console import sensor, silence, words
 from receiver.sensors import open_registry
+from receiver.sensors.history import Point
 from receiver.sensors.registry import Registry
+from receiver.sensors.shown import projects_heard
+from receiver.sensors.watch import Rules
 from receiver.settings import load
 
 MANY = 120
@@ -112,6 +118,31 @@ def test_the_history_is_the_same_as_plot_table_and_download(range: str, fleet: R
     assert table.count("°C") >= len(values)
     rows = csv.DictReader(io.StringIO(get(fleet, f"/console/sensors/{FREEZER}/history.csv{range}").data.decode()))
     assert sum(row["quantity"] == "temperature" for row in rows) >= len(values)
+
+
+def test_a_download_has_the_values_that_were_reported() -> None:
+    """They are stored in 32 bits, in which there is no 21.1."""
+    found = {"temperature": [Point(0, *[as_stored(value) for value in (21.1, -0.04, 16777215)])]}
+    assert [row[4:] for row in sensor.csv_rows("d", found)][1:] == [(-0.04, 21.1, 16777215)]
+
+
+def as_stored(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+def test_no_value_is_a_negative_zero() -> None:
+    assert [words.value("temperature", value) for value in (-0.04, -0.06, 0.0)] == ["0.0 °C", "-0.1 °C", "0.0 °C"]
+
+
+def test_gaps_are_shaded_in_all_of_the_time_that_is_plotted(tmp_path: Path) -> None:
+    now = at(20 * 1440).timestamp()
+    with closing(Registry(SqliteStore(tmp_path).database(), Rules())) as registry:
+        registry.fold([event(minute) for minute in (*range(0, 600, 15), *range(900, 20 * 1440, 15))])
+        registry.judge(now, "judge")
+        for chosen, shaded in (("24h", []), ("7d", []), ("30d", [at(585)])):
+            visit: Any = SimpleNamespace(registry=registry, now=now, query={"range": chosen})
+            visit.sources = SimpleNamespace(projects=lambda: projects_heard(registry, now))
+            assert [gap.from_ for gap in sensor.gaps_in_range(visit, registry.rows()[0])] == shaded
 
 
 def test_a_sensor_that_does_not_exist_is_not_found(fleet: RunningReceiver) -> None:

@@ -111,6 +111,11 @@ def url_with(ending: str) -> Callable[[Setup], None]:
     return lambda setup: setattr(setup.connector, "url", setup.receiver.url + ending)
 
 
+def with_and_without_slash(setup: Setup) -> None:
+    two_of_them(setup)
+    setup.cloud.connectors[1].url = setup.connector.url + "/"
+
+
 WRONG: dict[str, tuple[Callable[[Setup], None], str, str]] = {
     "wrong key": (with_variable("DT_SERVICE_ACCOUNT_SECRET", "no"), "error", "does not accept the service account"),
     "no role at all": (in_cloud(readable=set()), "error", "it has a role in no project"),
@@ -136,6 +141,7 @@ WRONG: dict[str, tuple[Callable[[Setup], None], str, str]] = {
     "no pushes": (changed(successes=0), "warning", "it has pushed nothing for 3 hours"),
     "too slow": (changed(latency="11.5s"), "error", "responses take 11.5 s; DT waits for 10 s"),
     "slow": (changed(latency="6s"), "warning", "responses take 6.0 s"),
+    "twice, once with a slash": (with_and_without_slash, "warning", "2 Data Connectors push to the same URL"),
     "twice": (two_of_them, "warning", "2 Data Connectors push to the same URL, so every event comes 2 times"),
 }
 
@@ -204,6 +210,28 @@ def test_a_role_that_cannot_read_connectors_is_a_finding(setup: Setup) -> None:
     code, found = setup.examine()
     assert (code, len(found)) == (1, 1)
     assert "grant it the role Project User" in found[0]["problem"]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+@pytest.mark.parametrize("path", [":metrics", f"{OTHER_PROJECT}/dataconnectors"])
+def test_what_cannot_be_read_hides_no_other_finding(setup: Setup, path: str, status: int) -> None:
+    setup.hear(OTHER_PROJECT)
+    setup.cloud.projects.append(OTHER_PROJECT)
+    setup.connector.status = "SYSTEM_DISABLED"
+    setup.cloud.answer = lambda request: path in request.path and (respond(request, status, {}) or True)
+    problems = [each["problem"] for each in setup.examine()[1]]
+    assert "DT has disabled it, after days without a successful push" in problems
+    assert len([each for each in problems if path.partition("/")[0].lstrip(":") in each]) == 1
+
+
+def test_when_dt_goes_away_what_was_found_before_stays(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receiver.commands.dt.DOCTOR_SECONDS", 0.1)
+    setup.hear(OTHER_PROJECT)
+    setup.cloud.answer = lambda request: "/dataconn" in request.path and (respond(request, 503, b"") or True)
+    problems = [each["problem"] for each in setup.examine()[1]]
+    assert len(problems) == 2
+    assert "has no role in it" in problems[0]
+    assert problems[1].startswith("DT's REST API does not work now")
 
 
 def test_a_filter_that_names_an_unknown_project_is_a_finding(setup: Setup) -> None:

@@ -240,10 +240,11 @@ def test_a_late_point_of_a_compacted_hour_extends_its_range(registry: Registry) 
     registry.fold([temperature(0, 1.0), temperature(10, 3.0), temperature(5 * DAY, 7.0)])
     registry.tidy(4e9)
     registry.fold([temperature(20, 9.0, received=6 * DAY, backfilled=True)])
-    registry.tidy(4e9)
-    (day, *_) = registry.days(FREEZER, 0)
-    (hour,) = history.unpack(day.day, "temperature", day.hours, day.points)
-    assert (hour.minimum, hour.mean, hour.maximum) == (1.0, 2.0, 9.0)
+    for _ in range(2):
+        (day, *_) = registry.days(FREEZER, 0)
+        (hour,) = history.unpack(day.day, "temperature", day.hours, day.points)
+        assert (hour.minimum, hour.mean, hour.maximum) == (1.0, 2.0, 9.0)
+        registry.tidy(4e9)
 
 
 def test_days_beyond_the_history_are_deleted_by_the_time_of_the_events_not_by_our_clock(registry: Registry) -> None:

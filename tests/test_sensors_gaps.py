@@ -89,6 +89,15 @@ def test_completeness_counts_from_the_first_heartbeat_until_now() -> None:
     assert completeness(heard, 15, DAY + 1, START + 600, START + 720) is None
 
 
+def test_days_before_it_was_heard_again_are_not_complete() -> None:
+    """Only some days are read: those before may be deleted, or nothing was heard on them."""
+    again = at(*range(2 * DAY_MINUTES - 60, 2 * DAY_MINUTES, 15))
+    now = START + 2 * DAY_MINUTES
+    shares = [completeness(again, 15, DAY + n, START - 9 * DAY_MINUTES, now) for n in range(2)]
+    assert shares == pytest.approx([0, 60 / DAY_MINUTES])
+    assert completeness(Minutes(), 15, DAY + 1, START - 9 * DAY_MINUTES, now) == 0
+
+
 def test_busy_days_are_not_more_complete_than_quiet_ones() -> None:
     busy = at(*range(60), *range(60, DAY_MINUTES + 15, 15))
     assert completeness(busy, 15, DAY, START, START + DAY_MINUTES) == 1

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import closing
 
 import pytest
 from support.journals import SqliteStore, SqlStore
-from support.sensors import DOOR, FREEZER, PROJECT, START, at, event, fold_a_silent_freezer, sql, temperature, watched
+from support.sensors import (
+    DOOR,
+    FREEZER,
+    PROJECT,
+    START,
+    at,
+    event,
+    fold_a_silent_freezer,
+    network,
+    sql,
+    temperature,
+    watched,
+)
 
 from receiver.sensors.history import Point, by_hour
 from receiver.sensors.registry import Registry
-from receiver.sensors.shown import days_of, details, gap_rows, gaps_of, history_of, projects_heard
+from receiver.sensors.shown import days_of, details, gap_rows, gaps_of, history_of, open_gaps, projects_heard
 from receiver.sensors.watch import Rules, newest_by_project
 
+DAY = 1440
 NAMES = ["Anteroom", "boiler", "Büro", "boiler", "100 % wet_", "zebra", None, None]
 
 
@@ -100,6 +114,86 @@ def test_gaps_and_completeness_of_some_sensors_are_the_same_as_those_of_each(reg
     both = days_of(registry, rows, projects.newest, now.timestamp())
     assert both == {row.device_id: details(registry, row.device_id, now.timestamp()).days for row in rows}
     assert both[FREEZER]
+
+
+def gaps_at(registry: Registry, minute: int) -> list[tuple[int, int | None]]:
+    """The begin and the end of the gaps of the freezer that are listed then."""
+    start = at(0).timestamp()
+    return [
+        (
+            round((gap.from_.timestamp() - start) / 60),
+            None if gap.to is None else round((gap.to.timestamp() - start) / 60),
+        )
+        for gap in gap_rows(registry, FREEZER, at(minute).timestamp())
+    ]
+
+
+def completeness_at(registry: Registry, minute: int) -> list[float]:
+    return [each.completeness for each in details(registry, FREEZER, at(minute).timestamp()).days]
+
+
+def heard_each_quarter(registry: Registry, start: int, end: int, device: str = FREEZER) -> None:
+    registry.fold([network(minute, device=device) for minute in range(start, end, 15)])
+
+
+def test_a_sensor_that_was_silent_for_more_than_a_week_is_complete_on_none_of_these_days(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, DAY)
+    heard_each_quarter(registry, 0, 12 * DAY, DOOR)
+    registry.judge(at(DAY).timestamp(), "judge")
+    assert gaps_at(registry, 12 * DAY) == [(DAY - 15, None)]
+    assert completeness_at(registry, 12 * DAY) == [0.0] * 7
+    heard_each_quarter(registry, 12 * DAY - 60, 12 * DAY)
+    assert gaps_at(registry, 12 * DAY) == [(DAY - 15, 12 * DAY - 60)]
+    assert completeness_at(registry, 12 * DAY)[:6] == [0.0] * 6
+
+
+def test_a_sensor_whose_history_is_deleted_is_still_missing(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, DAY)
+    heard_each_quarter(registry, 39 * DAY, 40 * DAY, DOOR)
+    registry.judge(at(DAY).timestamp(), "judge")
+    while registry.tidy(at(40 * DAY).timestamp()):
+        pass
+    assert registry.days(FREEZER, 0) == []
+    assert gaps_at(registry, 40 * DAY) == [(DAY - 15, None)]
+    assert completeness_at(registry, 40 * DAY) == [0.0] * 7
+
+
+def test_gaps_that_ended_more_than_a_week_ago_are_not_listed(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, 600)
+    heard_each_quarter(registry, 810, DAY)
+    for days, listed in ((7, [(DAY - 15, None), (585, 810)]), (9, [(DAY - 15, None)])):
+        heard_each_quarter(registry, 0, days * DAY, DOOR)
+        registry.judge(at(DAY).timestamp(), "judge")
+        assert gaps_at(registry, days * DAY) == listed
+
+
+def test_a_retired_sensor_is_not_expected_and_not_incomplete(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, DAY)
+    heard_each_quarter(registry, 0, 5 * DAY, DOOR)
+    registry.judge(at(DAY).timestamp(), "judge")
+    registry.retire(FREEZER, at(DAY).timestamp(), at(DAY).timestamp())
+    assert completeness_at(registry, 5 * DAY) == [1.0]
+
+
+def test_a_gap_from_before_dts_history_is_not_fetched(registry: Registry) -> None:
+    """It ended on the first day that is read, before the time from which on DT has events."""
+    for device in (FREEZER, DOOR):
+        registry.fold([network(minute, device=device) for minute in (*range(0, 60, 15), *range(300, 5000, 15))])
+        heard_each_quarter(registry, 31 * DAY + 780, 31 * DAY + 840, device)
+    found = open_gaps(registry, at(31 * DAY + 840).timestamp(), 31 * DAY)
+    assert all(gap.start < gap.end for gap in found)
+
+
+def test_a_page_counts_every_gap_of_its_sensors(registry: Registry) -> None:
+    """Of 50 sensors with a few lost heartbeats there are more gaps than a command lists."""
+    names = [f"c8v2lh600000000000{n:02d}" for n in range(16)]
+    beats = [minute for minute in range(0, 7 * DAY, 15) if minute % 135]
+    registry.fold([network(minute, device=name) for name in names for minute in beats])
+    registry.judge(at(7 * DAY).timestamp(), "judge")
+    now = at(7 * DAY).timestamp()
+    found = Counter(gap.device_id for gap in gaps_of(registry, registry.rows(), projects_heard(registry, now), now))
+    assert found == dict.fromkeys(names, 74)
+    assert len(gap_rows(registry, None, now)) == 1000
 
 
 def test_the_history_of_several_sensors_is_that_of_each(registry: Registry) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from support.sensors import FREEZER, PROJECT, START, watched
+from support.sensors import DOOR, FREEZER, PROJECT, START, watched
 
 from receiver.incident import Cause
 from receiver.sensors.judgement import Verdict, judge
@@ -193,6 +193,21 @@ def test_a_sensor_with_a_timestamp_from_the_future_does_not_make_the_others_sile
     assert opened(Site(30, [future, watched()]).judge()) == []
 
 
+@pytest.mark.parametrize("outage", [6, 10, 30])
+def test_an_outage_of_many_days_makes_no_sensor_silent(outage: int) -> None:
+    """What is read of the arrivals begins within the outage, when it is longer than a week."""
+    back = outage * DAY_MINUTES
+    first = back - 8 * DAY_MINUTES
+    heard = minutes_at(*range(first, 0), back)
+    sensors = [watched(last_heard=seconds(back)), watched(device_id=DOOR, last_heard=seconds(-1))]
+    for up in (heard, minutes_at(*range(first, back + 1))):
+        site = Site(back, sensors, arrivals={PROJECT: heard}, up=up, start=first)
+        assert opened(site.judge()) == []
+    later = [watched(last_heard=seconds(back + 66)), sensors[1]]
+    heard |= minutes_at(*range(back, back + 67))
+    assert opened(Site(back + 66, later, arrivals={PROJECT: heard}, start=first).judge()) == [("device", DOOR, 1)]
+
+
 # Cloud connectors
 
 
@@ -243,6 +258,17 @@ def test_a_connector_is_not_back_while_dt_reports_most_of_its_sensors_as_offline
     assert (opened(verdict), verdict.changed) == ([], {})
 
 
+def test_retiring_a_connector_that_was_replaced_ends_its_incident() -> None:
+    old = watched(device_id="old", type="ccon", periodic=False, offline_since=seconds(3))
+    sensors = behind("new", 300, 300)
+    ids = ("old", *(sensor.device_id for sensor in sensors))
+    case = Case(Cause.GATEWAY, "old", PROJECT, ids, seconds(3), seconds(4), "r", id=7)
+    heard = dict.fromkeys(ids[1:], minutes_at(0, 270, 285, 300))
+    assert Site(301, [old, *sensors], [case], heard).judge().changed == {}
+    verdict = Site(301, [old._replace(retired_at=seconds(301)), *sensors], [case], heard).judge()
+    assert (verdict.changed[7].closed, opened(verdict)) == (seconds(301), [])
+
+
 def test_when_a_connector_returns_its_slow_sensors_have_time_to_be_heard() -> None:
     sensors = [*behind("c", 180, 180), *behind("s", 0)]
     sensors[2] = sensors[2]._replace(connector="c", interval_minutes=30)
@@ -256,6 +282,22 @@ def test_when_a_connector_returns_its_slow_sensors_have_time_to_be_heard() -> No
     assert opened(
         Site(181 + 122, [s._replace(last_heard=seconds(300)) for s in waiting[:2]] + waiting[2:]).judge()
     ) == [("device", "s-0", 1)]
+
+
+def test_a_sensor_that_is_heard_through_another_connector_is_judged_by_itself() -> None:
+    ids = tuple(f"c-{n}" for n in range(7))
+    case = Case(Cause.GATEWAY, "c", PROJECT, ids, seconds(5), seconds(67), "r", id=7)
+    sensors = [*behind("c", *[0] * 7)]
+    sensors[:2] = [each._replace(connector="d", last_heard=seconds(200)) for each in sensors[:2]]
+    sensors[2] = sensors[2]._replace(last_heard=seconds(200))
+    heard = dict.fromkeys(ids[:3], minutes_at(0, 170, 185, 200))
+    site = Site(210, sensors, [case], heard)
+    assert (opened(site.judge()), site.judge().changed) == ([], {})
+    assert [site.judge().states[each] for each in ids] == [State.OK] * 3 + [State.SILENT] * 4
+    sensors[1] = sensors[1]._replace(last_heard=seconds(290))
+    verdict = Site(300, sensors, [case], heard).judge()
+    assert (opened(verdict), verdict.changed) == ([("device", "c-0", 1)], {})
+    assert [verdict.states[each] for each in ids[:3]] == [State.SILENT, State.OK, State.SILENT]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +365,18 @@ def test_a_project_incident_closes_when_the_project_is_heard_again_and_its_senso
         assert verdict.opened == []
 
 
+def test_sensors_that_leave_a_silent_project_are_judged_in_their_new_one() -> None:
+    case = Case(Cause.PROJECT, PROJECT, PROJECT, ("a", "b"), seconds(1), seconds(25), "r", id=7)
+    moved = [watched(device_id=each, project_id="q", last_heard=seconds(400)) for each in ("a", "b")]
+    verdict = Site(500, moved, [case]).judge()
+    assert verdict.changed[7].reason == "r (closed: snoozed, retired or moved to another project)"
+    assert opened(verdict) == [("device", "a", 1), ("device", "b", 1)]
+    stays = watched(device_id="b", last_heard=seconds(0))
+    heard = minutes_at(*range(-8 * DAY_MINUTES, 2))
+    verdict = Site(500, [moved[0], stays], [case], arrivals={PROJECT: heard}).judge()
+    assert (opened(verdict), verdict.changed) == ([("device", "a", 1)], {})
+
+
 @pytest.mark.parametrize("changes", [{"retired_at": 1.0}, {"snoozed_until": 9e9}])
 def test_snoozing_or_retiring_its_last_sensor_closes_an_incident(changes: dict[str, Any]) -> None:
     verdict = Site(500, [watched(**changes)], [OPEN]).judge()
@@ -334,7 +388,8 @@ def test_after_its_snooze_a_sensor_that_is_still_silent_is_reported_again() -> N
     closed = replace(OPEN, closed=seconds(70))
     sensor = watched(snoozed_until=seconds(550))
     assert opened(Site(500, [sensor], [closed]).judge()) == []
-    assert opened(Site(551, [sensor], [closed]).judge()) == DEVICE
+    (case,) = Site(551, [sensor], [closed]).judge().opened
+    assert (case.cause, case.subject, case.unstable) == (Cause.DEVICE, FREEZER, False)
 
 
 # Flapping

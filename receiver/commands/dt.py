@@ -138,10 +138,12 @@ def open_session(settings: Settings, patience_seconds: float | None = None) -> S
 def gaps_of_receiver(settings: Settings, now: float) -> list[OpenGap]:
     from receiver.sensors.gaps import HISTORY_MINUTES
     from receiver.sensors.shown import open_gaps
+    from receiver.simulator import PROJECT
 
     if not settings.sensors.enabled:
         raise ReceiverError("without the registry of sensors it is not known what was missed; give --since")
-    return open_gaps(registry(), now, HISTORY_MINUTES)
+    found = open_gaps(registry(), now, HISTORY_MINUTES)
+    return [gap for gap in found if gap.project_id != PROJECT]  # of `send`, which DT does not know
 
 
 def times(since: str | None, until: str | None, now: float) -> tuple[float, float] | tuple[None, None]:

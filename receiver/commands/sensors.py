@@ -22,6 +22,10 @@ COLUMNS = 96
 """Of a plot: a quarter of an hour each."""
 
 
+MAX_SECONDS = 100 * 365 * 86400.0
+"""Of a duration: its end must be a date."""
+
+
 class Duration(click.ParamType[float]):
     """A time span: 30m, 8h, 2d; 0s is none."""
 
@@ -29,9 +33,12 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return duration(value)
+            seconds = duration(value)
         except ValueError:
             self.fail("give a duration such as 30m, 8h or 2d", param, ctx)
+        if seconds > MAX_SECONDS:
+            self.fail("give at most 36500d", param, ctx)
+        return seconds
 
 
 @click.group(invoke_without_command=True)

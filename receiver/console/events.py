@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Collection
+from typing import Any
 
 from receiver import admin
 from receiver.console import words
@@ -82,9 +84,7 @@ def show_one(visit: Visit) -> Page:
             for each in event.readings()
         ],
         "sinks": [sink.name for sink in visit.settings.enabled_sinks],
-        "raw": lines(event.body.decode("utf-8", "replace")),
-        "formatted": formatted(event.body),
-        "is_cut": len(event.body) > MAX_BODY,
+        **shown_body(event.body),
     }
     return Page("event.html", values)
 
@@ -97,16 +97,30 @@ def of_path(visit: Visit) -> str:
     return name
 
 
+def shown_body(given: bytes) -> dict[str, Any]:
+    """The values of `body.html`: lines as received and as indented JSON, and whether that is only the beginning."""
+    raw, indented = given.decode("utf-8", "replace"), formatted(given)
+    is_cut = max(len(raw), len(indented)) > MAX_BODY
+    return {"raw": lines(raw), "formatted": lines(indented), "is_cut": is_cut}
+
+
 def lines(text: str) -> list[str]:
     return text[:MAX_BODY].expandtabs(4).splitlines()
 
 
-def formatted(body: bytes) -> list[str]:
-    """The lines of a body as indented JSON; none if it is not JSON."""
+def formatted(given: bytes) -> str:
+    """A body as indented JSON, or the beginning of it: of a deeply nested one, the indentation alone has megabytes.
+
+    Empty if it is not JSON.
+    """
+    text = io.StringIO()
     try:
-        return lines(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
+        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(json.loads(given)):
+            if text.write(part) and text.tell() > MAX_BODY:
+                break
     except (ValueError, RecursionError):
-        return []
+        return ""
+    return text.getvalue()
 
 
 def replay(visit: Visit) -> Ask | Done:

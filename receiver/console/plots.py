@@ -104,9 +104,9 @@ def _plot(name: str, points: Sequence[Point], limit: float, end: float) -> Plot:
         kind,
         quantity.states,
         [time for time, _ in drawn],
-        [None if point is None else _rounded(point.mean) for _, point in drawn],
-        [None if point is None else _rounded(point.minimum) for _, point in drawn],
-        [None if point is None else _rounded(point.maximum) for _, point in drawn],
+        [None if point is None else rounded(point.mean) for _, point in drawn],
+        [None if point is None else rounded(point.minimum) for _, point in drawn],
+        [None if point is None else rounded(point.maximum) for _, point in drawn],
     )
 
 
@@ -131,8 +131,9 @@ def _steps(points: Sequence[Point], end: float) -> list[Point]:
     return [*steps, Point(max(end, last.time), last.mean, last.mean, last.mean)]
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.7g}")
+def rounded(value: float) -> float:
+    """A stored value without the digits that it has only because it is stored in 32 bits."""
+    return value if value % 1 == 0 else float(f"{value:.7g}")
 
 
 def table(points: Mapping[str, Sequence[Point]]) -> list[Row]:

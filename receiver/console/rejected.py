@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from receiver import admin
-from receiver.console.events import MAX_BODY, formatted, lines
+from receiver.console.events import shown_body
 from receiver.console.paging import ROWS, page_of
 from receiver.console.visit import Done, Page, Visit
 from receiver.errors import ReceiverError
@@ -113,9 +113,7 @@ def show_quarantined(visit: Visit) -> Page:
     values = {
         "push": push,
         "row": admin.quarantine_row(push),
-        "raw": lines(push.body.decode("utf-8", "replace")),
-        "formatted": formatted(push.body),
-        "is_cut": len(push.body) > MAX_BODY,
+        **shown_body(push.body),
     }
     return Page("quarantined.html", values)
 

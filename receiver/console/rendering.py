@@ -50,8 +50,11 @@ PART_ROWS = 100
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What the text of a formula begins with: https://owasp.org/www-community/attacks/CSV_Injection"""
 
-MISLEADING = re.compile(r"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-"""Control characters, and those that change the direction of the text after them."""
+MISLEADING = re.compile(
+    r"[\0-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
+    r"\ufeff\uffa0\U000e0000-\U000e007f]"
+)
+"""Control characters, those that change the direction of the text after them, and those that are invisible."""
 
 
 @dataclass(frozen=True)

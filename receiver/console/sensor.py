@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from receiver.admin import newest_events
 from receiver.console import words
 from receiver.console.charts import Span
-from receiver.console.plots import LONGEST_INTERVAL, RANGES, Kind, Plot, in_range, plots, table
+from receiver.console.plots import LONGEST_INTERVAL, RANGES, Kind, Plot, in_range, plots, rounded, table
 from receiver.console.visit import ID, Ask, Data, Done, Download, Page, Visit
 from receiver.errors import ReceiverError
 from receiver.incident import Incident
@@ -52,7 +52,7 @@ def show(visit: Visit) -> Page:
         "sensor": row,
         "snoozed_until": datetime.fromtimestamp(stored.snoozed_until, UTC) if row.state == "snoozed" else None,
         "latest": [(name, row.latest[name]) for name in words.in_order(list(row.latest))],
-        "plotted": plotted(visit, row, gaps, incidents),
+        "plotted": plotted(visit, row, gaps_in_range(visit, stored), incidents),
         "ranges": [(title, name) for name, (title, _) in RANGES.items()],
         "days": days_of(visit.registry, [stored], visit.sources.projects().newest, visit.now)[row.device_id],
         "gaps": gaps,
@@ -94,6 +94,13 @@ def plotted(visit: Visit, row: SensorRow, gaps: Sequence[GapRow], incidents: Seq
     )
 
 
+def gaps_in_range(visit: Visit, stored: Any) -> list[GapRow]:
+    """The gaps of the time that is plotted, or of a longer one."""
+    projects = visit.sources.projects()
+    minutes = max(projects.minutes, round(RANGES[chosen_range(visit)][1] / 60))
+    return gaps_of(visit.registry, [stored], replace(projects, minutes=minutes), visit.now)
+
+
 def chosen_range(visit: Visit) -> str:
     name = visit.query.get("range", "")
     return name if name in RANGES else next(iter(RANGES))
@@ -106,8 +113,8 @@ def span(start: datetime, end: datetime | None, kind: str, title: str, visit: Vi
 def history(visit: Visit) -> Data:
     """What is plotted, for the script that draws it."""
     stored = of_path(visit)
-    gaps = gaps_of(visit.registry, [stored], visit.sources.projects(), visit.now)
-    shown = plotted(visit, row_of(stored), gaps, visit.registry.incidents_of(stored.device_id, INCIDENTS))
+    incidents = visit.registry.incidents_of(stored.device_id, INCIDENTS)
+    shown = plotted(visit, row_of(stored), gaps_in_range(visit, stored), incidents)
     content = {
         "start": shown.start,
         "end": shown.end,
@@ -160,7 +167,8 @@ def csv_rows(device: str, found: Mapping[str, Sequence[Point]]) -> Iterator[Sequ
     for name in words.in_order(list(found)):
         for point in found[name]:
             time = datetime.fromtimestamp(point.time, UTC)
-            yield device, time, name, words.quantity(name).unit, point.mean, point.minimum, point.maximum
+            values = (rounded(each) for each in (point.mean, point.minimum, point.maximum))
+            yield device, time, name, words.quantity(name).unit, *values
 
 
 def snooze(visit: Visit) -> Done:

@@ -156,10 +156,11 @@ def requested(visit: Visit) -> tuple[RequestedBackfill, datetime] | None:
 
 def of_sensors(visit: Visit, page: Rows[Any], days: Sequence[date]) -> list[Row]:
     by_day = days_of(visit.registry, page.rows, visit.sources.projects().newest, visit.now)
-    gaps = gaps_of(visit.registry, page.rows, visit.sources.projects(), visit.now)
+    gaps: dict[str, list[GapRow]] = {}
+    for gap in gaps_of(visit.registry, page.rows, visit.sources.projects(), visit.now):
+        gaps.setdefault(gap.device_id, []).append(gap)
     rows = []
     for sensor in map(row_of, page.rows):
         known = {each.day: each.completeness for each in by_day[sensor.device_id]}
-        own = [gap for gap in gaps if gap.device_id == sensor.device_id]
-        rows.append(Row(sensor, [known.get(day) for day in days], own))
+        rows.append(Row(sensor, [known.get(day) for day in days], gaps.get(sensor.device_id, ())))
     return rows

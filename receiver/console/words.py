@@ -82,7 +82,7 @@ def value(name: str, number: float) -> str:
     known = quantity(name)
     if known.states is not None:
         return known.states[number > 0]
-    return f"{number:,.{known.decimals}f} {known.unit}".rstrip()
+    return f"{number:z,.{known.decimals}f} {known.unit}".rstrip()
 
 
 def in_order(names: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from receiver.dt.session import ApiError, Missing, Session, Stopped, Unavailable
 from receiver.errors import JournalError, JournalUnavailable, NotAnEvent, ReceiverError
 from receiver.event import Origin, identify, parse_time
 from receiver.journal import Arrival, Journal, Outcome, Records
+from receiver.sensors.gaps import HISTORY_MINUTES
 from receiver.sensors.minutes import Minutes, minute_of
 
 BATCH = 1000
@@ -183,7 +184,7 @@ class Backfill:
                 self._outcomes += outcomes
                 self.new_by_device[device.id] += outcomes[Outcome.ACCEPTED]
         with self._lock:
-            self._fetched[device.id] = self._fetched.get(device.id, Minutes()) | _minutes(times)
+            self._fetched[device.id] = self._fetched.get(device.id, Minutes()) | _minutes(times, now)
         return times
 
     def missed_rows(self) -> list[MissedRow]:
@@ -274,8 +275,9 @@ def _time(event: object) -> float | None:
     return None if time is None else time.timestamp()
 
 
-def _minutes(times: Sequence[float]) -> Minutes:
-    minutes = [minute_of(time) for time in times if time > 0]
+def _minutes(times: Sequence[float], now: float) -> Minutes:
+    """The minutes of events; without those that DT's history cannot have, since a set takes a bit for each minute."""
+    minutes = [minute_of(time) for time in times if abs(now - time) < 2 * HISTORY_MINUTES * 60]
     if not minutes:
         return Minutes()
     first = min(minutes)

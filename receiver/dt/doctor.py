@@ -11,7 +11,7 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 from receiver.dt.api import Api, DataConnector, Metrics, Project
-from receiver.dt.session import SKEW_SECONDS, ApiError, Missing, Refused, Session
+from receiver.dt.session import SKEW_SECONDS, ApiError, Missing, Refused, Session, Unavailable
 from receiver.http_client import HttpClient, NoResponse
 from receiver.journal import Records
 from receiver.settings import Settings
@@ -58,12 +58,18 @@ def examine(
     `projects` are those whose sensors were heard, and `records` the journal, where they are available. With `push` a
     signed test event is pushed to each Data Connector's URL, and is delivered to all sinks.
     """
+    found: list[Finding] = []
     with closing(Api(session)) as api:
         try:
-            return list(_Examination(settings, session, api, projects, records, push).findings())
+            found.extend(_Examination(settings, session, api, projects, records, push).findings())
         except ApiError as error:
-            remedy = "follow this advice, then examine again" if isinstance(error, Refused) else "try again later"
-            return [*_clock(session), Finding(Severity.ERROR, "DT's REST API", str(error), remedy)]
+            clock = [] if found else _clock(session)
+            found = [*found, *clock, Finding(Severity.ERROR, "DT's REST API", str(error), _remedy(error))]
+    return found
+
+
+def _remedy(error: ApiError) -> str:
+    return "follow this advice, then examine again" if isinstance(error, Refused) else "try again later"
 
 
 def _clock(session: Session) -> Iterator[Finding]:
@@ -105,11 +111,15 @@ class _Examination:
             except (Refused, Missing) as error:
                 role = "grant the service account the role Project Developer there"
                 yield Finding(Severity.ERROR, f"project {project.name}", str(error), role)
+            except Unavailable:
+                raise
+            except ApiError as error:
+                yield Finding(Severity.ERROR, f"project {project.name}", str(error), _remedy(error))
         ours = [(projects[name], each) for name, chosen in self.ours(connectors).items() for each in chosen]
         yield from self.of_missing([projects[name] for name in connectors], ours)
         for project, connector in ours:
             yield from self.of_connector(project, connector)
-        urls = Counter((project.id, each.url) for project, each in ours if each.status == ACTIVE)
+        urls = Counter((project.id, each.url.rstrip("/")) for project, each in ours if each.status == ACTIVE)
         for (project_id, _), count in urls.items():
             if count > 1:
                 yield Finding(
@@ -169,19 +179,25 @@ class _Examination:
 
     def of_connector(self, project: Project, connector: DataConnector) -> Iterator[Finding]:
         name = f"Data Connector {connector.name or connector.path} of project {project.name}"
-        metrics = self.api.metrics(connector)
+        metrics = None
+        try:
+            metrics = self.api.metrics(connector)
+        except Unavailable:
+            raise
+        except ApiError as error:
+            yield Finding(Severity.WARNING, name, str(error), _remedy(error))
         for severity, problem, remedy in (
             *_status(connector),
             *self.address(connector, metrics),
             *self.signature(project, connector),
             *self.event_types(connector),
             *self.labels(connector),
-            *_traffic(connector, metrics),
+            *(_traffic(connector, metrics) if metrics else ()),
             *(self.test_push(connector) if self.push else ()),
         ):
             yield Finding(severity, name, problem, remedy)
 
-    def address(self, connector: DataConnector, metrics: Metrics) -> Iterator[Problem]:
+    def address(self, connector: DataConnector, metrics: Metrics | None) -> Iterator[Problem]:
         path = urlsplit(connector.url).path
         if not is_secure_url(connector.url):
             yield Severity.ERROR, "its URL is not https", "give it an https URL without user, query and fragment"
@@ -190,7 +206,7 @@ class _Examination:
             yield Severity.ERROR, f"its URL has the path {path[:100]}, where no push is accepted", "end its URL with /"
         if problem := self.unreachable(connector):
             remedy = "start the receiver, or correct the URL, DNS, firewall, proxy and certificate"
-            yield Severity.WARNING if metrics.successes else Severity.ERROR, problem, remedy
+            yield Severity.WARNING if metrics and metrics.successes else Severity.ERROR, problem, remedy
 
     def unreachable(self, connector: DataConnector) -> str:
         """Why no receiver responds at the URL of a connector, as seen from here; empty if one does."""

@@ -104,7 +104,7 @@ def plan(
     if request.start is None or request.end is None or saved:
         windows = saved or windows_of_gaps(chosen, retained_from)
         wanted = {window.device_id: window.project_id for window in windows}
-        devices, failures = find_devices(api, sorted({*wanted.values()}), wanted)
+        devices, failures = find_devices(api, sorted({*wanted.values()} - {""}), wanted)
         windows = [window for window in windows if window.device_id in devices]
     else:
         if request.device is not None:

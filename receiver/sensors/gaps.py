@@ -86,6 +86,8 @@ def completeness(known: Minutes, interval: float, day: int, first: int, now: int
     span = max(day * DAY_MINUTES, first), min((day + 1) * DAY_MINUTES, now)
     if span[1] <= span[0]:
         return None
+    if known.earliest is None or known.earliest > span[0]:  # it was heard at `first`, and not since
+        known |= Minutes(span[0] - round(interval), 1)
     ends = Minutes(now, 1) if known.last is None or known.last < now else Minutes()
     missing = [
         (start + round(interval), end) for start, end in (known | ends).gaps(longer_than=GAP_INTERVALS * interval)

@@ -62,18 +62,19 @@ def compact(hours: bytes, points: bytes) -> bytes:
 
 
 def unpack(day: int, quantity: str, hours: bytes, points: bytes) -> Iterator[Point]:
-    """The stored readings of a quantity on a day since 1970, oldest first; hours where their points are gone."""
+    """The stored readings of a quantity on a day since 1970, oldest first: in full, or by hour once it was compacted.
+
+    A reading that came later is part of its hour, as it will be when it is compacted itself.
+    """
     wanted, start = CODES[quantity], day * DAY_SECONDS
-    found = [
-        Point(start + milliseconds / 1000, value, value, value)
-        for milliseconds, code, value in _POINT.iter_unpack(points)
-        if code == wanted
-    ]
-    in_full = {int(point.time - start) // 3600 for point in found}
-    for hour, code, low, mean, high in _HOUR.iter_unpack(hours):
-        if code == wanted and hour not in in_full:
-            found.append(Point(start + hour * 3600, low, mean, high))
-    return iter(sorted(found, key=lambda point: point.time))
+    if hours:
+        for hour, code, low, mean, high in _HOUR.iter_unpack(compact(hours, points)):
+            if code == wanted:
+                yield Point(start + hour * 3600, low, mean, high)
+        return
+    for milliseconds, code, value in _POINT.iter_unpack(points):
+        if code == wanted:
+            yield Point(start + milliseconds / 1000, value, value, value)
 
 
 def by_hour(points: Iterable[Point]) -> list[Point]:

@@ -77,7 +77,12 @@ class _Judge:
                 self.silent.append(sensor)
         self.open = {(case.cause, case.subject): self.reviewed(case) for case in cases if case.closed is None}
         self.open = {key: case for key, case in self.open.items() if case.closed is None}
-        self.in_case = {device: case for case in self.open.values() for device in case.sensors}
+        self.in_case = {
+            device: case
+            for case in self.open.values()
+            for device in case.sensors
+            if device in self.sensors and self.is_part_of(self.sensors[device], case)
+        }
         self.judge_projects()
         self.judge_sensors()
         self.verdict.states = {sensor.device_id: self.state(sensor) for sensor in sensors}
@@ -158,7 +163,9 @@ class _Judge:
     def add(
         self, cause: Cause, subject: str, project_id: str | None, members: Sequence[str], since: float, reason: str
     ) -> None:
-        before = [case for case in self.cases if (case.cause, case.subject) == (cause, subject)]
+        before = [
+            case for case in self.cases if (case.cause, case.subject) == (cause, subject) and case.since < since
+        ]  # else it was not heard in between: a snooze has ended
         times = [time for case in before for time in (case.opened, case.closed) if time is not None]
         changes = 1 + sum(time > self.now - DAY_SECONDS for time in times)
         unstable = changes >= CHANGES_A_DAY
@@ -186,18 +193,30 @@ class _Judge:
             for device in case.sensors
             if device in self.sensors and self.sensors[device].is_judged(self.now)
         ]
+        if case.cause is Cause.PROJECT and not any(self.is_part_of(sensor, case) for sensor in judged):
+            return self.closed(case, f"{case.reason} (closed: snoozed, retired or moved to another project)")
         if not judged:
             return self.closed(case, f"{case.reason} (closed: snoozed or retired)")
         if case.cause is Cause.PROJECT:
             return self.closed(case) if self.project_recovered(case) else case
         back = [sensor for sensor in judged if self.has_recovered(sensor, case)]
-        offline = case.subject in self.sensors and self.sensors[case.subject].offline_since is not None
+        offline = any(sensor.device_id == case.subject and sensor.offline_since is not None for sensor in judged)
         if offline or 2 * len(back) < len(judged):
             return case
         waiting = {sensor.device_id for sensor in judged} - {sensor.device_id for sensor in back}
         self.verdict.expected_from |= dict.fromkeys(waiting, self.now)
         self.silent = [sensor for sensor in self.silent if sensor.device_id not in waiting]
         return self.closed(case)
+
+    @staticmethod
+    def is_part_of(sensor: Watched, case: Case) -> bool:
+        """Whether an incident is still that of this sensor: not if it has moved to another project, or was heard since
+        through another cloud connector. Then it is judged like any other."""
+        if case.cause is Cause.PROJECT:
+            return (sensor.project_id or "") == case.subject
+        if case.cause is Cause.GATEWAY:
+            return case.subject in (sensor.connector, sensor.device_id) or (sensor.last_heard or 0.0) <= case.since
+        return True
 
     def closed(self, case: Case, reason: str | None = None) -> Case:
         case = replace(case, closed=self.now, reason=reason or case.reason)
@@ -235,7 +254,9 @@ class _Judge:
             return State.OFFLINE
         if case is not None and case.unstable and case.cause is Cause.DEVICE:
             return State.UNSTABLE
-        if case is not None and (case.cause is Cause.DEVICE or (sensor.last_heard or 0.0) <= case.since):
+        if case is not None and (
+            case.cause is Cause.DEVICE or (sensor.last_heard or 0.0) <= case.since or self.is_silent(sensor)
+        ):
             return State.SILENT
         return State.OK if sensor.is_expected and sensor.interval_minutes is not None else State.LEARNING
 

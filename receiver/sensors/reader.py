@@ -105,10 +105,41 @@ class RegistryReader:
             ]
 
     def heard(self, rows: Sequence[Any], *, filled: bool = False, minutes: int = LEARN_MINUTES) -> dict[str, Minutes]:
-        """The minutes in which these sensors were heard live, or were `filled` later too, in their last 7 days."""
+        """The minutes in which these sensors were heard live, or were `filled` later too, in their last 7 days.
+
+        Of one that was not heard when these days began, also the minutes of the day on which it was heard before: a gap
+        begins there. Of one whose days are all deleted, the last minute.
+        """
         with self._database.read(by_index=True) as connection:
             members = [row for row in rows if row.last_heard is not None]
-            return self._heard(connection, members, filled=filled, minutes=minutes)
+            found = self._heard(connection, members, filled=filled, minutes=minutes)
+            begins = {
+                each.device_id: day
+                for each in members
+                if (day := (minute_of(each.last_heard) - minutes) // DAY_MINUTES) > each.first_heard // DAY_SECONDS
+                and (found[each.device_id].earliest or minute_of(each.last_heard)) >= (day + 1) * DAY_MINUTES
+            }
+            for device, known in self._heard_before(connection, begins).items():
+                found[device] |= known
+        return {
+            each.device_id: known if (known := found[each.device_id]).bits else Minutes(minute_of(each.last_heard), 1)
+            for each in members
+        }
+
+    @staticmethod
+    def _heard_before(connection: Connection, begins: Mapping[str, int]) -> dict[str, Minutes]:
+        """The minutes of the last day on which each of these sensors was heard before a day."""
+        found: dict[str, Minutes] = {}
+        for ids in chunks(list(begins)):
+            query = select(days.c.device_id, days.c.day, days.c.heard).where(
+                days.c.device_id.in_(ids),
+                days.c.day < max(begins[device] for device in ids),
+                func.length(days.c.heard) > 0,
+            )
+            for row in connection.execute(query.order_by(days.c.day)):
+                if row.day < begins[row.device_id]:
+                    found[row.device_id] = Minutes.of_days({row.day: from_bytes(row.heard)})
+        return found
 
     def outages(
         self, now: float, minutes: int = LEARN_MINUTES, newest: Mapping[str, float] | None = None

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from receiver.errors import ReceiverError
-from receiver.sensors.gaps import GAP_INTERVALS, Gap, Kind, completeness, find_gaps, is_filled
+from receiver.sensors.gaps import GAP_INTERVALS, HISTORY_MINUTES, Gap, Kind, completeness, find_gaps, is_filled
 from receiver.sensors.history import DAY_SECONDS, Point, quantities_in, unpack
 from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, minute_of
 from receiver.sensors.reader import chunks
@@ -144,7 +144,7 @@ def days_of(
 def _days(stored: Any, known: Minutes | None, newest: float, now: float) -> Iterator[DayRow]:
     if known is None or stored.interval_minutes is None:
         return
-    until, interval = minute_of(newest), _interval(stored)
+    until, interval = minute_of(min(newest, stored.retired_at or newest)), _interval(stored)
     for day in range((until - LEARN_MINUTES) // DAY_MINUTES + 1, until // DAY_MINUTES + 1):
         share = completeness(known, interval, day, minute_of(stored.first_heard or now), until)
         if share is not None:
@@ -173,7 +173,7 @@ def history_of(
 def gap_rows(registry: Registry, text: str | None, now: float) -> list[GapRow]:
     """The gaps of the last 7 days, of one sensor or of all, newest first."""
     stored = [find(registry, text)] if text is not None else registry.rows()
-    return gaps_of(registry, stored, projects_heard(registry, now), now)
+    return gaps_of(registry, stored, projects_heard(registry, now), now)[:MAX_LISTED]
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ class ProjectsHeard:
 
 
 def projects_heard(registry: Registry, now: float, minutes: int = LEARN_MINUTES) -> ProjectsHeard:
-    """What was heard of projects in the last 7 days, or in that many minutes."""
+    """What was heard of projects in the last 7 days, or in that many minutes; outages also of the time before."""
     newest = registry.newest(now)
-    return ProjectsHeard(newest, *registry.outages(now, minutes, newest), minutes)
+    return ProjectsHeard(newest, *registry.outages(now, HISTORY_MINUTES, newest), minutes)
 
 
 def gaps_of(registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, now: float) -> list[GapRow]:
@@ -205,7 +205,7 @@ def gaps_of(registry: Registry, stored: Sequence[Any], projects: ProjectsHeard, 
         )
         for sensor, gap, _ in _gaps(registry, stored, projects, now)
     ]
-    return sorted(rows, key=lambda row: row.from_, reverse=True)[:MAX_LISTED]
+    return sorted(rows, key=lambda row: row.from_, reverse=True)
 
 
 def open_gaps(registry: Registry, now: float, minutes: int) -> list[OpenGap]:
@@ -238,7 +238,8 @@ def _gaps(
             for gap in find_gaps(
                 heard[each.device_id], known[each.device_id], _interval(each), each.type, _merged(unheard), end
             ):
-                yield each, gap, known[each.device_id]
+                if gap.end is None or gap.end > minute_of(now) - projects.minutes:
+                    yield each, gap, known[each.device_id]
 
 
 def incident_rows(registry: Registry) -> list[IncidentRow]:

@@ -93,6 +93,8 @@ class Project:
     """A project: its usual interval in minutes, and the outages in which its sensors are not expected to be heard.
 
     `newest` is its newest live timestamp, `unheard` for how many minutes the receiver was up since it was last heard.
+    `arrivals` are those of the last days. What was before the first of them, in the minute `begin`, may have been an
+    outage, too; it is None if there is none.
     """
 
     id: str
@@ -101,6 +103,7 @@ class Project:
     arrivals: Minutes
     outages: Sequence[Span]
     unheard: int
+    begin: int | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def known_project(
         arrivals,
         [(start, end + rules.settle_minutes) for start, end in outages],
         up.between(last + 1, until).count(),
+        arrivals.earliest,
     )
 
 
@@ -169,9 +173,9 @@ def newest_by_project(sensors: Iterable[Watched], now: float) -> dict[str, float
 
 def silence(sensor: Watched, project: Project | None) -> float:
     """For how many minutes the sensor was not heard while its project was."""
-    if project is None or not sensor.is_expected:
+    if project is None or project.begin is None or not sensor.is_expected:
         return 0.0
-    start = max(sensor.last_heard or 0.0, sensor.expected_from)
+    start = max(sensor.last_heard or 0.0, sensor.expected_from, project.begin * 60.0)
     minutes = (project.newest - start) / 60
     if minutes <= LEAST_SILENT_MINUTES:
         return minutes

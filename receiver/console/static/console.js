@@ -22,14 +22,16 @@ const sync = (old, fresh) => {
 };
 const refresh = async () => {
   let response;
+  const request = new AbortController();
+  setTimeout(() => request.abort(), 15000); // longer than the receiver may take for a page
   try {
-    response = await fetch(location.href, { headers: { "X-Refresh": "1" } });
+    response = await fetch(location.href, { headers: { "X-Refresh": "1" }, signal: request.signal });
     if (response.ok) {
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       for (const region of document.querySelectorAll("[data-refresh]")) sync(region, page.getElementById(region.id));
       document.dispatchEvent(new Event("refreshed"));
     }
-  } catch {} // it is away: the next time
+  } catch { response = null; } // it is away: the next time
   document.getElementById("stale").hidden = Boolean(response?.ok);
   if (response?.status !== 401) later(); // the password has changed: only a person can enter the new one
 };

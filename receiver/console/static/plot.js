@@ -17,7 +17,8 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const text = (plot, value) => {
   if (plot.states) return plot.states[value > 0 ? 1 : 0];
   const digits = { minimumFractionDigits: plot.decimals, maximumFractionDigits: plot.decimals };
-  return `${value.toLocaleString("en", digits)} ${plot.unit}`.trim();
+  const rounded = Number(value.toFixed(plot.decimals)) + 0; // no negative zero
+  return `${rounded.toLocaleString("en", digits)} ${plot.unit}`.trim();
 };
 
 const describe = (plot, u) => {
