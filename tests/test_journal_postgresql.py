@@ -293,13 +293,8 @@ def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_ana
     journal = deployment.open()
     route_events(journal, "s", "a")
     settle(journal, claim(journal, "s"), Result.DEAD, reason="HTTP 410")
-    deployment.sql("ALTER TABLE deliveries SET (autovacuum_enabled = false)")
-    deployment.sql("ALTER TABLE events SET (autovacuum_enabled = false)")
     many = 30_000
-    deployment.sql(
-        "INSERT INTO events (id, received_at, routed, body) "
-        f"SELECT 'many' || n, n, true, '' FROM generate_series(1, {many}) AS n"
-    )
+    insert_routed_events(deployment, "many", range(1, many + 1))
     deployment.sql(
         "INSERT INTO deliveries (event, sink, state, attempts, failures, reason) "
         "SELECT key, 1, 2, 1, 0, 'HTTP 410' FROM events WHERE id <> 'a'"
@@ -315,6 +310,35 @@ def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_ana
         with closing(SqlRecords(PostgresqlDatabase(deployment.url, None), create_tables=False)) as records:
             assert read(records)
         assert rows_read(deployment) - before < many / 4
+
+
+def test_retention_reads_few_of_many_deliveries_that_became_pending_after_the_last_analyze(
+    deployment: Deployment,
+) -> None:
+    route_events(deployment.open(), "s", "a")
+    many = 30_000
+    insert_routed_events(deployment, "old", range(1, many + 1))
+    delivered = "INSERT INTO deliveries (event, sink, state, attempts, failures) SELECT key, 1, 1, 1, 0 FROM events"
+    deployment.sql(f"{delivered} WHERE id LIKE 'old%'")
+    deployment.sql("ANALYZE")
+    insert_routed_events(deployment, "new", range(many + 1, 2 * many + 1))
+    pending = "INSERT INTO deliveries (event, sink, state, due, attempts, failures) SELECT key, 1, 0, 0, 0, 0 FROM events"
+    deployment.sql(f"{pending} WHERE id LIKE 'new%'")
+    before = rows_read(deployment)
+    with closing(SqlJournal(PostgresqlDatabase(deployment.url, None), create_tables=False)) as journal:
+        assert journal.remove_expired(many, 1000)
+    assert rows_read(deployment) - before < many / 2
+    assert deployment.sql("SELECT count(*) FROM events WHERE id LIKE 'old%'") == [(many - 999,)]  # and a, which is pending
+
+
+def insert_routed_events(deployment: Deployment, name: str, times: range) -> None:
+    """Store many events that were received at these times, in tables of which PostgreSQL takes no statistics."""
+    for table in ("events", "deliveries"):
+        deployment.sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+    deployment.sql(
+        "INSERT INTO events (id, received_at, routed, body) "
+        f"SELECT '{name}' || n, n, true, '' FROM generate_series({times.start}, {times.stop - 1}) AS n"
+    )
 
 
 def rows_read(deployment: Deployment) -> int:
