@@ -398,6 +398,18 @@ def test_nothing_is_accepted_into_a_file_that_is_not_the_journal_any_more(
         journal.accept([arrival])
 
 
+def test_nothing_is_accepted_into_a_file_that_was_replaced_after_it_was_only_read(store: SqliteStore) -> None:
+    """As in intake before the first push: the dispatcher has created the tables."""
+    store.close(store.open())
+    with closing(SqlJournal(store.database(), create_tables=False)) as journal:
+        assert journal.document("keys") is None
+        for path in (store.path, store.path.with_name("journal.sqlite-wal"), store.path.with_name("journal.sqlite-shm")):
+            path.unlink(missing_ok=True)
+        store.close(store.open())
+        with pytest.raises(JournalUnavailable, match="the file was replaced; restart the receiver$"):
+            accept(journal, "a")
+
+
 BLOCKING = """
 import re, sys
 from pathlib import Path
