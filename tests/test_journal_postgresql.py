@@ -331,6 +331,32 @@ def test_retention_reads_few_of_many_deliveries_that_became_pending_after_the_la
     assert deployment.sql("SELECT count(*) FROM events WHERE id LIKE 'old%'") == [(many - 999,)]  # and a, which is pending
 
 
+def test_a_clock_that_was_set_back_moves_only_what_is_pending_however_long_that_takes(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a dispatcher could not report that it is alive, and would deliver nothing, while the clock is behind."""
+    journal = deployment.open()
+    now = journal.now()
+    insert_routed_events(deployment, "many", range(1000))
+    delivery = "INSERT INTO deliveries (event, sink, state, due, attempts, failures, first_attempt_at) SELECT"
+    pending = f"{delivery} key, 1, 0, {now + 3700}, 1, 1, {now + 3600} FROM events"
+    delivered = f"{delivery} key, 2, 1, NULL, 1, 0, {now + 3600} FROM events"
+    for statement in (pending, delivered):
+        deployment.sql(statement)
+    deployment.sql(f"INSERT INTO dispatchers VALUES ('before', {now}, {now + 3600})")
+    deployment.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END $$"
+    )
+    deployment.sql("CREATE TRIGGER slow BEFORE UPDATE ON deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 0.5)
+    journal.report_alive()
+    times = "SELECT DISTINCT sink, round(due - {0}), round(first_attempt_at - {0}) FROM deliveries ORDER BY sink"
+    ((_, due, attempted), ended) = deployment.sql(times.format(now))
+    assert (due - attempted, ended) == (100, (2, None, 3600))
+    assert -5 <= attempted <= 5
+
+
 def insert_routed_events(deployment: Deployment, name: str, times: range) -> None:
     """Store many events that were received at these times, in tables of which PostgreSQL takes no statistics."""
     for table in ("events", "deliveries"):
