@@ -449,6 +449,28 @@ def test_a_clock_that_was_set_back_before_a_start_delays_no_delivery(store: Sqli
     assert event_ids(claim(journal, "s")) == ["a"]
 
 
+def test_what_an_operator_requeues_or_resumes_waits_for_no_clock_that_was_set_forward_meanwhile(
+    store: SqliteStore,
+) -> None:
+    """The dispatcher of a machine that learns the time after its start: its own clock never jumps."""
+    journal, of_operator = store.open(), SqliteStore(store.folder)
+    journal.start_dispatching()
+    journal.report_alive()
+    stored = route_events(journal, "s", "retried", "replayed")
+    retried, replayed = claim(journal, "s")
+    settle(journal, [retried], Result.DEAD)
+    settle(journal, [replayed], Result.DELIVERED)
+    journal.save_sink_state(SinkState("s", 1, store.clock.now + 60))
+    of_operator.clock.advance(8 * 3600)
+    records = of_operator.records()
+    records.retry_dead_letters("s", None)
+    records.requeue("s", stored)
+    records.resume("s")
+    of_operator.close_all()
+    assert event_ids(claim(journal, "s")) == ["retried", "replayed"]
+    assert journal.sink_states()["s"].paused_until <= store.clock.now
+
+
 def test_a_process_that_a_plugin_forks_does_not_hold_the_lock(tmp_path: Path) -> None:
     lock = sqlite_module.FileLock(tmp_path / "lock")
     assert lock.acquire(0.0)

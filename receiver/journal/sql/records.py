@@ -35,6 +35,7 @@ from receiver.journal.sql.schema import (
     IS_DEAD,
     PENDING,
     deliveries,
+    dispatchers,
     events,
     quarantine,
     received_place,
@@ -138,7 +139,8 @@ class SqlRecords(SqlState):
     def retry_dead_letters(
         self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
     ) -> int:
-        change = update(deliveries).where(THIS_DELIVERY).values(**self._new_delivery())
+        with self._database.read() as connection:
+            change = update(deliveries).where(THIS_DELIVERY).values(**self._new_delivery(connection))
         return self._change_dead(sink, event_ids, reason, limit, change)
 
     def delete_dead_letters(
@@ -199,10 +201,11 @@ class SqlRecords(SqlState):
             if not existing:
                 return 0
             key = self._sink_key(connection, sink, lock=True)
-            row = self._database.insert(deliveries).values(self._new_delivery())
+            new = self._new_delivery(connection)
+            row = self._database.insert(deliveries).values(new)
             changed = connection.execute(
                 row.on_conflict_do_update(
-                    index_elements=["event", "sink"], set_=self._new_delivery(), where=deliveries.c.due.is_(None)
+                    index_elements=["event", "sink"], set_=new, where=deliveries.c.due.is_(None)
                 ).returning(deliveries.c.event),
                 [{"event": event, "sink": key} for event in sorted(existing)],
             )
@@ -242,7 +245,8 @@ class SqlRecords(SqlState):
 
     def resume(self, sink: str) -> None:
         with self._database.write(wakes=True) as connection:
-            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=self.now()))
+            due = self._due_now(connection)
+            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=due))
 
     def remove_sink(self, sink: str) -> int:
         with self._database.write() as connection:
@@ -324,11 +328,17 @@ class SqlRecords(SqlState):
         query = query.limit(limit).with_for_update()
         return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
 
-    def _new_delivery(self) -> dict[str, Any]:
+    def _due_now(self, connection: Connection) -> float:
+        """Now on the clock of the dispatcher. On SQLite each process has its own, and that of one that has run for long
+        is behind if the machine's was set forward meanwhile."""
+        reported = None if self._database.shared else connection.scalar(select(func.max(dispatchers.c.clock)))
+        return self.now() if reported is None else min(self.now(), reported)
+
+    def _new_delivery(self, connection: Connection) -> dict[str, Any]:
         """The columns of a pending delivery that was never attempted."""
         return {
             "state": PENDING,
-            "due": self.now(),
+            "due": self._due_now(connection),
             "attempts": 0,
             "failures": 0,
             "holder": None,
