@@ -294,7 +294,8 @@ class SqlJournal(SqlState):
         now = self.now()
         with self._database.write() as connection:
             key = self._sink_key(connection, state.name)
-            since = connection.scalar(select(sinks.c.paused_since).where(sinks.c.key == key))
+            paused = select(sinks.c.paused_since).where(sinks.c.key == key)
+            since = connection.scalar(paused.with_for_update(key_share=True))  # two may end a pause at once
             changes: dict[str, Any] = {}
             if state.pauses and since is None:
                 changes = {"paused_since": now}
