@@ -403,10 +403,10 @@ def test_nothing_is_accepted_into_a_file_that_was_replaced_after_it_was_only_rea
     store.close(store.open())
     with closing(SqlJournal(store.database(), create_tables=False)) as journal:
         assert journal.document("keys") is None
-        for path in (store.path, store.path.with_name("journal.sqlite-wal"), store.path.with_name("journal.sqlite-shm")):
-            path.unlink(missing_ok=True)
+        for name in ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"):
+            store.path.with_name(name).unlink(missing_ok=True)
         store.close(store.open())
-        with pytest.raises(JournalUnavailable, match="the file was replaced; restart the receiver$"):
+        with pytest.raises(JournalUnavailable, match=r"the file was replaced; restart the receiver$"):
             accept(journal, "a")
 
 

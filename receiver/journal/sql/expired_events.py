@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, delete, func, literal, select, true
+from sqlalchemy import ColumnElement, delete, func, literal, select, true
 
 from receiver.journal.sql.database import Database
 from receiver.journal.sql.schema import DELIVERED, deliveries, events, received_place, sinks
@@ -73,7 +73,7 @@ class ExpiredEvents:
             connection.execute(delete(deliveries).where(self._database.among(deliveries.c.event, removed)))
 
 
-def _is_delivered(event: Column[int]) -> ColumnElement[bool]:
+def _is_delivered(event: ColumnElement[int]) -> ColumnElement[bool]:
     """Whether an event is delivered at all its sinks.
 
     The first row instead of EXISTS: PostgreSQL may read all undelivered rows of the table for that, if it believes that

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Delete,
     ScalarSelect,
@@ -45,6 +46,8 @@ from receiver.journal.sql.state import STORED_EVENT, SqlState
 
 BATCH = 1000
 """How many dead letters one transaction changes: pushes wait meanwhile."""
+REMOVED = 10_000
+"""How many deliveries, of all sinks, one transaction looks through for those of a sink that is removed."""
 COUNTED = 1_000_000
 """How many events one statement counts."""
 STATES = {PENDING: "pending", DELIVERED: "delivered", DEAD: "dead"}
@@ -249,15 +252,32 @@ class SqlRecords(SqlState):
             connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=due))
 
     def remove_sink(self, sink: str) -> int:
-        with self._database.write() as connection:
-            key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink).with_for_update())
-            if key is None:
-                return 0
-            of_sink = deliveries.c.sink == key
-            undelivered = connection.scalar(select(func.count()).where(of_sink, deliveries.c.state != DELIVERED))
-            connection.execute(delete(deliveries).where(of_sink))
-            connection.execute(delete(sinks).where(sinks.c.key == key))
-        return undelivered or 0
+        """In parts, so that no transaction takes long; the last one deletes the sink, and what others have requeued for
+        it meanwhile."""
+        after = undelivered = 0
+        while True:
+            with self._database.write(by_index=True) as connection:
+                key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink).with_for_update())
+                if key is None:
+                    return undelivered
+                following = select(deliveries.c.event).where(deliveries.c.event > after).order_by(deliveries.c.event)
+                last = connection.scalar(following.offset(REMOVED - 1).limit(1))
+                part = deliveries.c.event > after if last is None else deliveries.c.event.between(after + 1, last)
+                undelivered += self._remove_deliveries(connection, key, part)
+                if last is None:
+                    for of_others in (deliveries.c.due.is_not(None), IS_DEAD):
+                        undelivered += self._remove_deliveries(connection, key, of_others)
+                    connection.execute(delete(sinks).where(sinks.c.key == key))
+                    return undelivered
+            after = last
+
+    @staticmethod
+    def _remove_deliveries(connection: Connection, sink: int, which: ColumnElement[bool]) -> int:
+        """Delete deliveries of a sink; returns how many of them were pending or dead."""
+        states = connection.scalars(
+            delete(deliveries).where(deliveries.c.sink == sink, which).returning(deliveries.c.state)
+        )
+        return sum(state != DELIVERED for state in states)
 
     @staticmethod
     def _histories(connection: Connection, query: Select[Any]) -> list[EventHistory]:
