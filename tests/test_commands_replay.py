@@ -26,6 +26,18 @@ def test_events_are_replayed_that_were_received_from_since_up_to_but_not_at_unti
     assert claimed_ids(operator, "archive") == ["e1", "e2"]
 
 
+def test_an_event_that_cannot_be_decoded_any_more_ends_no_replay(operator: Operator) -> None:
+    """An older receiver has accepted it."""
+    operator.add_pending("archive", "before")
+    operator.journal.accept([Arrival("old", b"no event", NOON)])
+    operator.journal.route([(event, ["archive"]) for event in operator.journal.unrouted(10)])
+    operator.add_pending("archive", "after")
+    operator.settle_due("archive", Result.DELIVERED)
+    replay = ("replay", "archive", "--since", LONG_AGO, "--yes")
+    assert operator.lines(*replay) == ["Found 2 matching events; requeued 2 for sink archive."]
+    assert claimed_ids(operator, "archive") == ["after", "before"]
+
+
 @pytest.mark.parametrize(
     ("since", "matched"),
     [("90m", 1), ("1h", 0), ("3h", 2), ("7300s", 2), ("1.5h", 1), ("1d", 2), (LONG_AGO, 2), ("2999-01-01", 0)],

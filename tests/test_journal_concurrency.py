@@ -19,7 +19,7 @@ from conftest import ROOT, wait_until
 from support.journals import accept, claim, event_ids, route_events, settle
 from support.postgresql import WAITING_FOR_A_LOCK, Deployment
 
-from receiver.journal import Arrival, Result, Settlement
+from receiver.journal import Arrival, Result, Settlement, SinkState
 
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
@@ -238,6 +238,23 @@ def test_a_dead_letter_that_is_retried_and_claimed_meanwhile_is_not_retried_agai
         commit()
         assert retrying.result() == 0
     assert claim(other, "s") == []
+
+
+def test_a_pause_that_two_dispatchers_end_at_once_is_subtracted_once_from_the_age_of_deliveries(
+    deployment: Deployment,
+) -> None:
+    journals = deployment.open(), deployment.open()
+    journals[0].save_sink_state(SinkState("s", 1, time.time() + 1))
+    deployment.sql("UPDATE sinks SET paused_since = paused_since - 1000")
+    with psycopg.connect(deployment.url) as other, ThreadPoolExecutor(2) as pool:
+        other.execute("SELECT 1 FROM sinks FOR UPDATE")
+        ending = [pool.submit(journal.save_sink_state, SinkState("s")) for journal in journals]
+        wait_until(lambda: deployment.connections(WAITING_FOR_A_LOCK) == 2)
+        other.rollback()
+        for each in ending:
+            each.result()
+    ((seconds,),) = deployment.sql("SELECT paused_seconds FROM sinks")
+    assert 1000 <= seconds < 1500
 
 
 def test_an_event_that_is_routed_while_its_sink_is_removed_leaves_no_delivery_without_a_sink(

@@ -21,6 +21,7 @@ from bench.postgresql import round_trips
 from receiver.errors import JournalUnavailable
 from receiver.journal import Arrival, Journal, Outcome, Result, SinkState
 from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql import records as records_module
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 from receiver.journal.sql.records import SqlRecords
@@ -293,13 +294,8 @@ def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_ana
     journal = deployment.open()
     route_events(journal, "s", "a")
     settle(journal, claim(journal, "s"), Result.DEAD, reason="HTTP 410")
-    deployment.sql("ALTER TABLE deliveries SET (autovacuum_enabled = false)")
-    deployment.sql("ALTER TABLE events SET (autovacuum_enabled = false)")
     many = 30_000
-    deployment.sql(
-        "INSERT INTO events (id, received_at, routed, body) "
-        f"SELECT 'many' || n, n, true, '' FROM generate_series(1, {many}) AS n"
-    )
+    insert_routed_events(deployment, "many", range(1, many + 1))
     deployment.sql(
         "INSERT INTO deliveries (event, sink, state, attempts, failures, reason) "
         "SELECT key, 1, 2, 1, 0, 'HTTP 410' FROM events WHERE id <> 'a'"
@@ -315,6 +311,80 @@ def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_ana
         with closing(SqlRecords(PostgresqlDatabase(deployment.url, None), create_tables=False)) as records:
             assert read(records)
         assert rows_read(deployment) - before < many / 4
+
+
+def test_retention_reads_few_of_many_deliveries_that_became_pending_after_the_last_analyze(
+    deployment: Deployment,
+) -> None:
+    route_events(deployment.open(), "s", "a")
+    many = 30_000
+    insert_routed_events(deployment, "old", range(1, many + 1))
+    delivered = "INSERT INTO deliveries (event, sink, state, attempts, failures) SELECT key, 1, 1, 1, 0 FROM events"
+    deployment.sql(f"{delivered} WHERE id LIKE 'old%'")
+    deployment.sql("ANALYZE")
+    insert_routed_events(deployment, "new", range(many + 1, 2 * many + 1))
+    pending = "INSERT INTO deliveries (event, sink, state, due, attempts, failures) SELECT key, 1, 0, 0, 0, 0"
+    deployment.sql(f"{pending} FROM events WHERE id LIKE 'new%'")
+    before = rows_read(deployment)
+    with closing(SqlJournal(PostgresqlDatabase(deployment.url, None), create_tables=False)) as journal:
+        assert journal.remove_expired(many, 1000)
+    assert rows_read(deployment) - before < many / 2
+    (left,) = deployment.sql("SELECT count(*) FROM events WHERE id LIKE 'old%'")
+    assert left == (many - 999,)  # the event a had expired, too
+
+
+def test_a_clock_that_was_set_back_moves_only_what_is_pending_however_long_that_takes(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a dispatcher could not report that it is alive, and would deliver nothing, while the clock is behind."""
+    journal = deployment.open()
+    now = journal.now()
+    insert_routed_events(deployment, "many", range(1000))
+    delivery = "INSERT INTO deliveries (event, sink, state, due, attempts, failures, first_attempt_at) SELECT"
+    pending = f"{delivery} key, 1, 0, {now + 3700}, 1, 1, {now + 3600} FROM events"
+    delivered = f"{delivery} key, 2, 1, NULL, 1, 0, {now + 3600} FROM events"
+    for statement in (pending, delivered):
+        deployment.sql(statement)
+    deployment.sql(f"INSERT INTO dispatchers VALUES ('before', {now}, {now + 3600})")
+    deployment.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END $$"
+    )
+    deployment.sql("CREATE TRIGGER slow BEFORE UPDATE ON deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 0.5)
+    journal.report_alive()
+    times = "SELECT DISTINCT sink, round(due - {0}), round(first_attempt_at - {0}) FROM deliveries ORDER BY sink"
+    ((_, due, attempted), ended) = deployment.sql(times.format(now))
+    assert (due - attempted, ended) == (100, (2, None, 3600))
+    assert -5 <= attempted <= 5
+
+
+def test_no_statement_takes_long_when_a_sink_with_many_deliveries_is_removed(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.open().add_enabled_sinks(["s"])
+    insert_routed_events(deployment, "many", range(1000))
+    deployment.sql("INSERT INTO deliveries (event, sink, state, attempts, failures) SELECT key, 1, 1, 1, 0 FROM events")
+    deployment.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.001); RETURN OLD; END $$"
+    )
+    deployment.sql("CREATE TRIGGER slow BEFORE DELETE ON deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
+    records = deployment.records()
+    monkeypatch.setattr(records_module, "REMOVED", 100)
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 0.8)
+    assert records.remove_sink("s") == 0
+    assert deployment.sql("SELECT count(*) FROM deliveries") == [(0,)]
+
+
+def insert_routed_events(deployment: Deployment, name: str, times: range) -> None:
+    """Store many events that were received at these times, in tables of which PostgreSQL takes no statistics."""
+    for table in ("events", "deliveries"):
+        deployment.sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+    deployment.sql(
+        "INSERT INTO events (id, received_at, routed, body) "
+        f"SELECT '{name}' || n, n, true, '' FROM generate_series({times.start}, {times.stop - 1}) AS n"
+    )
 
 
 def rows_read(deployment: Deployment) -> int:

@@ -34,6 +34,7 @@ from receiver.journal import (
     SinkState,
     StoredEvent,
 )
+from receiver.journal.sql import records as records_module
 
 
 def let_die(journal: Journal, clock: Clock, sink: str, *ids: str, reason: str = "HTTP 404") -> None:
@@ -439,6 +440,25 @@ def test_a_removed_sink_is_gone_with_its_deliveries_and_leaves_other_sinks_alone
     journal.set_enabled_sinks(["s", "other"])
     assert journal.counts().sinks["s"] == SinkCounts()
     assert event_ids(claim(journal, "other")) == ["a"]
+
+
+def test_a_sink_with_many_deliveries_is_removed_in_parts(
+    store: Store, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module, "REMOVED", 3)
+    journal.add_enabled_sinks(["s", "other"])
+    accept(journal, *(f"{number:02}" for number in range(20)))
+    stored = journal.unrouted(100)
+    journal.route([(event, ["s", "other"]) for event in stored])
+    settle(journal, claim(journal, "s", limit=7), Result.DELIVERED)
+    settle(journal, claim(journal, "s", limit=5), Result.DEAD)
+    records = store.records()
+    store.before_next_write = lambda: setattr(store, "before_next_write", lambda: records.requeue("s", stored[:1]))
+    assert records.remove_sink("s") == 14
+    assert set(journal.counts().sinks) == {"other"}
+    assert len(claim(journal, "other")) == 20
+    journal.set_enabled_sinks(["s", "other"])
+    assert journal.counts().sinks["s"] == SinkCounts()
 
 
 def test_results_for_a_sink_that_was_removed_meanwhile_change_nothing(journal: Journal, records: Records) -> None:

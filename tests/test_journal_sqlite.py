@@ -398,6 +398,18 @@ def test_nothing_is_accepted_into_a_file_that_is_not_the_journal_any_more(
         journal.accept([arrival])
 
 
+def test_nothing_is_accepted_into_a_file_that_was_replaced_after_it_was_only_read(store: SqliteStore) -> None:
+    """As in intake before the first push: the dispatcher has created the tables."""
+    store.close(store.open())
+    with closing(SqlJournal(store.database(), create_tables=False)) as journal:
+        assert journal.document("keys") is None
+        for name in ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"):
+            store.path.with_name(name).unlink(missing_ok=True)
+        store.close(store.open())
+        with pytest.raises(JournalUnavailable, match=r"the file was replaced; restart the receiver$"):
+            accept(journal, "a")
+
+
 BLOCKING = """
 import re, sys
 from pathlib import Path
@@ -435,6 +447,28 @@ def test_a_clock_that_was_set_back_before_a_start_delays_no_delivery(store: Sqli
     assert journal.liveness() is None
     store.clock.advance(31)
     assert event_ids(claim(journal, "s")) == ["a"]
+
+
+def test_what_an_operator_requeues_or_resumes_waits_for_no_clock_that_was_set_forward_meanwhile(
+    store: SqliteStore,
+) -> None:
+    """The dispatcher of a machine that learns the time after its start: its own clock never jumps."""
+    journal, of_operator = store.open(), SqliteStore(store.folder)
+    journal.start_dispatching()
+    journal.report_alive()
+    stored = route_events(journal, "s", "retried", "replayed")
+    retried, replayed = claim(journal, "s")
+    settle(journal, [retried], Result.DEAD)
+    settle(journal, [replayed], Result.DELIVERED)
+    journal.save_sink_state(SinkState("s", 1, store.clock.now + 60))
+    of_operator.clock.advance(8 * 3600)
+    records = of_operator.records()
+    records.retry_dead_letters("s", None)
+    records.requeue("s", stored)
+    records.resume("s")
+    of_operator.close_all()
+    assert event_ids(claim(journal, "s")) == ["retried", "replayed"]
+    assert journal.sink_states()["s"].paused_until <= store.clock.now
 
 
 def test_a_process_that_a_plugin_forks_does_not_hold_the_lock(tmp_path: Path) -> None:

@@ -138,6 +138,18 @@ def test_liveness_is_the_time_of_the_last_report_on_the_wall_clock(journal: Jour
     assert reported == sorted(reported)
 
 
+def test_a_dispatcher_that_is_gone_does_not_seem_alive_because_the_clock_of_its_machine_was_ahead(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    for seconds_ahead in (3600.0, 0.0):
+        monkeypatch.setattr(time, "time", lambda seconds_ahead=seconds_ahead: now + seconds_ahead)
+        journal = store.open()
+        journal.report_alive([f"{seconds_ahead:.0f} s ahead"])
+        clock.advance(20)
+    assert journal.liveness() == Liveness(now, ("0 s ahead",))
+
+
 def test_a_report_replaces_the_warnings_of_the_one_before(store: Store) -> None:
     journal, intake = store.open(), store.open()
     for warnings in (["sink erp is broken: no such type", "events.csv is on a dyno"], ["plugin x: no hook"], []):
@@ -170,8 +182,10 @@ def test_of_several_dispatchers_liveness_is_the_latest_report_with_the_warnings_
     with time_machine.travel(1_700_000_000, tick=False) as wall:
         gone.report_alive(["from the one that has gone"])
         wall.shift(16)
+        store.clock.advance(16)
         one.report_alive(["from both", "from one"])
         wall.shift(5)
+        store.clock.advance(5)
         other.report_alive(["from other", "from both"])
         now = time.time()
         for reader in (one, other, store.records()):

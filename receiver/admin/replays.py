@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from receiver.admin.events import BATCH, require_stored
+from receiver.admin.shown import decoded
 from receiver.admin.sinks import enabled_sink
 from receiver.errors import ReceiverError
 from receiver.event import Event
@@ -32,7 +33,7 @@ def replay(
     matched = requeued = after = 0
     start = since.timestamp()
     while batch := records.received(start, until.timestamp(), after, BATCH):
-        chosen = [stored for stored in batch if passes(stored.decode(), condition, types)]
+        chosen = [stored for stored in batch if passes(decoded(stored), condition, types)]
         matched += len(chosen)
         if chosen and not dry_run:
             requeued += records.requeue(sink, chosen)
@@ -66,5 +67,6 @@ def valid_filter(sink: SinkSettings) -> Filter:
     return sink.common.filter
 
 
-def passes(event: Event, condition: Filter, types: Sequence[str]) -> bool:
-    return (not types or event.type in types) and not condition.misses(event)
+def passes(event: Event | None, condition: Filter, types: Sequence[str]) -> bool:
+    """Whether it is replayed; what a receiver before this one accepted and this one cannot decode is not."""
+    return event is not None and (not types or event.type in types) and not condition.misses(event)

@@ -78,6 +78,7 @@ class Commands(click.Group):
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """A command that was renamed ends with a line that names the new one, and exit code 2."""
+        "".join(arguments).encode()  # raises UnicodeEncodeError before the journal does, which would log a traceback
         for old, new in RENAMED.items():
             if tuple(arguments[: len(old)]) == old:
                 click.echo(f"error: `{' '.join(old)}` is now called `{new}`", err=True)

@@ -442,7 +442,7 @@ class Records(Protocol):
         """End the pause of a sink now, so that its probe is due."""
 
     def remove_sink(self, sink: str) -> int:
-        """Delete a sink and its deliveries; returns how many of those were pending or dead."""
+        """Delete a sink and its deliveries, a part at a time; returns how many of those were pending or dead."""
 
     def close(self) -> None:
         """Release files and connections."""

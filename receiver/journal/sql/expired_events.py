@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select, true
+from sqlalchemy import ColumnElement, delete, func, literal, select, true
 
 from receiver.journal.sql.database import Database
 from receiver.journal.sql.schema import DELIVERED, deliveries, events, received_place, sinks
@@ -51,11 +51,10 @@ class ExpiredEvents:
         some = select(events.c.received_at, events.c.key, events.c.routed)
         some = some.where(received_place > after, received_place <= up_to)
         part = some.order_by(events.c.received_at, events.c.key).limit(limit).subquery()
-        undelivered = exists().where(deliveries.c.event == part.c.key, deliveries.c.state != DELIVERED)
         missed_from = select(func.min(sinks.c.missed_from)).scalar_subquery()
-        removable = part.c.routed & ~undelivered & func.coalesce(part.c.key < missed_from, true())
+        removable = part.c.routed & _is_delivered(part.c.key) & func.coalesce(part.c.key < missed_from, true())
         query = select(part.c.received_at, part.c.key, removable.label("removable"))
-        with self._database.read() as connection:
+        with self._database.read(by_index=True) as connection:
             return connection.execute(query.order_by(part.c.received_at, part.c.key)).all()
 
     def _remove(self, keys: Sequence[int]) -> None:
@@ -65,11 +64,20 @@ class ExpiredEvents:
         """
         if not keys:
             return
-        with self._database.write(durable=False) as connection:
+        with self._database.write(durable=False, by_index=True) as connection:
             if self._database.shared:
                 locked = select(events.c.key).where(self._database.among(events.c.key, keys)).order_by(events.c.key)
                 keys = connection.scalars(locked.with_for_update(skip_locked=True)).all()
-            undelivered = exists().where(deliveries.c.event == events.c.key, deliveries.c.state != DELIVERED)
-            these = delete(events).where(self._database.among(events.c.key, keys), ~undelivered)
+            these = delete(events).where(self._database.among(events.c.key, keys), _is_delivered(events.c.key))
             removed = connection.scalars(these.returning(events.c.key)).all()
             connection.execute(delete(deliveries).where(self._database.among(deliveries.c.event, removed)))
+
+
+def _is_delivered(event: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether an event is delivered at all its sinks.
+
+    The first row instead of EXISTS: PostgreSQL may read all undelivered rows of the table for that, if it believes that
+    they are few, and compare each event with each of them.
+    """
+    undelivered = select(literal(1)).where(deliveries.c.event == event, deliveries.c.state != DELIVERED).limit(1)
+    return undelivered.scalar_subquery().is_(None)

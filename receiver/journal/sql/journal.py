@@ -252,8 +252,11 @@ class SqlJournal(SqlState):
         back = max((last or 0.0) - now, self._database.set_back_seconds)
         if back > CLOCK_SECONDS:
             ahead = now + CLOCK_SECONDS
-            for column in (deliveries.c.due, deliveries.c.first_attempt_at, sinks.c.paused_until, sinks.c.paused_since):
-                connection.execute(update(column.table).where(column > ahead).values({column: column - back}))
+            self._database.lift_limits(connection)
+            for column in (deliveries.c.first_attempt_at, deliveries.c.due, sinks.c.paused_until, sinks.c.paused_since):
+                change = update(column.table).where(column > ahead).values({column: column - back})
+                is_pending = deliveries.c.due.is_not(None)  # most deliveries have ended, and delay nothing
+                connection.execute(change.where(is_pending) if column.table is deliveries else change)
             connection.execute(delete(dispatchers).where(dispatchers.c.clock > ahead))
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
@@ -291,7 +294,8 @@ class SqlJournal(SqlState):
         now = self.now()
         with self._database.write() as connection:
             key = self._sink_key(connection, state.name)
-            since = connection.scalar(select(sinks.c.paused_since).where(sinks.c.key == key))
+            paused = select(sinks.c.paused_since).where(sinks.c.key == key)
+            since = connection.scalar(paused.with_for_update(key_share=True))  # two may end a pause at once
             changes: dict[str, Any] = {}
             if state.pauses and since is None:
                 changes = {"paused_since": now}

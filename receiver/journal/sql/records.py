@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Delete,
     ScalarSelect,
@@ -35,6 +36,7 @@ from receiver.journal.sql.schema import (
     IS_DEAD,
     PENDING,
     deliveries,
+    dispatchers,
     events,
     quarantine,
     received_place,
@@ -44,6 +46,8 @@ from receiver.journal.sql.state import STORED_EVENT, SqlState
 
 BATCH = 1000
 """How many dead letters one transaction changes: pushes wait meanwhile."""
+REMOVED = 10_000
+"""How many deliveries, of all sinks, one transaction looks through for those of a sink that is removed."""
 COUNTED = 1_000_000
 """How many events one statement counts."""
 STATES = {PENDING: "pending", DELIVERED: "delivered", DEAD: "dead"}
@@ -138,7 +142,8 @@ class SqlRecords(SqlState):
     def retry_dead_letters(
         self, sink: str, event_ids: Sequence[str] | None, reason: str | None = None, limit: int | None = None
     ) -> int:
-        change = update(deliveries).where(THIS_DELIVERY).values(**self._new_delivery())
+        with self._database.read() as connection:
+            change = update(deliveries).where(THIS_DELIVERY).values(**self._new_delivery(connection))
         return self._change_dead(sink, event_ids, reason, limit, change)
 
     def delete_dead_letters(
@@ -199,10 +204,11 @@ class SqlRecords(SqlState):
             if not existing:
                 return 0
             key = self._sink_key(connection, sink, lock=True)
-            row = self._database.insert(deliveries).values(self._new_delivery())
+            new = self._new_delivery(connection)
+            row = self._database.insert(deliveries).values(new)
             changed = connection.execute(
                 row.on_conflict_do_update(
-                    index_elements=["event", "sink"], set_=self._new_delivery(), where=deliveries.c.due.is_(None)
+                    index_elements=["event", "sink"], set_=new, where=deliveries.c.due.is_(None)
                 ).returning(deliveries.c.event),
                 [{"event": event, "sink": key} for event in sorted(existing)],
             )
@@ -242,18 +248,36 @@ class SqlRecords(SqlState):
 
     def resume(self, sink: str) -> None:
         with self._database.write(wakes=True) as connection:
-            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=self.now()))
+            due = self._due_now(connection)
+            connection.execute(update(sinks).where(sinks.c.name == sink).values(paused_until=due))
 
     def remove_sink(self, sink: str) -> int:
-        with self._database.write() as connection:
-            key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink).with_for_update())
-            if key is None:
-                return 0
-            of_sink = deliveries.c.sink == key
-            undelivered = connection.scalar(select(func.count()).where(of_sink, deliveries.c.state != DELIVERED))
-            connection.execute(delete(deliveries).where(of_sink))
-            connection.execute(delete(sinks).where(sinks.c.key == key))
-        return undelivered or 0
+        """In parts, so that no transaction takes long; the last one deletes the sink, and what others have requeued for
+        it meanwhile."""
+        after = undelivered = 0
+        while True:
+            with self._database.write(by_index=True) as connection:
+                key = connection.scalar(select(sinks.c.key).where(sinks.c.name == sink).with_for_update())
+                if key is None:
+                    return undelivered
+                following = select(deliveries.c.event).where(deliveries.c.event > after).order_by(deliveries.c.event)
+                last = connection.scalar(following.offset(REMOVED - 1).limit(1))
+                part = deliveries.c.event > after if last is None else deliveries.c.event.between(after + 1, last)
+                undelivered += self._remove_deliveries(connection, key, part)
+                if last is None:
+                    for of_others in (deliveries.c.due.is_not(None), IS_DEAD):
+                        undelivered += self._remove_deliveries(connection, key, of_others)
+                    connection.execute(delete(sinks).where(sinks.c.key == key))
+                    return undelivered
+            after = last
+
+    @staticmethod
+    def _remove_deliveries(connection: Connection, sink: int, which: ColumnElement[bool]) -> int:
+        """Delete deliveries of a sink; returns how many of them were pending or dead."""
+        states = connection.scalars(
+            delete(deliveries).where(deliveries.c.sink == sink, which).returning(deliveries.c.state)
+        )
+        return sum(state != DELIVERED for state in states)
 
     @staticmethod
     def _histories(connection: Connection, query: Select[Any]) -> list[EventHistory]:
@@ -324,11 +348,17 @@ class SqlRecords(SqlState):
         query = query.limit(limit).with_for_update()
         return [{"of_event": row.event, "of_sink": row.sink} for row in connection.execute(query)]
 
-    def _new_delivery(self) -> dict[str, Any]:
+    def _due_now(self, connection: Connection) -> float:
+        """Now on the clock of the dispatcher. On SQLite each process has its own, and that of one that has run for long
+        is behind if the machine's was set forward meanwhile."""
+        reported = None if self._database.shared else connection.scalar(select(func.max(dispatchers.c.clock)))
+        return self.now() if reported is None else min(self.now(), reported)
+
+    def _new_delivery(self, connection: Connection) -> dict[str, Any]:
         """The columns of a pending delivery that was never attempted."""
         return {
             "state": PENDING,
-            "due": self.now(),
+            "due": self._due_now(connection),
             "attempts": 0,
             "failures": 0,
             "holder": None,

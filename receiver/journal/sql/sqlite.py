@@ -130,12 +130,16 @@ class SqliteDatabase:
     def _check_file(self) -> None:
         """Fail if the file was removed or replaced: what is written to the old one is lost when it is closed."""
         try:
-            found = os.stat(self._path)
+            found = self._identity()
         except FileNotFoundError:
             raise JournalUnavailable(f"journal {self._path}: the file was removed; restart the receiver") from None
-        self._file = self._file or (found.st_dev, found.st_ino)
-        if self._file != (found.st_dev, found.st_ino):
+        if self._file != found:
             raise JournalUnavailable(f"journal {self._path}: the file was replaced; restart the receiver")
+
+    def _identity(self) -> tuple[int, int]:
+        """Of the file that is at the path now."""
+        found = os.stat(self._path)
+        return found.st_dev, found.st_ino
 
     @contextmanager
     def read(self, *, by_index: bool = False) -> Iterator[Connection]:
@@ -249,6 +253,7 @@ class SqliteDatabase:
                 raw.execute("PRAGMA journal_mode = WAL")
                 raw.execute(f"PRAGMA synchronous = {synchronous}")
                 raw.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+                self._file = self._file or self._identity()  # the first connection, which may read for a long time
             except BaseException:
                 raw.close()
                 raise

@@ -101,12 +101,13 @@ class SqlState:
             return {row.name: SinkState(*row[:4], self._is_ours(row.on_trial)) for row in connection.execute(query)}
 
     def liveness(self) -> Liveness | None:
-        query = select(dispatchers.c.alive_at, dispatchers.c.warnings).order_by(dispatchers.c.alive_at.desc())
+        columns = (dispatchers.c.alive_at, dispatchers.c.clock, dispatchers.c.warnings)
+        query = select(*columns).order_by(dispatchers.c.clock.desc())  # the wall clock of a machine may be ahead
         with self._database.read() as connection:
             reports = connection.execute(query).all()
         if not reports:
             return None
-        current = [row for row in reports if row.alive_at >= reports[0].alive_at - TOGETHER_SECONDS]
+        current = [row for row in reports if row.clock >= reports[0].clock - TOGETHER_SECONDS]
         warnings = [line for row in current for line in row.warnings.split("\n") if line]
         return Liveness(reports[0].alive_at, tuple(dict.fromkeys(warnings)))
 
