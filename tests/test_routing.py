@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psycopg
 import pytest
 from conftest import TEST_SECRET, wait_until
-from support.delivery import RunningDispatcher, SingleSink, add_deliveries, event_body
+from support.delivery import RunningDispatcher, SingleSink, accept_events, add_deliveries, counts_of, event_body
+from support.postgresql import Deployment
 
 from receiver.delivery import dispatcher as dispatcher_module
+from receiver.delivery.dispatcher import Dispatcher
 from receiver.journal import Arrival
-from receiver.settings import SinkSettings, load
+from receiver.settings import CommonOptions, SinkSettings, load
 from receiver.variables import SECRET
 
 
@@ -72,6 +75,25 @@ def test_events_received_before_the_start_are_also_routed_to_sinks_that_were_ena
         "touches": (0, 3, 0),
         "never enabled": (0, 0, 0),
     }
+
+
+def test_events_that_another_dispatcher_failed_to_route_also_go_to_sinks_that_were_enabled_before_the_start(
+    deployment: Deployment,
+) -> None:
+    journal, disabled = deployment.open(), SinkSettings("disabled", CommonOptions(type="stdout"))
+    journal.set_enabled_sinks(["disabled"])
+    accept_events(journal, "a", "b")
+    created = Dispatcher(deployment.open(), [], [], {}, disabled=[disabled], retention_seconds=86400.0)
+    created.start()
+    assert not journal.others_are_routing()
+    with psycopg.connect(deployment.url) as other:
+        other.execute("UPDATE events SET routed = true WHERE id = 'a'")
+        assert created.tick() == 1
+        assert journal.others_are_routing()
+        other.rollback()
+    assert (created.tick(), journal.others_are_routing()) == (1, False)
+    assert counts_of(journal, "disabled") == (0, 2, 0)
+    assert journal.enabled_sinks() == set()
 
 
 def test_a_broken_sink_is_paused_with_its_reason_and_its_events_wait(dispatcher: RunningDispatcher) -> None:

@@ -245,7 +245,7 @@ class Dispatcher:
             routed = routes(new, valid)
             self._journal.route(routed, missed_by)
             self._wake_sinks(Counter(chain.from_iterable(names for _, names in routed)))
-        if self._catching_up and len(new) < BATCH:
+        if self._catching_up and len(new) < BATCH and not self._journal.others_are_routing():
             enabled = [sink.name for sink in self._enabled]
             for name in sorted(self._journal.sinks_behind().difference(enabled)):
                 log.warning(

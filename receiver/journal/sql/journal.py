@@ -48,6 +48,9 @@ SECRET_USE_SECONDS = 5.0
 GONE_SECONDS = 3600.0
 """The record of a dispatcher that has not reported for so long is deleted."""
 
+LOCKED = 100
+"""Of so many unrouted events, the oldest, it is looked whether another dispatcher has locked one."""
+
 CLOCK_SECONDS = 60.0
 """A clock set back by more than this moves with it the stored times that are further ahead than this."""
 
@@ -91,6 +94,14 @@ class SqlJournal(SqlState):
         query = select(*STORED_EVENT).where(events.c.routed.is_(False)).order_by(events.c.key).limit(limit)
         with self._database.read() as connection:
             return [StoredEvent(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
+
+    def others_are_routing(self) -> bool:
+        if not self._shared:
+            return False
+        query = select(events.c.key).where(events.c.routed.is_(False)).order_by(events.c.key).limit(LOCKED)
+        with self._database.read() as connection:
+            found = set(connection.scalars(query))
+            return not found.issubset(connection.scalars(query.with_for_update(skip_locked=True)))
 
     def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
         """Not durable: events whose routing a power cut undid are routed again."""
