@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files, odd_secrets
-from receiver.intake.counters import counters_folder
+from receiver.intake.counters import FOLDER, counters_folder
 from receiver.journal import Journal, open_journal
 from receiver.lifeline import Lifeline
 from receiver.listener import listen
@@ -58,7 +58,7 @@ def serve(
     cannot start.
     """
     with counters_folder(settings.journal_path.parent) as counters:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counters)
+        os.environ[FOLDER] = str(counters)
         prepare_intake(settings)
         listener = listener or listen(settings.receiver.host, settings.port)
         address = listener.getsockname()

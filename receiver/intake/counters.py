@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -10,11 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the folder of the counters to prometheus_client."""
+
 MEMORY = Path("/dev/shm")
 """A full disk under a memory-mapped file would cause a fatal signal."""
 
 COUNTERS_BYTES = 16 * 1024 * 1024
 """Enough for the counters of all intake processes."""
+
+FILE_BYTES = 32 * 1024
+"""Room for all counters of a process in a file; what is written beyond it would not be reserved."""
 
 PREFIX = "receiver-counters-"
 
@@ -37,6 +46,26 @@ def counters_folder(data: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def restore_folder() -> None:
+    """Create the folder again if it was removed: a logout may remove what its user has in memory (`RemoveIPC`)."""
+    Path(os.environ[FOLDER]).mkdir(mode=0o700, exist_ok=True)
+
+
+def reserve_files() -> None:
+    """Reserve the room for the counters of this process, before prometheus_client maps their files into memory.
+
+    It would only set their size, and where there is no room left, writing to them is a fatal signal. Without room the
+    process counts for itself alone.
+    """
+    folder = Path(os.environ[FOLDER])
+    try:
+        for kind in ("counter", "histogram"):
+            _reserve(folder / f"{kind}_{os.getpid()}.db")
+    except OSError as error:
+        log.warning("%s: %s; /metrics shows the pushes of one process at a time", folder, error.strerror)
+        del os.environ[FOLDER]
+
+
 def memory_folder() -> Path | None:
     """A folder in memory; None if there is none, or it is full."""
     try:
@@ -56,6 +85,18 @@ def _create(parent: Path) -> tuple[Path, int]:
             if folder.exists():
                 return folder, lock
             os.close(lock)
+
+
+def _reserve(file: Path) -> None:
+    if file.exists():  # of a process that had the same id
+        return
+    reserved = file.with_suffix(".new")
+    try:
+        reserved.write_bytes(bytes(FILE_BYTES))
+        reserved.rename(file)
+    except OSError:
+        reserved.unlink(missing_ok=True)
+        raise
 
 
 def _remove_unused(folder: Path) -> None:
