@@ -138,7 +138,7 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             server.start()
         stopping = Event()
         gevent.signal_handler(signal.SIGTERM, stopping.set)
-        while not stopping.wait(TICK_SECONDS) and self.ppid == os.getppid():
+        while self.alive and not stopping.wait(TICK_SECONDS) and self.ppid == os.getppid():
             self.notify()
         self.alive = False
         for server in servers:
