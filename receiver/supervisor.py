@@ -50,6 +50,7 @@ class Supervisor:
         self._signal: int | None = None
 
     def run(self) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, no process learns how its children ended
         for number in stop_signals():
             signal.signal(number, self._request_stop)
         checked_at = time.monotonic()

@@ -359,6 +359,23 @@ def supervised(*works: Callable[[Lifeline], None]) -> Iterator[BaseProcess]:
         process.join()
 
 
+def test_a_child_is_restarted_although_the_supervisor_was_started_with_sigchld_ignored(notes: Notes) -> None:
+    def short(lifeline: Lifeline) -> None:
+        notes.add("started")
+
+    def run() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        Supervisor([Child("short", short, None)], Lifeline()).run()
+
+    process = fork.Process(target=run)
+    process.start()
+    try:
+        wait_until(lambda: notes.lines == ["started"] * 2)
+    finally:
+        process.kill()
+        process.join()
+
+
 def send(number: signal.Signals, process: BaseProcess) -> None:
     assert process.pid is not None
     os.kill(process.pid, number)
