@@ -134,6 +134,7 @@ def undelivered(settings: Settings) -> list[str]:
 
 def prepare_intake(settings: Settings) -> None:
     """Find out now what would keep intake from working; what is imported here is shared by all processes."""
+    leave_removed_folder()
     os.environ["WEB_CONCURRENCY"] = str(settings.workers)  # gunicorn reads it at import, and fails if it is empty
     import receiver.intake.web_server  # noqa: F401  # forked processes share its memory and start at once
 
@@ -143,10 +144,19 @@ def prepare_intake(settings: Settings) -> None:
     gc.freeze()  # or each process would copy what is shared as soon as its garbage collector looks at it
 
 
+def leave_removed_folder() -> None:
+    """Go elsewhere if the current folder was removed: gunicorn needs one. Relative paths count from config.toml."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
     """The process of intake: receive until the lifeline asks to stop."""
     from receiver.intake import web_server
 
+    leave_removed_folder()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # gunicorn would restart its workers while it stops
     web_server.run(settings, listener, lifeline)
 

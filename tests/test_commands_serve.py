@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import urllib3
 from click.testing import CliRunner
-from conftest import THERE_ARE, StartReceiver, wait_until
+from conftest import ROOT, THERE_ARE, RunningReceiver, StartReceiver, wait_until
 from support.commands import BROKEN_PLUGIN, CONSOLE, MISSING_SECRET, PLUGIN, STRONG_SECRET, Operator, Shell
 
 from receiver.commands.main import main
@@ -26,6 +26,7 @@ from receiver.intake.web_server import STOP_SECONDS
 from receiver.signature import sign
 from receiver.simulator import Simulator
 from receiver.testing.ports import reserve_port
+from receiver.testing.running import CSV_ONLY
 from receiver.variables import SECRET
 
 
@@ -271,3 +272,18 @@ def test_sigterm_while_a_process_of_intake_starts_is_not_lost(start_receiver: St
     began = time.monotonic()
     assert receiver.stop() == 0
     assert time.monotonic() - began < STOP_SECONDS / 2
+
+
+def test_serve_receives_and_starts_again_after_its_current_folder_was_removed(tmp_path: Path) -> None:
+    (current := tmp_path / "current").mkdir()
+    receiver = RunningReceiver(tmp_path, CSV_ONLY, None, {"PYTHONPATH": str(ROOT)})
+    receiver.command = ["sh", "-c", f'cd {current} && rmdir {current} && exec "$@"', "sh", *receiver.command]
+    try:
+        receiver.start()
+        (intake,) = set(receiver.pids()["children"]) - {receiver.dispatcher}
+        os.kill(intake, signal.SIGKILL)
+        wait_until(lambda: set(receiver.pids()["children"]) - {intake, receiver.dispatcher}, what="intake again")
+        wait_until(lambda: receiver.is_ok("/readyz"))
+        assert receiver.push(Simulator().body("touch")) == (200, "accepted")
+    finally:
+        receiver.kill_all()
