@@ -15,6 +15,7 @@ import pytest
 from conftest import RunningReceiver, StartReceiver, wait_until
 from support.pushes import event
 
+from receiver.errors import ReceiverError
 from receiver.intake import counters
 from receiver.intake.counters import COUNTERS_BYTES, PREFIX, counters_folder
 from receiver.testing.running import CSV_ONLY
@@ -63,6 +64,17 @@ def test_the_folder_is_in_use_until_the_last_process_that_was_forked_has_ended(m
     os.waitpid(child, 0)
     with counters_folder(memory) as folder:
         assert list(memory.iterdir()) == [folder]
+
+
+def test_where_nothing_can_be_written_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "memory_folder", lambda: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    remedy = f"let this user write to /dev/shm, {tmp_path / 'data'} or a folder for temporary files"
+    with pytest.raises(ReceiverError) as raised, counters_folder(tmp_path / "data"):
+        pass
+    assert str(raised.value) == f"there is no place for counters (No such file or directory); {remedy}"
 
 
 @pytest.mark.skipif(counters.memory_folder() is None, reason=f"no {COUNTERS_BYTES} bytes of memory for files")

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from receiver.errors import ReceiverError
+
 log = logging.getLogger(__name__)
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -33,12 +35,16 @@ def counters_folder(data: Path) -> Iterator[Path]:
     """A new folder in memory, else in `data` if that exists and is writable, else where temporary files are.
 
     It is removed at the end. A lock on it says that it is in use, until the last process that inherits the lock has
-    ended. What receivers that were killed have left is removed first.
+    ended. What receivers that were killed have left is removed first. Raises ReceiverError.
     """
-    parent = memory_folder() or (data if os.access(data, os.W_OK) else Path(tempfile.gettempdir()))
-    for folder in parent.glob(f"{PREFIX}*"):
-        _remove_unused(folder)
-    folder, lock = _create(parent)
+    try:
+        parent = memory_folder() or (data if os.access(data, os.W_OK) else Path(tempfile.gettempdir()))
+        for folder in parent.glob(f"{PREFIX}*"):
+            _remove_unused(folder)
+        folder, lock = _create(parent)
+    except OSError as error:
+        remedy = f"let this user write to {MEMORY}, {data} or a folder for temporary files"
+        raise ReceiverError(f"there is no place for counters ({error.strerror}); {remedy}") from None
     try:
         yield folder
     finally:
