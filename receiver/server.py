@@ -46,6 +46,10 @@ DISPATCHER_NICENESS = 5
 """With more pushes than the processors can take, responses come before deliveries."""
 
 
+FOR_ANOTHER_GUNICORN = ("FORWARDED_ALLOW_IPS", "SCRIPT_NAME", "GUNICORN_PID", "GUNICORN_FD")
+"""Variables in which gunicorn finds proxies, another path than / for all requests, or sockets of a previous master."""
+
+
 def serve(
     settings: Settings,
     redactor: Redactor,
@@ -136,6 +140,8 @@ def prepare_intake(settings: Settings) -> None:
     """Find out now what would keep intake from working; what is imported here is shared by all processes."""
     leave_removed_folder()
     os.environ["WEB_CONCURRENCY"] = str(settings.workers)  # gunicorn reads it at import, and fails if it is empty
+    for name in FOR_ANOTHER_GUNICORN:
+        os.environ.pop(name, None)
     import receiver.intake.web_server  # noqa: F401  # forked processes share its memory and start at once
 
     for warning in configuration_warnings(settings):

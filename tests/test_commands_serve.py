@@ -287,3 +287,13 @@ def test_serve_receives_and_starts_again_after_its_current_folder_was_removed(tm
         assert receiver.push(Simulator().body("touch")) == (200, "accepted")
     finally:
         receiver.kill_all()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"SCRIPT_NAME": "/app"}, {"FORWARDED_ALLOW_IPS": "proxy"}, {"GUNICORN_PID": "1", "GUNICORN_FD": "0"}],
+    ids=str,
+)
+def test_variables_for_another_gunicorn_are_ignored(variables: dict[str, str], start_receiver: StartReceiver) -> None:
+    receiver = start_receiver(**variables)
+    assert receiver.push(Simulator().body("touch")) == (200, "accepted")
