@@ -21,8 +21,6 @@ from support.commands import BROKEN_PLUGIN, CONSOLE, MISSING_SECRET, PLUGIN, STR
 
 from receiver.commands.main import main
 from receiver.event import event_id
-from receiver.intake.counters import MEMORY, PREFIX, memory_folder
-from receiver.intake.web_server import STOP_SECONDS
 from receiver.signature import sign
 from receiver.simulator import Simulator
 from receiver.testing.ports import reserve_port
@@ -260,18 +258,6 @@ def test_a_closed_terminal_stops_the_receiver_like_sigterm(start_receiver: Start
     assert "stopping on SIGHUP" in receiver.log
     assert "Traceback" not in receiver.log
     assert len(receiver.rows()) == 1
-
-
-@pytest.mark.skipif(memory_folder() is None, reason="counters are elsewhere")
-def test_sigterm_while_a_process_of_intake_starts_is_not_lost(start_receiver: StartReceiver) -> None:
-    receiver = start_receiver("[receiver]\ndeliver = false\n[sensors]\nenabled = false", ready=False)
-    os.kill(receiver.pids()["workers"][0], signal.SIGKILL)
-    before = set(receiver.pids()["workers"])
-    (new,) = wait_until(lambda: set(receiver.pids()["workers"]) - before)
-    wait_until(lambda: list(MEMORY.glob(f"{PREFIX}*/histogram_{new}.db")), what="the app, which is being created")
-    began = time.monotonic()
-    assert receiver.stop() == 0
-    assert time.monotonic() - began < STOP_SECONDS / 2
 
 
 def test_serve_receives_and_starts_again_after_its_current_folder_was_removed(tmp_path: Path) -> None:

@@ -110,6 +110,9 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's gevent worker without monkey patching, with a deadline for each request and for each response."""
 
+    alive: bool
+    """False once it has to stop; gunicorn sets it when SIGTERM comes before `run`."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         restore_folder()
         super().__init__(*args, **kwargs)
