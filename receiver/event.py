@@ -20,7 +20,8 @@ from receiver.errors import NotAnEvent
 
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+"""Also one that does not end, up to the end of the text: to fail at each of its quotes could take minutes."""
 BRACKETS = re.compile(r"[{}\[\]]")
 
 MAX_LEVELS = 100

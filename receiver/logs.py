@@ -84,7 +84,13 @@ class JsonLines(TextLines):
         of_sink = {"sink": sink.partition(".")[0]} if root == SINK_LOGGER else {}
         named = {**of_sink, **record.args} if isinstance(record.args, Mapping) else of_sink
         given = {name: named[name] for name in FIELDS if named.get(name) is not None}
-        return {name: value if isinstance(value, int) else self._redact(str(value)) for name, value in given.items()}
+        return {name: value if isinstance(value, int) else self._shown(value) for name, value in given.items()}
+
+    def _shown(self, value: object) -> str:
+        try:
+            return self._redact(str(value))
+        except Exception as error:
+            return f"cannot be shown: {type(error).__name__}"
 
 
 class RateLimitedLog:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.health import DISPATCHER_SILENT_SECONDS, configuration_warnings, local_files, odd_secrets
-from receiver.intake.counters import counters_folder
+from receiver.intake.counters import FOLDER, counters_folder
 from receiver.journal import Journal, open_journal
 from receiver.lifeline import Lifeline
 from receiver.listener import listen
@@ -46,6 +46,10 @@ DISPATCHER_NICENESS = 5
 """With more pushes than the processors can take, responses come before deliveries."""
 
 
+FOR_ANOTHER_GUNICORN = ("FORWARDED_ALLOW_IPS", "SCRIPT_NAME", "GUNICORN_PID", "GUNICORN_FD")
+"""Variables in which gunicorn finds proxies, another path than / for all requests, or sockets of a previous master."""
+
+
 def serve(
     settings: Settings,
     redactor: Redactor,
@@ -58,7 +62,7 @@ def serve(
     cannot start.
     """
     with counters_folder(settings.journal_path.parent) as counters:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counters)
+        os.environ[FOLDER] = str(counters)
         prepare_intake(settings)
         listener = listener or listen(settings.receiver.host, settings.port)
         address = listener.getsockname()
@@ -134,7 +138,10 @@ def undelivered(settings: Settings) -> list[str]:
 
 def prepare_intake(settings: Settings) -> None:
     """Find out now what would keep intake from working; what is imported here is shared by all processes."""
+    leave_removed_folder()
     os.environ["WEB_CONCURRENCY"] = str(settings.workers)  # gunicorn reads it at import, and fails if it is empty
+    for name in FOR_ANOTHER_GUNICORN:
+        os.environ.pop(name, None)
     import receiver.intake.web_server  # noqa: F401  # forked processes share its memory and start at once
 
     for warning in configuration_warnings(settings):
@@ -143,10 +150,19 @@ def prepare_intake(settings: Settings) -> None:
     gc.freeze()  # or each process would copy what is shared as soon as its garbage collector looks at it
 
 
+def leave_removed_folder() -> None:
+    """Go elsewhere if the current folder was removed: gunicorn needs one. Relative paths count from config.toml."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def receive(settings: Settings, listener: socket.socket, lifeline: Lifeline) -> None:
     """The process of intake: receive until the lifeline asks to stop."""
     from receiver.intake import web_server
 
+    leave_removed_folder()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])  # gunicorn would restart its workers while it stops
     web_server.run(settings, listener, lifeline)
 

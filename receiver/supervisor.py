@@ -7,6 +7,7 @@ dispatcher delivers what it accepted.
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -49,6 +50,7 @@ class Supervisor:
         self._signal: int | None = None
 
     def run(self) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, no process learns how its children ended
         for number in stop_signals():
             signal.signal(number, self._request_stop)
         checked_at = time.monotonic()
@@ -138,28 +140,43 @@ class Child:
             self._socket = None
 
     def _start(self, now: float, siblings: list[Child]) -> None:
+        """Start it, or try again later: a machine without memory or processes left must not end its siblings."""
+        try:
+            self._start_process(siblings)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                raise
+            self._start_later(now, f"{self.name} cannot be started ({error.strerror}) and is started again")
+        else:
+            self._started_at = self._reported_at = now
+
+    def _start_process(self, siblings: list[Child]) -> None:
         self._socket, child_end = socket.socketpair()
         self._socket.setblocking(False)
         supervisor_ends = [child._socket for child in siblings if child._socket is not None]
         sys.stdout.flush()
-        self._process = _fork.Process(target=_run, args=(self._work, child_end, supervisor_ends), name=self.name)
+        process = _fork.Process(target=_run, args=(self._work, child_end, supervisor_ends), name=self.name)
         signals = stop_signals()
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # or one could reach the child while it has our handlers
-        self._process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        child_end.close()
-        self._started_at = self._reported_at = now
+        try:
+            process.start()
+            self._process = process
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            child_end.close()
 
     def _schedule_restart(self, now: float) -> None:
         assert self._process is not None
         self._process.join()
         if now - self._started_at > STABLE_SECONDS:
             self._restart_seconds = INITIAL_RESTART_SECONDS
-        how = _exit_reason(self._process.exitcode)
-        log.error("%s died (%s) and is restarted in %.0f s", self.name, how, self._restart_seconds)
+        self._start_later(now, f"{self.name} died ({_exit_reason(self._process.exitcode)}) and is restarted")
+        self._process = None
+
+    def _start_later(self, now: float, what: str) -> None:
+        log.error("%s in %.0f s", what, self._restart_seconds)
         self._start_at = now + self._restart_seconds
         self._restart_seconds = min(self._restart_seconds * 2, MAX_RESTART_SECONDS)
-        self._process = None
         self.close_lifeline()
 
     def _reported_alive(self) -> bool:
@@ -188,5 +205,5 @@ def _run(work: Work, child_end: socket.socket, supervisor_ends: list[socket.sock
 
 def _exit_reason(code: int | None) -> str:
     if code is not None and code < 0:
-        return signal.Signals(-code).name
+        return next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
     return f"exit code {code}"

@@ -226,6 +226,7 @@ def _message(
         return f"{where}: option '{key}' is missing", "", ""
     value = error["input"]
     message = _in_our_words(error)
+    message = _without_values(message, value) if path[0] in from_environment else message
     hint = _env_hint(value)
     secret = field is None or field.annotation not in (str, int, float, bool, Path)
     too_long = isinstance(value, int) and value.bit_length() > 64
@@ -246,6 +247,13 @@ def _in_our_words(error: Any) -> str:
     if kind == "literal_error":
         return "give " + str(context["expected"]).replace("'", '"')
     return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _without_values(message: str, given: object) -> str:
+    """A message with *** in place of the text, or each text in a list, that it quotes."""
+    for each in given if isinstance(given, list) else [given]:
+        message = message.replace(repr(each), "***") if isinstance(each, str) else message
+    return message
 
 
 def _is_choice(annotation: object) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import urllib3
 from click.testing import CliRunner
-from conftest import THERE_ARE, StartReceiver, wait_until
+from conftest import ROOT, THERE_ARE, RunningReceiver, StartReceiver, wait_until
 from support.commands import BROKEN_PLUGIN, CONSOLE, MISSING_SECRET, PLUGIN, STRONG_SECRET, Operator, Shell
 
 from receiver.commands.main import main
@@ -24,6 +24,7 @@ from receiver.event import event_id
 from receiver.signature import sign
 from receiver.simulator import Simulator
 from receiver.testing.ports import reserve_port
+from receiver.testing.running import CSV_ONLY
 from receiver.variables import SECRET
 
 
@@ -257,3 +258,28 @@ def test_a_closed_terminal_stops_the_receiver_like_sigterm(start_receiver: Start
     assert "stopping on SIGHUP" in receiver.log
     assert "Traceback" not in receiver.log
     assert len(receiver.rows()) == 1
+
+
+def test_serve_receives_and_starts_again_after_its_current_folder_was_removed(tmp_path: Path) -> None:
+    (current := tmp_path / "current").mkdir()
+    receiver = RunningReceiver(tmp_path, CSV_ONLY, None, {"PYTHONPATH": str(ROOT)})
+    receiver.command = ["sh", "-c", f'cd {current} && rmdir {current} && exec "$@"', "sh", *receiver.command]
+    try:
+        receiver.start()
+        (intake,) = set(receiver.pids()["children"]) - {receiver.dispatcher}
+        os.kill(intake, signal.SIGKILL)
+        wait_until(lambda: set(receiver.pids()["children"]) - {intake, receiver.dispatcher}, what="intake again")
+        wait_until(lambda: receiver.is_ok("/readyz"))
+        assert receiver.push(Simulator().body("touch")) == (200, "accepted")
+    finally:
+        receiver.kill_all()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"SCRIPT_NAME": "/app"}, {"FORWARDED_ALLOW_IPS": "proxy"}, {"GUNICORN_PID": "1", "GUNICORN_FD": "0"}],
+    ids=str,
+)
+def test_variables_for_another_gunicorn_are_ignored(variables: dict[str, str], start_receiver: StartReceiver) -> None:
+    receiver = start_receiver(**variables)
+    assert receiver.push(Simulator().body("touch")) == (200, "accepted")

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime, timedelta
@@ -695,6 +696,14 @@ def test_what_is_nested_less_deeply_is_an_event(more: bytes) -> None:
     assert (event_id(body), Event.from_body(body, RECEIVED).id) == ("a", "a")
     with pytest.raises(NotAnEvent, match="nested too deeply"):
         event_id(body.replace(b"[", b"[" * 100, 1).replace(b"]}", b"]" * 100 + b"}"))
+
+
+@pytest.mark.parametrize("body", [b'"' + rb"\"" * 130_000, rb"\"" * 130_000, b'"' * 260_001, b'"' + b"\\" * 260_001])
+def test_a_body_of_any_quotes_is_judged_within_a_second(body: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(NotAnEvent):
+        event_id(b"[" * 101 + body)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("name", ["a", "-", "_", "A-z_09", "a" * 64, "None"])

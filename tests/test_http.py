@@ -197,6 +197,16 @@ def test_an_unknown_path_gets_404_and_nothing_is_stored(
     assert Snapshot.of(shared_receiver) == before
 
 
+@pytest.mark.parametrize("path", [b"//", b"/%2f", b"///", b"/%2F/"])
+def test_a_push_to_several_slashes_gets_404_without_an_error_in_the_log(
+    path: bytes, shared_receiver: RunningReceiver
+) -> None:
+    before, errors = Snapshot.of(shared_receiver), shared_receiver.log.count("internal error")
+    with Client(shared_receiver) as client:
+        assert client.send(push(event("several slashes"), path=path)).response() == Response(404, NOT_FOUND, False)
+    assert (Snapshot.of(shared_receiver), shared_receiver.log.count("internal error")) == (before, errors)
+
+
 @pytest.mark.parametrize("path", [b"/..", b"/.", b"/../", b"/./", b"//push", b"http://receiver/push", b"/\\"])
 def test_dots_and_slashes_in_a_path_lead_nowhere(path: bytes, shared_receiver: RunningReceiver) -> None:
     with Client(shared_receiver) as client:

@@ -3,6 +3,7 @@ else."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import RunningReceiver, StartReceiver, wait_until
+from conftest import ROOT, RunningReceiver, StartReceiver, wait_until
 from support.pushes import event
 
 from receiver.testing.postgresql import Server
@@ -126,3 +127,20 @@ def test_while_postgresql_hangs_the_receiver_is_live_and_pushes_get_503_in_time(
     with server.frozen():
         assert_live_while_pushes_wait(receiver)
     wait_until(lambda: receiver.push(event("later")) == (200, "accepted"), what="a push that is accepted")
+
+
+SIGNALLED_BEFORE_IT_RUNS = """
+import os
+from gevent.pool import Pool
+from receiver.intake.web_server import PushWorker
+
+worker = PushWorker.__new__(PushWorker)
+worker.sockets, worker.ppid, worker.notify = [], os.getppid(), lambda: None
+worker._new, worker._reusable, worker._pool = {}, {}, Pool(1)
+worker.handle_exit(None, None)
+worker.run()
+"""
+
+
+def test_a_worker_that_gets_sigterm_while_it_starts_does_not_run() -> None:
+    subprocess.run([sys.executable, "-c", SIGNALLED_BEFORE_IT_RUNS], check=True, timeout=30, cwd=ROOT)

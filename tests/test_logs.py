@@ -105,6 +105,17 @@ def test_a_json_line_has_the_fields_that_its_message_is_about(json_lines: JsonLi
     assert (found["sink"], found["reason"], found["code"]) == ("erp", "no ***", 503)
 
 
+def test_a_field_that_cannot_be_converted_to_text_does_not_show_the_others_unredacted(json_lines: JsonLines) -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    values = {"reason": Broken(), "remote": HIDDEN}
+    found = json.loads(json_lines.format(record("%(reason)s of %(remote)s", values)))
+    assert found["message"] == "%(reason)s of %(remote)s (its arguments cannot be shown: RuntimeError)"
+    assert (found["reason"], found["remote"]) == ("cannot be shown: RuntimeError", "***")
+
+
 def test_a_line_of_a_sinks_own_logger_has_the_field_sink(json_lines: JsonLines) -> None:
     for name in ("sink.erp", "sink.erp.connections"):
         line = json_lines.format(logging.LogRecord(name, logging.INFO, "", 0, "hello %s", ("you",), None))

@@ -420,6 +420,13 @@ def test_a_problem_with_a_filter_condition_that_is_not_a_list_shows_one(
     assert sink.problems == (f'config.toml [sinks.a]: filter.{key}: give a list of text, such as ["{example}"]',)
 
 
+def test_a_value_from_the_environment_inside_a_list_is_not_in_a_problem(tmp_path: Path) -> None:
+    config = "[receiver]\ntrusted_proxies = ['10.0.0.0/8', { env = 'MARK' }]"
+    assert load_problems(tmp_path, config, MARK=FROM_ENVIRONMENT) == [
+        "config.toml [receiver]: trusted_proxies: *** is not an address or a network such as 10.0.0.0/8"
+    ]
+
+
 @pytest.mark.parametrize("value", ["1024", "{ env = 'MARK' }"], ids=["in the file", "from the environment"])
 def test_the_old_key_max_body_is_a_problem_that_names_the_new_one(value: str, tmp_path: Path) -> None:
     assert load_problems(tmp_path, f"[receiver]\nmax_body = {value}", MARK=FROM_ENVIRONMENT) == [

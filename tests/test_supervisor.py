@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from conftest import wait_until
@@ -113,12 +115,36 @@ def test_after_a_stable_run_the_delay_is_short_again(
     assert [message.rpartition(" in ")[2] for message in caplog.messages] == ["1 s", "2 s", "1 s", "2 s"]
 
 
+def test_a_child_that_cannot_be_started_is_started_later_and_the_supervisor_lives(
+    create_child: CreateChild, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = create_child(run_for_a_minute)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", lambda: raise_error(errno.EAGAIN))
+        for now in (1000.0, 1000.5, 1001.0):
+            assert not is_alive_after_check(child, now)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+    assert is_alive_after_check(child, 1003.0)
+    cause = os.strerror(errno.EAGAIN)
+    assert caplog.messages == [f"worker cannot be started ({cause}) and is started again in {n} s" for n in (1, 2)]
+
+
+def raise_error(number: int) -> NoReturn:
+    raise OSError(number, os.strerror(number))
+
+
 def exit_with_code_3(lifeline: Lifeline) -> None:
     os._exit(3)
 
 
 def end_by_signal(lifeline: Lifeline) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def end_by_real_time_signal(lifeline: Lifeline) -> None:
+    os.kill(os.getpid(), signal.SIGRTMIN + 1)
     time.sleep(60)
 
 
@@ -139,11 +165,12 @@ def raise_another_error(lifeline: Lifeline) -> None:
     [
         (exit_with_code_3, "exit code 3", ""),
         (end_by_signal, "SIGTERM", ""),
+        (end_by_real_time_signal, f"signal {signal.SIGRTMIN + 1}", ""),
         (return_normally, "exit code 0", ""),
         (raise_receiver_error, "exit code 1", "no room\nfor events\n"),
         (raise_another_error, "exit code 1", "internal error\nTraceback (most recent call last):\n"),
     ],
-    ids=["exit code", "signal", "normal return", "ReceiverError", "another exception"],
+    ids=["exit code", "signal", "real-time signal", "normal return", "ReceiverError", "another exception"],
 )
 def test_the_log_says_how_a_child_ended(
     work: Callable[[Lifeline], None],
@@ -327,6 +354,23 @@ def supervised(*works: Callable[[Lifeline], None]) -> Iterator[BaseProcess]:
     process.start()
     try:
         yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_child_is_restarted_although_the_supervisor_was_started_with_sigchld_ignored(notes: Notes) -> None:
+    def short(lifeline: Lifeline) -> None:
+        notes.add("started")
+
+    def run() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        Supervisor([Child("short", short, None)], Lifeline()).run()
+
+    process = fork.Process(target=run)
+    process.start()
+    try:
+        wait_until(lambda: notes.lines == ["started"] * 2)
     finally:
         process.kill()
         process.join()

@@ -61,8 +61,8 @@ def create_app(settings: Settings, journal: Journal) -> Flask:
 
     @app.post("/", provide_automatic_options=False)
     def push() -> Response:
-        """Only for Flask to know which method the root has."""
-        raise NotImplementedError
+        """For Flask to know which method the root has. It takes other paths, such as //, for the root as well."""
+        raise NotFound
 
     @app.get("/healthz")
     def healthz() -> Response:

@@ -6,10 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -17,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from receiver import __version__
 from receiver.errors import JournalError, JournalUnavailable
+from receiver.intake.counters import FOLDER
 from receiver.journal import Counts, Journal, SinkState, Space
 from receiver.sensors import open_registry, registry_path
 from receiver.sensors.registry import Registry
@@ -30,6 +32,8 @@ class Metrics:
 
     def __init__(self, journal: Journal, settings: Settings | None = None) -> None:
         """With `settings`, the sensors of their registry are shown too."""
+        if not os.environ.get(FOLDER):
+            values.ValueClass = values.MutexValue  # when it was imported, there may have been a folder
         self._own = CollectorRegistry()
         self._pushes = Counter(
             "receiver_pushes",
@@ -50,7 +54,7 @@ class Metrics:
             registry=self._own,
         )
         self._shown = CollectorRegistry()
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        if os.environ.get(FOLDER):
             SharedCounters(self._shown)
         else:
             self._shown.register(self._pushes)
@@ -62,11 +66,13 @@ class Metrics:
 
     def count_push(self, code: int, result: str) -> None:
         """Count one response to a push: its status code, and its text."""
-        self._pushes.labels(str(code), result).inc()
+        with suppress(OSError):  # without its file, which was removed, the push is not counted, but gets its response
+            self._pushes.labels(str(code), result).inc()
 
     def count_verified(self, secret: str) -> None:
         """Count one push that the named secret verified."""
-        self._verified.labels(secret).inc()
+        with suppress(OSError):
+            self._verified.labels(secret).inc()
 
     def observe_commit(self, seconds: float) -> None:
         """Record how long a push waited for its commit."""
@@ -75,7 +81,7 @@ class Metrics:
     def responses(self) -> dict[tuple[int, str], int]:
         """How many responses to pushes there were since the start, by status code and text."""
         counted = self._own
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        if os.environ.get(FOLDER):
             counted = CollectorRegistry()
             SharedCounters(counted)
         return {
@@ -97,7 +103,7 @@ class SharedCounters(MultiProcessCollector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        self._folder = Path(os.environ[FOLDER])
         super().__init__(registry, self._folder)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
 
     def collect(self) -> Any:

@@ -29,6 +29,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from receiver.intake.app import create_app
 from receiver.intake.connection import IDLE_SECONDS, Connection, is_complete
+from receiver.intake.counters import FOLDER, reserve_files, restore_folder
 from receiver.journal import open_journal
 from receiver.lifeline import Lifeline
 from receiver.logs import RateLimitedLog
@@ -74,7 +75,7 @@ class WebServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "keepalive": int(IDLE_SECONDS),
             "graceful_timeout": int(STOP_SECONDS),
             "timeout": 30,
-            "worker_tmp_dir": os.environ.get("PROMETHEUS_MULTIPROC_DIR"),
+            "worker_tmp_dir": os.environ[FOLDER],
             "http_parser": "python",
             "forwarded_allow_ips": "",
             "control_socket_disable": True,
@@ -85,6 +86,7 @@ class WebServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Any:
         """The server has created the tables; a worker must be able to start while the journal is unavailable."""
+        reserve_files()
         return create_app(self._settings, open_journal(self._settings, create_tables=False))
 
     def run(self) -> None:
@@ -108,7 +110,11 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's gevent worker without monkey patching, with a deadline for each request and for each response."""
 
+    alive: bool
+    """False once it has to stop; gunicorn sets it when SIGTERM comes before `run`."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        restore_folder()
         super().__init__(*args, **kwargs)
         self._log = RateLimitedLog(log)
         self._new: dict[Connection, None] = {}
@@ -135,7 +141,7 @@ class PushWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             server.start()
         stopping = Event()
         gevent.signal_handler(signal.SIGTERM, stopping.set)
-        while not stopping.wait(TICK_SECONDS) and self.ppid == os.getppid():
+        while self.alive and not stopping.wait(TICK_SECONDS) and self.ppid == os.getppid():
             self.notify()
         self.alive = False
         for server in servers:
