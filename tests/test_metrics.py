@@ -176,11 +176,11 @@ def test_after_known_pushes_and_deliveries_every_value_is_right(
 def test_metrics_are_shown_while_another_intake_process_starts(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    (tmp_path / "counter_1.db").touch()  # as it is before the process sets its size
+    monkeypatch.setenv(counters_module.FOLDER, str(tmp_path))
+    counters_module.reserve_files()  # before prometheus_client has opened them
     labels = {"code": "200", "result": "accepted"}
     key = mmap_key("receiver_pushes", "receiver_pushes_total", labels.keys(), labels.values(), "")
-    with closing(MmapedDict(tmp_path / "counter_2.db")) as running:
+    with closing(MmapedDict(tmp_path / "counter_1.db")) as running:
         running.write_value(key, 7, 0)
     metrics = Metrics(journal)
     assert 'receiver_pushes_total{code="200",result="accepted"} 7.0' in metrics.page().decode()

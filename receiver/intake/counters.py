@@ -60,8 +60,8 @@ def restore_folder() -> None:
 def reserve_files() -> None:
     """Reserve the room for the counters of this process, before prometheus_client maps their files into memory.
 
-    It would only set their size, and where there is no room left, writing to them is a fatal signal. Without room the
-    process counts for itself alone.
+    It would only set their size, and where there is no room left, writing to them is a fatal signal; and before that
+    they would be empty, which other processes cannot read. Without room the process counts for itself alone.
     """
     folder = Path(os.environ[FOLDER])
     try:

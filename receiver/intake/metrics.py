@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily
@@ -55,7 +53,7 @@ class Metrics:
         )
         self._shown = CollectorRegistry()
         if os.environ.get(FOLDER):
-            SharedCounters(self._shown)
+            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
         else:
             self._shown.register(self._pushes)
             self._shown.register(self._verified)
@@ -83,7 +81,7 @@ class Metrics:
         counted = self._own
         if os.environ.get(FOLDER):
             counted = CollectorRegistry()
-            SharedCounters(counted)
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]  # as above
         return {
             (int(sample.labels["code"]), sample.labels["result"]): int(sample.value)
             for metric in counted.collect()
@@ -94,20 +92,6 @@ class Metrics:
     def page(self) -> bytes:
         """All metrics as text. Raises JournalUnavailable."""
         return generate_latest(self._shown)
-
-
-class SharedCounters(MultiProcessCollector):
-    """The counters of all intake processes, read from their files.
-
-    A file is empty until the process that creates it has set its size, and prometheus_client cannot read it then.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._folder = Path(os.environ[FOLDER])
-        super().__init__(registry, self._folder)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
-
-    def collect(self) -> Any:
-        return self.merge([str(file) for file in self._folder.glob("*.db") if file.stat().st_size])  # type: ignore[no-untyped-call]
 
 
 class JournalGauges(Collector):
