@@ -53,8 +53,17 @@ def counters_folder(data: Path) -> Iterator[Path]:
 
 
 def restore_folder() -> None:
-    """Create the folder again if it was removed: a logout may remove what its user has in memory (`RemoveIPC`)."""
-    Path(os.environ[FOLDER]).mkdir(mode=0o700, exist_ok=True)
+    """Create the folder again if it was removed: a logout may remove what its user has in memory (`RemoveIPC`).
+
+    It is locked like the first one, until the last process that inherits the lock has ended.
+    """
+    folder = Path(os.environ[FOLDER])
+    folder.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # it was not removed, or was created again before
+        os.close(lock)
 
 
 def reserve_files() -> None:
