@@ -93,27 +93,16 @@ def test_a_change_does_not_wait_for_the_next_look_at_the_connection(
         wait_for(broker, d1=OFFLINE)
 
 
-def test_the_thread_that_publishes_changes_outlives_any_error(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = module_of("mqtt").Session
-    publish, failures = session.publish, iter([OSError(24, "Too many open files"), MemoryError()])
-
-    def publish_later(self: Any, messages: Sequence[Any]) -> None:
-        if any(message.topic.endswith("/availability") for message in messages) and (failure := next(failures, None)):
-            raise failure
-        publish(self, messages)
-
-    with opened(broker) as sink:
-        deliver_batch(sink, temperature("e1", 1.0))
-        monkeypatch.setattr(session, "publish", publish_later)
-        Incidents(sink).open("d1")
-        wait_for(broker, d1=OFFLINE)
-
-
+@pytest.mark.parametrize(
+    "errors",
+    [[Retry("as if the connection was lost")], [OSError(24, "Too many open files"), MemoryError()]],
+    ids=["lost connection", "errors of the machine"],
+)
 def test_a_change_that_could_not_be_published_is_published_later(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
+    errors: Sequence[Exception], broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = module_of("mqtt").Session
-    publish, failures = session.publish, iter([Retry("as if the connection was lost")])
+    publish, failures = session.publish, iter(errors)
 
     def publish_later(self: Any, messages: Sequence[Any]) -> None:
         if any(message.topic.endswith("/availability") for message in messages) and (failure := next(failures, None)):
