@@ -59,6 +59,7 @@ class Site:
             project: known_project(
                 project,
                 newest,
+                ZERO + self.start,
                 self.arrivals.get(project, up),
                 up,
                 downtimes(up, ZERO + self.start, now),

@@ -226,7 +226,9 @@ class RegistryReader:
             up |= each
         down = downtimes(up, own.earliest or minute_of(now), now)
         return {
-            project: known_project(project, at, arrivals.get(project, Minutes()), up, down, self._rules, now)
+            project: known_project(
+                project, at, first * DAY_MINUTES, arrivals.get(project, Minutes()), up, down, self._rules, now
+            )
             for project, at in newest.items()
         }, down
 

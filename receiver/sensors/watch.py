@@ -93,8 +93,8 @@ class Project:
     """A project: its usual interval in minutes, and the outages in which its sensors are not expected to be heard.
 
     `newest` is its newest live timestamp, `unheard` for how many minutes the receiver was up since it was last heard.
-    `arrivals` are those of the last days. What was before the first of them, in the minute `begin`, may have been an
-    outage, too; it is None if there is none.
+    `arrivals` are those of the last days, from the minute `known_from` on. What was before the first of them, in the
+    minute `begin`, may have been the end of an outage that began earlier; it is None if there is none.
     """
 
     id: str
@@ -103,6 +103,7 @@ class Project:
     arrivals: Minutes
     outages: Sequence[Span]
     unheard: int
+    known_from: int
     begin: int | None
 
 
@@ -143,7 +144,14 @@ def downtimes(up: Minutes, watched_since: int, now: float) -> list[Span]:
 
 
 def known_project(
-    project_id: str, newest: float, arrivals: Minutes, up: Minutes, down: Sequence[Span], rules: Rules, now: float
+    project_id: str,
+    newest: float,
+    known_from: int,
+    arrivals: Minutes,
+    up: Minutes,
+    down: Sequence[Span],
+    rules: Rules,
+    now: float,
 ) -> Project:
     until = minute_of(now)
     arrivals = arrivals.between(arrivals.first, until)
@@ -157,6 +165,7 @@ def known_project(
         arrivals,
         [(start, end + rules.settle_minutes) for start, end in outages],
         up.between(last + 1, until).count(),
+        known_from,
         arrivals.earliest,
     )
 
@@ -175,7 +184,9 @@ def silence(sensor: Watched, project: Project | None) -> float:
     """For how many minutes the sensor was not heard while its project was."""
     if project is None or project.begin is None or not sensor.is_expected:
         return 0.0
-    start = max(sensor.last_heard or 0.0, sensor.expected_from, project.begin * 60.0)
+    start = max(sensor.last_heard or 0.0, sensor.expected_from)
+    if minute_of(start) < project.known_from:
+        start = project.begin * 60.0
     minutes = (project.newest - start) / 60
     if minutes <= LEAST_SILENT_MINUTES:
         return minutes
