@@ -29,6 +29,8 @@ from .session import OFFLINE, ONLINE, Message, Session, TimeLimits
 
 MAX_PREFIX_CHARACTERS = 200
 MAX_RECONNECT_SECONDS = 60.0
+MEMORY = Path("/dev/shm")
+"""Writable where nothing else is, such as in a container with a read-only root."""
 PREFIX = re.compile(r"(?![$/])[^+#\x00-\x1f\x7f-\x9f]+(?<!/)")
 
 
@@ -281,7 +283,7 @@ def claim_client_id(purpose: str) -> tuple[str, int]:
     digest = hashlib.sha256(owner.encode()).hexdigest()[:12]
     for number in itertools.count():
         client_id = f"receiver{digest}{number}"
-        path = Path(tempfile.gettempdir(), f"{client_id}.lock")
+        path = folder_of_locks() / f"{client_id}.lock"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -290,3 +292,11 @@ def claim_client_id(purpose: str) -> tuple[str, int]:
         else:
             return client_id, file
     raise AssertionError("unreachable")
+
+
+def folder_of_locks() -> Path:
+    """Where temporary files are, or in memory where no folder for them is writable."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return MEMORY
