@@ -50,6 +50,15 @@ def test_behind_nginx_a_push_arrives(installed: Box) -> None:
 
 
 @needs_nginx
+def test_behind_nginx_the_log_names_the_address_of_a_rejected_push(installed: Box) -> None:
+    installed.follow("nginx")
+    push = "curl -s --interface 127.0.0.7 -H 'X-Forwarded-For: 192.0.2.1' -d '' http://sensors.example.com/"
+    assert installed.run(push) == "missing header X-Dt-Signature"
+    wait_until(lambda: "push rejected: " in installed.log, what="the line in the log")
+    assert "(from 127.0.0.7, " in installed.log
+
+
+@needs_nginx
 @pytest.mark.parametrize("port", ["", ":8080"], ids=["the usual port", "another port"])
 def test_behind_nginx_the_console_accepts_its_own_forms_and_no_others(port: str, installed: Box) -> None:
     """A browser sends no Sec-Fetch-Site over plain HTTP, so that Origin is compared with Host."""
