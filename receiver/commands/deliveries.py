@@ -96,7 +96,7 @@ def dead_letters() -> None:
 @REASON
 @JSON
 def dead_letters_list(sink: str | None, reason: str | None, as_json: bool) -> None:
-    """List the dead letters of the newest 1000 events, of one sink or of all.
+    """List the newest 1000 dead letters, by when their events were received, of one sink or of all.
 
     \b
     Example:
