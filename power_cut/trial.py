@@ -185,8 +185,8 @@ def cuts(machine: Machine, recording: Recording, count: int, rng: random.Random)
     after_200 = sorted({bisect.bisect_right(ends, entry.position) for entry in machine.ledger})
     chosen = set(rng.sample(after_200, min(count // 2, len(after_200))))
     starts = [bisect.bisect_right(ends, phase.position) for phase in machine.phases]
-    phases = list(pairwise([*starts, len(ends)]))
-    return chosen | {rng.randint(*phase) for phase in islice(cycle(phases), count - len(chosen))}
+    phases = [range(start, max(start + 1, end)) for start, end in pairwise([*starts, len(ends) + 1])]
+    return chosen | {rng.choice(phase) for phase in islice(cycle(phases), count - len(chosen))}
 
 
 def digest(files: Files) -> bytes:

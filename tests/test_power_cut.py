@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Loss, Rules, replay, states
+from power_cut.disk import LOSSES, NOTHING_LOST, RULES, Loss, Rules, positions, replay, states
 from power_cut.machine import Machine
 from power_cut.recording import Files, Kind, Operation, Recorder, Recording, StoredFile, compiler, contents
 from power_cut.scenarios import Scenarios, put_old_journal
-from power_cut.trial import Interruption, Report, judge, run_after
+from power_cut.trial import Interruption, Report, cuts, judge, run_after
 
 SCENARIOS = Scenarios(pushes=6)
 EXT4, XFS, POSIX = RULES
@@ -60,6 +61,14 @@ def test_no_power_cut_loses_alters_or_repeats_anything(first: tuple[Machine, Rec
     assert report.failures == [], report
     assert report.tried.total() > 20
     assert len({phase for phase, _ in report.tried}) == 6, report
+
+
+def test_the_power_fails_in_each_phase(first: tuple[Machine, Recording]) -> None:
+    machine, recording = first
+    at = positions(recording)
+    for seed in range(200):
+        chosen = cuts(machine, recording, 11, random.Random(seed))
+        assert len({machine.phase_at(at[number]).name for number in chosen}) == 6
 
 
 def test_no_power_cut_during_an_upgrade_loses_anything(needs_compiler: None, tmp_path: Path) -> None:
