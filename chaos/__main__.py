@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from chaos.faults import OF_JOURNAL
@@ -15,7 +17,10 @@ from chaos.trial import Trial, run
 
 def main() -> int:
     """The exit code: 0 when no promise was broken. Otherwise the folder of the run is not deleted."""
-    parser = argparse.ArgumentParser(prog="python -m chaos", description="Check the promise while everything fails.")
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos",
+        description="Check the promise while everything fails. Ctrl-C ends the faults, and judges what was pushed.",
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long faults are injected at least (10)")
     parser.add_argument("--pushes", type=int, default=0, help="run until so many different bodies were pushed")
     parser.add_argument("--faults", type=int, default=0, help="run until so many faults were injected")
@@ -28,7 +33,10 @@ def main() -> int:
     seed = random.randrange(10_000) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="receiver-chaos-"))
     print(f"{command(options, seed)}, in {folder}", flush=True)
-    report = run(trial(options, seed), folder)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    report = run(trial(options, seed), folder, stop)
     print(report)
     if report.violations:
         print(f"\nAll files are in {folder}: faults.txt is the log of the faults, log.txt that of the receiver.")

@@ -101,9 +101,13 @@ class Lane(threading.Thread):
                 return
             self._inject(planned)
 
-    def finish(self, min_faults: int = 0) -> None:
-        """Begin no further fault when so many were injected, and end the current one."""
-        wait_until(lambda: len(self.injected) >= min_faults, FAULT_SECONDS * max(1, min_faults), f"{min_faults} faults")
+    def finish(self, min_faults: int, stop: threading.Event) -> None:
+        """Begin no further fault when so many were injected, or `stop` is set, and end the current one."""
+        wait_until(
+            lambda: stop.is_set() or len(self.injected) >= min_faults,
+            FAULT_SECONDS * max(1, min_faults),
+            f"{min_faults} faults",
+        )
         self._finishing.set()
         self.join()
 

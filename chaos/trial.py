@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,13 +59,13 @@ class Trial:
     expire_claims: bool = False
 
 
-def run(trial: Trial, folder: Path) -> Report:
-    """Run a trial in an empty folder."""
+def run(trial: Trial, folder: Path, stop: threading.Event | None = None) -> Report:
+    """Run a trial in an empty folder. When `stop` is set, it begins no more faults, and judges what was pushed."""
     with FakeDT() as dt:
-        return run_with(dt, trial, folder)
+        return run_with(dt, trial, folder, stop or threading.Event())
 
 
-def run_with(dt: FakeDT, trial: Trial, folder: Path) -> Report:
+def run_with(dt: FakeDT, trial: Trial, folder: Path, stop: threading.Event) -> Report:
     system = System(folder, trial.journal, trial.speed, dt.environment)
     cloud = Cloud([system.receiver], CONNECTIONS, system.issuer)
     driver = Driver(cloud, traffic(trial.seed, trial.rate))
@@ -76,7 +77,7 @@ def run_with(dt: FakeDT, trial: Trial, folder: Path) -> Report:
         visitor.start()
         driver.start()
         history.start()
-        injected, violations = inject_faults(system, driver, trial)
+        injected, violations = inject_faults(system, driver, trial, stop)
         time.sleep(AFTERMATH_SECONDS / trial.speed)
         driver.finish(IDLE_SECONDS)
         history.finish()
@@ -89,7 +90,7 @@ def run_with(dt: FakeDT, trial: Trial, folder: Path) -> Report:
         violations += verdict.violations
         explanations = explain(system, violations)
         violations += compare_registry(system)
-        violations += stop(system)
+        violations += stop_receiver(system)
     finally:
         cloud.stop()
         system.close()
@@ -108,7 +109,9 @@ def run_with(dt: FakeDT, trial: Trial, folder: Path) -> Report:
     )
 
 
-def inject_faults(system: System, driver: Driver, trial: Trial) -> tuple[list[InjectedFault], list[Violation]]:
+def inject_faults(
+    system: System, driver: Driver, trial: Trial, stop: threading.Event
+) -> tuple[list[InjectedFault], list[Violation]]:
     """Inject faults in two lanes that overlap; all of them, and the promises found broken meanwhile."""
     kinds: dict[str, Sequence[str]] = {
         "processes": OF_PROCESSES,
@@ -120,11 +123,11 @@ def inject_faults(system: System, driver: Driver, trial: Trial) -> tuple[list[In
     lanes = [Lane(system, schedule(trial.seed, name, possible[name], trial.speed)) for name in possible]
     for lane in lanes:
         lane.start()
-    time.sleep(trial.seconds)
-    while len(driver.ledger) < trial.min_pushes:
-        time.sleep(PUSHES_SECONDS)
+    stop.wait(trial.seconds)
+    while len(driver.ledger) < trial.min_pushes and not stop.wait(PUSHES_SECONDS):
+        pass
     for lane in lanes:
-        lane.finish(trial.min_faults)
+        lane.finish(trial.min_faults, stop)
     injected = sorted((fault for lane in lanes for fault in lane.injected), key=lambda fault: fault.began_at)
     return injected, [Violation(failure) for lane in lanes for failure in lane.failures]
 
@@ -176,7 +179,7 @@ def explain(system: System, violations: Sequence[Violation]) -> list[str]:
     return [system.receiver.run("explain", name) for name in list(ids)[:MAX_EXPLAINED]]
 
 
-def stop(system: System) -> list[Violation]:
+def stop_receiver(system: System) -> list[Violation]:
     try:
         system.stop()
     except AssertionError as error:
