@@ -88,6 +88,7 @@ class RegistryReader:
     def named(self, text: str) -> list[Any]:
         """The rows of the sensor with this device id, or else of all with this name."""
         with self._database.read() as connection:
+            text = self._database.storable(text)
             found = connection.execute(select(sensors).where(sensors.c.device_id == text)).all()
             by_name = select(sensors).where(sensors.c.name == text).order_by(sensors.c.device_id)
             return list(found or connection.execute(by_name))
