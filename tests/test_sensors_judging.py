@@ -205,7 +205,7 @@ def test_a_lease_from_a_clock_that_was_ahead_prevents_no_other_from_judging(flee
 
 def test_folding_and_judging_at_once_do_not_lock_each_other(registry: Registry, store: SqlStore) -> None:
     """PostgreSQL would end one of two transactions that change the same rows in another order."""
-    devices = [f"device{n:03d}" for n in range(400)]
+    devices = [f"device{n:03d}" for n in range(200)]
     registry.fold([event(0, device=each) for each in devices])
     judge(registry, 1)
     learned = [{"device": each, "learned": 0.0, "interval": 15} for each in reversed(devices)]
@@ -214,14 +214,14 @@ def test_folding_and_judging_at_once_do_not_lock_each_other(registry: Registry, 
     def store_often() -> None:
         try:
             with closing(Registry(store.database(), Rules())) as other:
-                for _ in range(15):
+                for _ in range(6):
                     other._store("a", Verdict(), [], learned)
         except JournalError as error:
             errors.append(error)
 
     thread = threading.Thread(target=store_often)
     thread.start()
-    for minutes in range(2, 17):
+    for minutes in range(2, 8):
         registry.fold([event(minutes, device=each) for each in devices])
     thread.join()
     assert errors == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import socket
@@ -15,7 +14,7 @@ import click
 from receiver import __version__, admin, health, logs
 from receiver.commands.context import (
     JSON,
-    POSITIVE,
+    Amount,
     Commands,
     Label,
     load_settings,
@@ -233,7 +232,7 @@ def send(
     simulator = Simulator(project=project or PROJECT, sensor=sensor, labels=dict(labels), value=value)
     responses: Counter[str] = Counter()
     failed = 0
-    for body in itertools.islice(simulator.bodies(chosen), count * len(chosen)):
+    for _, body in zip(range(count * len(chosen)), simulator.bodies(chosen), strict=False):
         response = pusher.push(body)
         if not response.status:
             raise ReceiverError(f"{response.text}: is a receiver running at {without_credentials(url)}?")
@@ -253,8 +252,8 @@ def without_credentials(url: str) -> str:
 
 
 @main.command()
-@click.option("--seconds", type=POSITIVE, help="How long sensors push events: 20, with --console until Ctrl-C.")
-@click.option("--rate", type=POSITIVE, help="Events per second: 20, with --console 1.")
+@click.option("--seconds", type=Amount(), help="How long sensors push events: 20, with --console until Ctrl-C.")
+@click.option("--rate", type=Amount(), help="Events per second: 20, with --console 1.")
 @click.option("--console", is_flag=True, help="Serve the console as well, with sensors that have a month of history.")
 def demo(seconds: float | None, rate: float | None, console: bool) -> None:
     """Run a receiver with simulated sensors, and watch events arrive at its sinks or in the console.

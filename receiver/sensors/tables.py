@@ -136,7 +136,7 @@ def create_tables(database: Database) -> None:
                 "run the newer receiver that wrote it"
             )
         elif version < SCHEMA_VERSION:
-            connection.execute(update(versions).values(version=SCHEMA_VERSION))  # first, as folding locks this row first
+            connection.execute(update(versions).values(version=SCHEMA_VERSION))  # first, as in a fold
             for older in range(version, SCHEMA_VERSION):
                 for statement in UPGRADES[older]:
                     connection.exec_driver_sql(statement)
