@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing
 
 import click
 
@@ -26,7 +26,7 @@ from receiver.commands.dt import backfill, doctor
 from receiver.commands.events import events, explain
 from receiver.commands.output import cell, print_json, show_type
 from receiver.commands.sensors import sensors
-from receiver.errors import ConfigError, JournalError, ReceiverError
+from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
 from receiver.sensors import open_registry, registry_path
@@ -114,8 +114,8 @@ def check() -> None:
         elif version.found is not None:
             records = open_journal_records(settings, create_tables=False)
             warnings += health.removed_sinks(settings, records.counts())
-            warnings += unwatchable_sensors(settings)
             warnings += [line for lines in health.signing_keys(settings, records) for line in lines]
+        warnings += unwatchable_sensors(settings)
     except ReceiverError as error:
         problems.append(str(error))
     for warning in warnings:
@@ -272,15 +272,14 @@ def demo(seconds: float | None, rate: float | None, console: bool) -> None:
 
 
 def unwatchable_sensors(settings: Settings) -> list[str]:
-    """Warnings from the registry of sensors, if there is one."""
+    """Warnings from the registry of sensors, if there is one. Raises JournalError if it cannot be used."""
     from receiver.sensors.shown import unwatchable
 
     path = registry_path(settings)
     if not settings.sensors.enabled or (path is not None and not path.exists()):
         return []
-    with suppress(JournalError), closing(open_registry(settings, create=False)) as registry:
-        return unwatchable(registry)
-    return []
+    with closing(open_registry(settings, create=False)) as registry:
+        return [] if registry.tables_version() is None else unwatchable(registry)
 
 
 def show_types(settings: Settings, as_json: bool) -> None:

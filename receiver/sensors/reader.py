@@ -14,7 +14,7 @@ from receiver.incident import Cause, Incident
 from receiver.sensors.folding import FUTURE_SECONDS
 from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, from_bytes, minute_of
-from receiver.sensors.tables import LABEL, create_tables, days, incidents, sensors, tracks
+from receiver.sensors.tables import LABEL, create_tables, days, found_version, incidents, sensors, tracks
 from receiver.sensors.watch import Project, Rules, State, downtimes, known_project
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ class RegistryReader:
         except JournalError:
             database.close()
             raise
+
+    def tables_version(self) -> int | None:
+        """The version of the tables, which are not changed; None if there are none."""
+        with self._database.read() as connection:
+            return found_version(connection)
 
     def close(self) -> None:
         self._database.close()
