@@ -85,6 +85,8 @@ def test_every_option_of_every_command_has_a_description() -> None:
         ("replay", "erp", "--since", "2026-02-30"),
         ("replay", "erp", "--since", "99999999999d"),
         ("replay", "erp", "--since", "9" * 400 + "d"),
+        ("sensors", "--json", "gaps"),
+        ("sinks", "--json", "resume", "erp"),
         ("demo", "--rate", "1e-12"),
         ("demo", "--rate", "nan"),
         ("demo", "--seconds", "nan"),

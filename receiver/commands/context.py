@@ -138,6 +138,13 @@ def confirm(question: str, number: int, yes: bool) -> None:
         click.confirm(question, abort=True, err=True)
 
 
+def show_group(context: click.Context, as_json: bool) -> bool:
+    """Whether a group shows what it has itself, as no command of it was given."""
+    if context.invoked_subcommand and as_json:
+        raise click.UsageError(f"--json belongs after `{context.invoked_subcommand}`, if that has it")
+    return context.invoked_subcommand is None
+
+
 def report(result: Mapping[str, object], text: str, as_json: bool) -> None:
     """Show what a command did: a line for people, or an object."""
     if as_json:

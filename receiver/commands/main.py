@@ -20,6 +20,7 @@ from receiver.commands.context import (
     load_settings,
     open_journal_records,
     redactor,
+    show_group,
 )
 from receiver.commands.deliveries import dead_letters, quarantine, replay, sinks_remove, sinks_resume, status
 from receiver.commands.dt import backfill, doctor
@@ -165,7 +166,7 @@ def sinks(context: click.Context, as_json: bool) -> None:
       python -m receiver sinks resume erp
       python -m receiver sinks remove old_archive
     """
-    if not context.invoked_subcommand:
+    if show_group(context, as_json):
         show_types(load_settings(file_required=False), as_json)
 
 
