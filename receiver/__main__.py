@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 
 def run(prog_name: str = "receiver") -> None:
     open_closed_descriptors()
-    from receiver.commands.main import main
-
+    escape_what_output_lacks()
+    try:
+        from receiver.commands.main import main
+    except KeyboardInterrupt:  # reported as click does later
+        sys.exit("\nAborted!")
     main(prog_name=prog_name)
 
 
@@ -27,6 +31,12 @@ def open_closed_descriptors() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
+def escape_what_output_lacks() -> None:
+    """Let standard output escape the characters that its encoding lacks, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -155,6 +155,8 @@ def check_name(name: str) -> None:
     cls = class_name(name)
     if cls in IMPORTED_NAMES or keyword.iskeyword(cls):
         raise ReceiverError(f"the class of '{name}' would be called {cls}, which is in use; try '{name}_sink'")
+    if cls.startswith("Test"):
+        raise ReceiverError(f"pytest would take the class of '{name}', {cls}, for tests; choose another name")
     if name in sys.stdlib_module_names:
         raise ReceiverError(f"'{name}' is a module of Python's standard library; try '{name}_sink'")
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from conftest import ROOT
 from support.commands import CONSOLE, LONG_AGO, NOON, STRONG_SECRET, Operator, Shell, event_body
 
+from receiver.__main__ import run
 from receiver.commands.main import main
 from receiver.journal import Arrival, Result, SinkState
 
@@ -83,6 +85,11 @@ def test_every_option_of_every_command_has_a_description() -> None:
         ("replay", "erp", "--since", "2026-02-30"),
         ("replay", "erp", "--since", "99999999999d"),
         ("replay", "erp", "--since", "9" * 400 + "d"),
+        ("sensors", "--json", "gaps"),
+        ("sinks", "--json", "resume", "erp"),
+        ("demo", "--rate", "1e-12"),
+        ("demo", "--rate", "nan"),
+        ("demo", "--seconds", "nan"),
         ("replay",),
         ("explain",),
         ("dead-letters", "retry"),
@@ -325,6 +332,46 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, dict | list):
         return [text for part in (value.values() if isinstance(value, dict) else value) for text in texts(part)]
     return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("status", "--json"), ("sinks",)], ids=" ".join)
+def test_an_output_that_cannot_be_written_is_one_error_line(arguments: tuple[str, ...], operator: Operator) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = command_with_output(operator, *arguments, stdout=full)
+    assert (done.returncode, done.stderr) == (1, b"error: cannot write: No space left on device\n")
+
+
+def test_characters_that_the_output_lacks_are_escaped(operator: Operator) -> None:
+    operator.add_pending("erp", "a")
+    operator.settle_due("erp", Result.DEAD, "冷 …")
+    done = command_with_output(operator, "dead-letters", "list", stdout=subprocess.PIPE, PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[-1].endswith(rb"\u51b7 \u2026")
+
+
+def command_with_output(
+    operator: Operator, *arguments: str, stdout: Any, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "receiver", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "RECEIVER_CONFIG": str(operator.folder / "config.toml"), **environment},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "receiver.commands.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "receiver.commands.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit, match=r"^\nAborted!$"):  # the exit code of a text is 1
+        run()
 
 
 def output_on_a_terminal(operator: Operator, *arguments: str) -> bytes:

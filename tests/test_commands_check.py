@@ -28,6 +28,7 @@ from support.commands import (
 
 from receiver.journal import Arrival, open_journal
 from receiver.journal.sql.schema import SCHEMA_VERSION
+from receiver.sensors import open_registry, registry_path
 from receiver.variables import SECRET
 
 COLUMNS = "event_id, time, device_id, device_name, project_id, event_type, quantity, value, unit, text, labels"
@@ -50,6 +51,29 @@ def test_check_creates_no_journal(operator: Operator) -> None:
     operator.configure(CONSOLE)
     operator.lines("check")
     assert [path.name for path in operator.folder.iterdir()] == ["config.toml"]
+
+
+def test_a_registry_of_sensors_that_cannot_be_used_is_a_problem(operator: Operator) -> None:
+    operator.configure("[journal]\nmin_free_mb = 0\n" + CONSOLE)
+    with closing(open_registry(operator.settings)) as registry, registry._database.write() as connection:
+        connection.exec_driver_sql("UPDATE registry_schema SET version = 99")
+    code, _, errors = operator.run("check")
+    assert (code, errors) == (
+        1,
+        [
+            "error: the registry of sensors has schema 99, and this receiver supports up to 2; "
+            "run the newer receiver that wrote it"
+        ],
+    )
+
+    path = registry_path(operator.settings)
+    assert path is not None
+    path.write_bytes(b"not a registry at all")
+    code, _, errors = operator.run("check")
+    assert (code, errors) == (1, [f"error: journal {path}: SQLite reports: file is not a database"])
+
+    path.write_bytes(b"")  # its tables were not created yet
+    assert operator.run("check").exit_code == 0
 
 
 def test_check_says_that_an_older_journal_will_be_upgraded_and_does_not_change_it(operator: Operator) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import click
 import pytest
 from support.commands import LONG_AGO, TWO_SINKS, Operator
 
-from receiver.journal import Result
+from receiver.journal import Result, Settlement
 
 Counts = tuple[tuple[int, int, int], ...]
 BEFORE: Counts = ((1, 1, 2), (2, 0, 1))
@@ -100,6 +101,20 @@ def test_with_a_yes_it_is_done(command: tuple[str, ...], confirmed: str, stocked
 def test_nothing_is_asked_where_there_is_nothing(command: tuple[str, ...], line: str, stocked: Operator) -> None:
     stocked.journal.set_enabled_sinks(["gone"])
     assert stocked.lines(*command) == [line]
+
+
+@pytest.mark.parametrize(("verb", "after"), [("retry", (3, 1, 1)), ("delete", (1, 1, 1))])
+def test_no_more_is_changed_than_was_asked_about(
+    verb: str, after: tuple[int, int, int], stocked: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_dies(*_: object, **__: object) -> None:
+        stocked.add_pending("erp", "h")
+        event = next(each for each in stocked.journal.claim("erp", 10, 60.0) if each.event.id == "h")
+        stocked.journal.settle([Settlement(event, Result.DEAD, reason="no")])
+
+    monkeypatch.setattr(click, "confirm", another_dies)
+    stocked.lines("dead-letters", verb, "erp")
+    assert stocked.counts("erp") == after
 
 
 def test_a_replay_of_times_in_the_wrong_order_is_an_error(stocked: Operator) -> None:

@@ -87,10 +87,12 @@ def test_send_reports_what_cannot_work_before_it_pushes(
         ("http://a..b", "no response (LocationParseError)"),
     ],
 )
-def test_send_stops_at_the_first_push_without_a_response(url: str, reason: str, operator: Operator) -> None:
+@pytest.mark.parametrize("count", ["1", "9" * 30])
+def test_send_stops_at_the_first_push_without_a_response(url: str, reason: str, count: str, operator: Operator) -> None:
     url = url.format(port=reserve_port())
     shown = url.replace("user:pass-word@", "")
-    assert operator.run("send", url) == (1, [], [f"error: {reason}: is a receiver running at {shown}?"])
+    result = operator.run("send", url, "--count", count)
+    assert result == (1, [], [f"error: {reason}: is a receiver running at {shown}?"])
 
 
 @pytest.mark.parametrize(

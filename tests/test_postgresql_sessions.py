@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from conftest import wait_until
 from sqlalchemy import make_url
+from support.sensors import FREEZER, temperature
 
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal import Arrival, Outcome, Result, Settlement, SinkCounts, SinkState
@@ -22,6 +23,8 @@ from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 from receiver.journal.sql.postgresql_connection import ServerTimeout, session_is_useless
 from receiver.journal.sql.records import SqlRecords
+from receiver.sensors.registry import Registry
+from receiver.sensors.watch import Rules
 from receiver.testing.postgresql import new_database, postgresql
 
 SETTINGS = ("statement_timeout", "idle_in_transaction_session_timeout", "synchronous_commit")
@@ -130,6 +133,12 @@ def test_databases_in_other_encodings_store_every_text_or_escape_it(encoding: st
     assert liveness is not None
     assert liveness.warnings == (stored,)
     journal.close()
+
+
+def test_a_sensor_is_found_by_its_name_in_a_database_of_another_encoding() -> None:
+    with closing(Registry(PostgresqlDatabase(database_in("LATIN1"), None), Rules())) as registry:
+        registry.fold([temperature(0, 1.0, name="冷 1")])
+        assert [row.device_id for row in registry.named("冷 1")] == [FREEZER]
 
 
 def test_a_table_of_another_program_is_named_and_left_alone(url: str) -> None:

@@ -20,7 +20,7 @@ def checkout(tmp_path: Path) -> Path:
     """The folders of a checkout that `new_sink` looks at."""
     for folder in ("plugins/packed", "tests"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("plugins/archive.py", "tests/test_tested.py"):
+    for file in ("plugins/archive.py", "tests/test_proven.py"):
         (tmp_path / file).write_text("mine")
     return tmp_path
 
@@ -77,11 +77,13 @@ def test_a_new_sink_passes_its_tests_the_linter_and_the_type_checker_and_check(c
         ("path", "the class of 'path' would be called Path, which is in use; try 'path_sink'"),
         ("event", "the class of 'event' would be called Event, which is in use; try 'event_sink'"),
         ("sink_suite", "the class of 'sink_suite' would be called SinkSuite, which is in use; try 'sink_suite_sink'"),
+        ("test_rig", "pytest would take the class of 'test_rig', TestRig, for tests; choose another name"),
+        ("tests", "pytest would take the class of 'tests', Tests, for tests; choose another name"),
         ("csv", "'csv' is a module of Python's standard library; try 'csv_sink'"),
         ("webhook", "sink type 'webhook' already exists; choose another name"),
         ("archive", "plugins/archive.py already exists; choose another name"),
         ("packed", "plugins/packed already exists; choose another name"),
-        ("tested", "tests/test_tested.py already exists; choose another name"),
+        ("proven", "tests/test_proven.py already exists; choose another name"),
     ],
     ids=lambda value: value[:12],
 )
@@ -113,7 +115,7 @@ def test_a_sink_that_exists_is_not_overwritten(checkout: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_a_clear_error_and_leaves_no_other_behind(checkout: Path) -> None:
-    (checkout / "tests" / "test_tested.py").unlink()
+    (checkout / "tests" / "test_proven.py").unlink()
     (checkout / "tests").rmdir()
     (checkout / "tests").touch()
     with pytest.raises(ReceiverError) as raised:

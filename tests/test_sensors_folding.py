@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -32,9 +33,11 @@ from support.sensors import (
 from receiver.errors import JournalError
 from receiver.event import Event
 from receiver.sensors import history, tables
+from receiver.sensors.folding import News
 from receiver.sensors.minutes import Minutes, from_bytes
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import Rules
+from receiver.sensors.writer import _lock
 
 DAY = 1440
 
@@ -278,6 +281,22 @@ def test_an_older_registry_is_upgraded(store: SqlStore, registry: Registry, monk
     monkeypatch.setattr(tables, "UPGRADES", {2: ("UPDATE registry_sensors SET name = 'upgraded'",)})
     with closing(Registry(store.database(), Rules())) as upgraded:
         assert row_of(upgraded).name == "upgraded"
+    assert sql(store, "SELECT version FROM registry_schema") == [(3,)]
+
+
+def test_an_upgrade_waits_for_a_fold_and_never_for_what_waits_for_it(
+    store: SqlStore, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL would end one of the two transactions."""
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(tables, "UPGRADES", {2: ("CREATE INDEX registry_sensors_type ON registry_sensors (type)",)})
+    upgrade = threading.Thread(target=lambda: Registry(store.database(), Rules()).close())
+    with registry._database.write() as connection:
+        _lock(connection)
+        upgrade.start()
+        upgrade.join(0.5)
+        registry._fold_sensors(connection, {FREEZER: News()})
+    upgrade.join()
     assert sql(store, "SELECT version FROM registry_schema") == [(3,)]
 
 

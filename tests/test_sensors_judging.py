@@ -138,7 +138,7 @@ def test_an_incident_that_became_part_of_another_is_not_announced_as_closed(flee
     with fleet._database.read() as connection:
         (case,) = fleet._cases(connection, at(6 * HOUR).timestamp())
     absorbed = replace(case, closed=at(6 * HOUR).timestamp(), absorbed=True)
-    fleet._store(Verdict(changed={case.id: absorbed}), [], [])
+    fleet._store("a", Verdict(changed={case.id: absorbed}), [], [])
     assert fleet._to_announce() == []
     assert fleet.causes()["device"] == 0
 
@@ -177,6 +177,54 @@ def test_two_judges_at_once_open_an_incident_once(fleet: Registry, store: SqlSto
     for thread in threads:
         thread.join()
     assert len(found) == len(fleet.incidents(10)) == 1
+
+
+def test_a_judge_that_was_suspended_stores_nothing_once_another_one_judges(
+    fleet: Registry, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_door(fleet)
+    learn = fleet._learn
+
+    def suspended(*arguments: Any) -> list[dict[str, Any]]:
+        store.clock.advance(61)
+        with closing(Registry(store.database(), Rules())) as other:
+            assert len(judge(other, 6 * HOUR, holder="b")) == 1
+        return learn(*arguments)
+
+    monkeypatch.setattr(fleet, "_learn", suspended)
+    assert judge(fleet, 6 * HOUR) == []
+    assert len(fleet.incidents(10)) == 1
+
+
+def test_a_lease_from_a_clock_that_was_ahead_prevents_no_other_from_judging(fleet: Registry, store: SqlStore) -> None:
+    """As after a power cut of a machine without a clock of its own."""
+    on_the_door(fleet)
+    sql(store, "UPDATE registry_schema SET judge = 'killed', judge_until = judge_until + 86400")
+    assert [hook for hook, _ in judge(fleet, 6 * HOUR)] == ["incident_opened"]
+
+
+def test_folding_and_judging_at_once_do_not_lock_each_other(registry: Registry, store: SqlStore) -> None:
+    """PostgreSQL would end one of two transactions that change the same rows in another order."""
+    devices = [f"device{n:03d}" for n in range(200)]
+    registry.fold([event(0, device=each) for each in devices])
+    judge(registry, 1)
+    learned = [{"device": each, "learned": 0.0, "interval": 15} for each in reversed(devices)]
+    errors: list[JournalError] = []
+
+    def store_often() -> None:
+        try:
+            with closing(Registry(store.database(), Rules())) as other:
+                for _ in range(6):
+                    other._store("a", Verdict(), [], learned)
+        except JournalError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=store_often)
+    thread.start()
+    for minutes in range(2, 8):
+        registry.fold([event(minutes, device=each) for each in devices])
+    thread.join()
+    assert errors == []
 
 
 def test_snooze_and_retire_are_stored_and_can_be_undone(fleet: Registry) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,24 @@ from receiver.validation import duration
 if TYPE_CHECKING:
     from receiver.journal import Records
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of standard output, or of a file, that cannot be written any more."""
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 YES = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+
+
+class Amount(click.FloatRange):
+    """A number that can be waited for: at least 0.001, and finite."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0.001)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail("give a finite number", param, ctx)
+        return number
 
 
 class Time(click.ParamType[datetime]):
@@ -73,6 +90,11 @@ class Commands(click.Group):
         except UnicodeEncodeError:
             click.echo("error: an argument is not valid text", err=True)
             context.exit(1)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            click.echo(f"error: cannot write: {error.strerror}", err=True)
+            context.exit(1)
 
     def resolve_command(
         self, context: click.Context, arguments: list[str]
@@ -114,6 +136,13 @@ def confirm(question: str, number: int, yes: bool) -> None:
     """Ask before `number` things are deleted or sent again, unless there are none. Aborts the command without a yes."""
     if number and not yes:
         click.confirm(question, abort=True, err=True)
+
+
+def show_group(context: click.Context, as_json: bool) -> bool:
+    """Whether a group shows what it has itself, as no command of it was given."""
+    if context.invoked_subcommand and as_json:
+        raise click.UsageError(f"--json belongs after `{context.invoked_subcommand}`, if that has it")
+    return context.invoked_subcommand is None
 
 
 def report(result: Mapping[str, object], text: str, as_json: bool) -> None:

@@ -142,7 +142,7 @@ def dead_letters_retry(sink: str, event_ids: tuple[str, ...], reason: str | None
     admin.enabled_sink(settings, sink)
     count = admin.count_dead_letters(records, settings, sink, event_ids, reason)
     confirm(f"Deliver {counted(count, 'dead letter')} to sink {sink} again?", count, yes)
-    count = admin.retry_dead_letters(records, settings, sink, event_ids, reason)
+    count = admin.retry_dead_letters(records, settings, sink, event_ids, reason, None if yes else count)
     report({"sink": sink, "retried": count}, f"Retrying {counted(count, 'dead letter')} of sink {sink}.", as_json)
 
 
@@ -163,7 +163,7 @@ def dead_letters_delete(sink: str, event_ids: tuple[str, ...], reason: str | Non
     records = open_journal_records(settings)
     count = admin.count_dead_letters(records, settings, sink, event_ids, reason)
     confirm(f"Delete {counted(count, 'dead letter')} of sink {sink}?", count, yes)
-    count = admin.delete_dead_letters(records, settings, sink, event_ids, reason)
+    count = admin.delete_dead_letters(records, settings, sink, event_ids, reason, None if yes else count)
     report({"sink": sink, "deleted": count}, f"Deleted {counted(count, 'dead letter')} of sink {sink}.", as_json)
 
 

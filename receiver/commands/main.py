@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import socket
 import sys
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing
 
 import click
 
 from receiver import __version__, admin, health, logs
 from receiver.commands.context import (
     JSON,
-    POSITIVE,
+    Amount,
     Commands,
     Label,
     load_settings,
     open_journal_records,
     redactor,
+    show_group,
 )
 from receiver.commands.deliveries import dead_letters, quarantine, replay, sinks_remove, sinks_resume, status
 from receiver.commands.dt import backfill, doctor
 from receiver.commands.events import events, explain
 from receiver.commands.output import cell, print_json, show_type
 from receiver.commands.sensors import sensors
-from receiver.errors import ConfigError, JournalError, ReceiverError
+from receiver.errors import ConfigError, ReceiverError
 from receiver.event import TYPES
 from receiver.lifeline import Lifeline
 from receiver.sensors import open_registry, registry_path
@@ -115,8 +115,8 @@ def check() -> None:
         elif version.found is not None:
             records = open_journal_records(settings, create_tables=False)
             warnings += health.removed_sinks(settings, records.counts())
-            warnings += unwatchable_sensors(settings)
             warnings += [line for lines in health.signing_keys(settings, records) for line in lines]
+        warnings += unwatchable_sensors(settings)
     except ReceiverError as error:
         problems.append(str(error))
     for warning in warnings:
@@ -166,7 +166,7 @@ def sinks(context: click.Context, as_json: bool) -> None:
       python -m receiver sinks resume erp
       python -m receiver sinks remove old_archive
     """
-    if not context.invoked_subcommand:
+    if show_group(context, as_json):
         show_types(load_settings(file_required=False), as_json)
 
 
@@ -233,7 +233,7 @@ def send(
     simulator = Simulator(project=project or PROJECT, sensor=sensor, labels=dict(labels), value=value)
     responses: Counter[str] = Counter()
     failed = 0
-    for body in itertools.islice(simulator.bodies(chosen), count * len(chosen)):
+    for _, body in zip(range(count * len(chosen)), simulator.bodies(chosen), strict=False):
         response = pusher.push(body)
         if not response.status:
             raise ReceiverError(f"{response.text}: is a receiver running at {without_credentials(url)}?")
@@ -253,8 +253,8 @@ def without_credentials(url: str) -> str:
 
 
 @main.command()
-@click.option("--seconds", type=POSITIVE, help="How long sensors push events: 20, with --console until Ctrl-C.")
-@click.option("--rate", type=POSITIVE, help="Events per second: 20, with --console 1.")
+@click.option("--seconds", type=Amount(), help="How long sensors push events: 20, with --console until Ctrl-C.")
+@click.option("--rate", type=Amount(), help="Events per second: 20, with --console 1.")
 @click.option("--console", is_flag=True, help="Serve the console as well, with sensors that have a month of history.")
 def demo(seconds: float | None, rate: float | None, console: bool) -> None:
     """Run a receiver with simulated sensors, and watch events arrive at its sinks or in the console.
@@ -273,15 +273,14 @@ def demo(seconds: float | None, rate: float | None, console: bool) -> None:
 
 
 def unwatchable_sensors(settings: Settings) -> list[str]:
-    """Warnings from the registry of sensors, if there is one."""
+    """Warnings from the registry of sensors, if there is one. Raises JournalError if it cannot be used."""
     from receiver.sensors.shown import unwatchable
 
     path = registry_path(settings)
     if not settings.sensors.enabled or (path is not None and not path.exists()):
         return []
-    with suppress(JournalError), closing(open_registry(settings, create=False)) as registry:
-        return unwatchable(registry)
-    return []
+    with closing(open_registry(settings, create=False)) as registry:
+        return [] if registry.tables_version() is None else unwatchable(registry)
 
 
 def show_types(settings: Settings, as_json: bool) -> None:

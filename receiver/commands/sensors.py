@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from receiver.commands.context import JSON, load_settings, report
+from receiver.commands.context import JSON, load_settings, report, show_group
 from receiver.commands.output import cell, plain, print_json, show
 from receiver.errors import ReceiverError
 from receiver.sensors import open_registry
@@ -52,7 +52,7 @@ def sensors(context: click.Context, as_json: bool) -> None:
       python -m receiver sensors
       python -m receiver sensors show "Cold room 3"
     """
-    if context.invoked_subcommand:
+    if not show_group(context, as_json):
         return
     from receiver.sensors.shown import sensor_rows
 

@@ -14,7 +14,7 @@ from receiver.incident import Cause, Incident
 from receiver.sensors.folding import FUTURE_SECONDS
 from receiver.sensors.history import DAY_SECONDS
 from receiver.sensors.minutes import DAY_MINUTES, LEARN_MINUTES, Minutes, Span, from_bytes, minute_of
-from receiver.sensors.tables import LABEL, create_tables, days, incidents, sensors, tracks
+from receiver.sensors.tables import LABEL, create_tables, days, found_version, incidents, sensors, tracks
 from receiver.sensors.watch import Project, Rules, State, downtimes, known_project
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ class RegistryReader:
         except JournalError:
             database.close()
             raise
+
+    def tables_version(self) -> int | None:
+        """The version of the tables, which are not changed; None if there are none."""
+        with self._database.read() as connection:
+            return found_version(connection)
 
     def close(self) -> None:
         self._database.close()
@@ -88,6 +93,7 @@ class RegistryReader:
     def named(self, text: str) -> list[Any]:
         """The rows of the sensor with this device id, or else of all with this name."""
         with self._database.read() as connection:
+            text = self._database.storable(text)
             found = connection.execute(select(sensors).where(sensors.c.device_id == text)).all()
             by_name = select(sensors).where(sensors.c.name == text).order_by(sensors.c.device_id)
             return list(found or connection.execute(by_name))

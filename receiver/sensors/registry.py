@@ -24,6 +24,9 @@ from receiver.sensors.writer import RegistryWriter
 JUDGE_SECONDS = 60.0
 """How long a judge that crashed prevents others from judging."""
 
+CLOCK_WAS_AHEAD_SECONDS = 2 * JUDGE_SECONDS
+"""A lease that ends later is from a clock that was set back since."""
+
 LEARN_SECONDS = 3600.0
 """How often the interval of a sensor is learned again, by its own timestamps."""
 
@@ -70,8 +73,7 @@ class Registry(RegistryWriter):
             for each in watched
         ]
         verdict = judge(now, self._rules, watched, projects, cases, heard)
-        self._store(verdict, watched, learned)
-        return self._to_announce()
+        return self._to_announce() if self._store(holder, verdict, watched, learned) else []
 
     def announced(self, announcement: Announcement) -> None:
         """Record that an announcement was made, so that no later judgement repeats it."""
@@ -103,7 +105,8 @@ class Registry(RegistryWriter):
         """Take or extend the lease of the judge, on the database's clock, and record that the receiver is up."""
         clock = self._database.now()
         with self._database.write(durable=False) as connection:
-            free = or_(versions.c.judge == holder, versions.c.judge_until < clock, versions.c.judge.is_(None))
+            ended = or_(versions.c.judge_until < clock, versions.c.judge_until > clock + CLOCK_WAS_AHEAD_SECONDS)
+            free = or_(versions.c.judge == holder, ended, versions.c.judge.is_(None))
             lease = update(versions).where(free).values(judge=holder, judge_until=clock + JUDGE_SECONDS)
             if not connection.execute(lease).rowcount:
                 return False
@@ -150,7 +153,13 @@ class Registry(RegistryWriter):
             learned.append({"device": row.device_id, "learned": row.last_heard, "interval": interval})
         return learned
 
-    def _store(self, verdict: Verdict, watched: Sequence[Watched], learned: Sequence[Mapping[str, Any]]) -> None:
+    def _store(
+        self, holder: str, verdict: Verdict, watched: Sequence[Watched], learned: Sequence[Mapping[str, Any]]
+    ) -> bool:
+        """Store a judgement; returns False, and stores nothing, if another holder judges by now.
+
+        It takes the lock of folding by that: each changes many rows, in an order of its own.
+        """
         states = [
             {"device": each.device_id, "new": verdict.states[each.device_id].value}
             for each in watched
@@ -158,8 +167,10 @@ class Registry(RegistryWriter):
         ]
         expected = [{"device": device, "since": since} for device, since in verdict.expected_from.items()]
         if not (states or expected or learned or verdict.opened or verdict.changed):
-            return
+            return True
         with self._database.write() as connection:
+            if not connection.execute(update(versions).where(versions.c.judge == holder).values(judge=holder)).rowcount:
+                return False
             this = sensors.c.device_id == bindparam("device")
             for columns, rows in (
                 ({"state": bindparam("new")}, states),
@@ -188,6 +199,7 @@ class Registry(RegistryWriter):
                         announced=0,
                     )
                 )
+        return True
 
     def _to_announce(self) -> list[Announcement]:
         query = select(incidents).where(

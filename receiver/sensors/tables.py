@@ -124,27 +124,33 @@ def create_tables(database: Database) -> None:
     """Create or upgrade the tables. Raises JournalError."""
     with database.write() as connection:
         database.lock_schema(connection)
-        _check_tables(connection)
+        version = found_version(connection)
         metadata.create_all(connection)
         database.advance_keys(connection, incidents.c.id)
-        version = connection.scalar(select(versions.c.version))
         if version is None:
             connection.execute(database.insert(versions).values(version=SCHEMA_VERSION))
-        elif version > SCHEMA_VERSION:
-            raise JournalError(
-                f"the registry of sensors has schema {version}, and this receiver supports up to {SCHEMA_VERSION}; "
-                "run the newer receiver that wrote it"
-            )
         elif version < SCHEMA_VERSION:
+            connection.execute(update(versions).values(version=SCHEMA_VERSION))  # first, as in a fold
             for older in range(version, SCHEMA_VERSION):
                 for statement in UPGRADES[older]:
                     connection.exec_driver_sql(statement)
-            connection.execute(update(versions).values(version=SCHEMA_VERSION))
 
 
-def _check_tables(connection: Connection) -> None:
-    """Raise JournalError if tables or views with our names belong to another program."""
+def found_version(connection: Connection) -> int | None:
+    """The version of the tables; None if there are none.
+
+    Raises JournalError if tables or views with our names belong to another program, or to a newer receiver.
+    """
     inspector = inspect(connection)
     found = {*inspector.get_table_names(), *inspector.get_view_names()}
-    if versions.name not in found and (foreign := sorted({*metadata.tables} & found)):
-        raise JournalError(f"the database has a table '{foreign[0]}' of another program; set another [sensors] url")
+    if versions.name not in found:
+        if foreign := sorted({*metadata.tables} & found):
+            raise JournalError(f"the database has a table '{foreign[0]}' of another program; set another [sensors] url")
+        return None
+    version: int | None = connection.scalar(select(versions.c.version))
+    if version is not None and version > SCHEMA_VERSION:
+        raise JournalError(
+            f"the registry of sensors has schema {version}, and this receiver supports up to {SCHEMA_VERSION}; "
+            "run the newer receiver that wrote it"
+        )
+    return version

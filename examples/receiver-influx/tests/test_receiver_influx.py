@@ -189,6 +189,7 @@ def test_a_rejected_event_delays_no_other(database: Database) -> None:
         (401, {}, b"", 9, (Pause, "HTTP 401: it rejects the token", None)),
         (404, {}, b"", 9, (Pause, "HTTP 404: there is no such bucket, organisation or path", None)),
         (413, {}, b"[]", 3, (GiveUp, "HTTP 413: it does not say why", None)),
+        (400, {}, b"[" * 4096, 3, (GiveUp, "HTTP 400: it does not say why", None)),
         (422, {}, b'{"error": "type conflict"}', 3, (GiveUp, "HTTP 422: type conflict", None)),
         (429, {"Retry-After": "30"}, b"", 1, (Pause, "HTTP 429: it asks us to wait", 30.0)),
         (500, {}, b"", 9, (Retry, "HTTP 500: it does not say why", None)),

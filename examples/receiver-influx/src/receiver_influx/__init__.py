@@ -158,7 +158,7 @@ def error_in(body: bytes) -> str:
     """The error in a response; it quotes the point, never the token."""
     try:
         error = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "it does not say why"
     text = error.get("message") or error.get("error") if isinstance(error, dict) else None
     return text[:MAX_ERROR_CHARACTERS] if isinstance(text, str) else "it does not say why"
