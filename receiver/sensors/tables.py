@@ -136,6 +136,7 @@ def create_tables(database: Database) -> None:
                 "run the newer receiver that wrote it"
             )
         elif version < SCHEMA_VERSION:
+            database.lift_limits(connection)
             for older in range(version, SCHEMA_VERSION):
                 for statement in UPGRADES[older]:
                     connection.exec_driver_sql(statement)
