@@ -70,8 +70,7 @@ class Registry(RegistryWriter):
             for each in watched
         ]
         verdict = judge(now, self._rules, watched, projects, cases, heard)
-        self._store(verdict, watched, learned)
-        return self._to_announce()
+        return self._to_announce() if self._store(holder, verdict, watched, learned) else []
 
     def announced(self, announcement: Announcement) -> None:
         """Record that an announcement was made, so that no later judgement repeats it."""
@@ -150,7 +149,10 @@ class Registry(RegistryWriter):
             learned.append({"device": row.device_id, "learned": row.last_heard, "interval": interval})
         return learned
 
-    def _store(self, verdict: Verdict, watched: Sequence[Watched], learned: Sequence[Mapping[str, Any]]) -> None:
+    def _store(
+        self, holder: str, verdict: Verdict, watched: Sequence[Watched], learned: Sequence[Mapping[str, Any]]
+    ) -> bool:
+        """Store a verdict, unless another holder has become the judge meanwhile. Returns whether it is still valid."""
         states = [
             {"device": each.device_id, "new": verdict.states[each.device_id].value}
             for each in watched
@@ -158,8 +160,11 @@ class Registry(RegistryWriter):
         ]
         expected = [{"device": device, "since": since} for device, since in verdict.expected_from.items()]
         if not (states or expected or learned or verdict.opened or verdict.changed):
-            return
+            with self._database.read() as connection:
+                return self._is_judge(connection, holder)
         with self._database.write() as connection:
+            if not self._is_judge(connection, holder):
+                return False
             this = sensors.c.device_id == bindparam("device")
             for columns, rows in (
                 ({"state": bindparam("new")}, states),
@@ -188,6 +193,12 @@ class Registry(RegistryWriter):
                         announced=0,
                     )
                 )
+        return True
+
+    def _is_judge(self, connection: Connection, holder: str) -> bool:
+        """Whether nobody has taken over the lease, and nobody will until this transaction ends."""
+        lease = select(versions.c.judge).where(versions.c.judge == holder).with_for_update(read=True)
+        return connection.execute(lease).first() is not None
 
     def _to_announce(self) -> list[Announcement]:
         query = select(incidents).where(
