@@ -335,6 +335,9 @@ class Journal(Protocol):
         A lease ends by itself. Nothing else depends on it: anyone can save the document.
         """
 
+    def extend_lease(self, name: str, seconds: float) -> bool:
+        """Let the lease of a document, which this process has, end `seconds` from now; False if it has ended."""
+
     def counts(self) -> Counts:
         """What is in the journal now."""
 

@@ -325,14 +325,23 @@ class SqlJournal(SqlState):
             )
 
     def lease_document(self, name: str, seconds: float) -> bool:
-        """A lease that ends later than any lease of now can is from before the clock was set back."""
+        """A lease that ends much later than any lease of now can is from before the clock was set back.
+
+        One that ends a little later is of a process that read its clock later, or whose clock is ahead.
+        """
         now = self.now()
         until = now + seconds
         row = self._database.insert(documents).values(name=name, leased_until=until)
-        has_ended = (documents.c.leased_until <= now) | (documents.c.leased_until > until)
+        has_ended = (documents.c.leased_until <= now) | (documents.c.leased_until > until + CLOCK_SECONDS)
         lease = row.on_conflict_do_update(index_elements=["name"], set_={"leased_until": until}, where=has_ended)
         with self._database.write() as connection:
             return connection.execute(lease.returning(documents.c.name)).first() is not None
+
+    def extend_lease(self, name: str, seconds: float) -> bool:
+        now = self.now()
+        extended = update(documents).where(documents.c.name == name, documents.c.leased_until > now)
+        with self._database.write() as connection:
+            return connection.execute(extended.values(leased_until=now + seconds)).rowcount > 0
 
     def space(self) -> Space:
         return self._database.space()
