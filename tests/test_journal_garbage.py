@@ -37,7 +37,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     ),
     "accept nothing": lambda journal, text, number, time: journal.accept([]),
     "unrouted": lambda journal, text, number, time: journal.unrouted(number),
-    "others_are_routing": lambda journal, text, number, time: journal.others_are_routing(),
+    "others_are_routing": lambda journal, text, number, time: journal.others_are_routing(time),
     "route": lambda journal, text, number, time: journal.route(
         [(StoredEvent(number, text, b"", time), [text])], [text]
     ),

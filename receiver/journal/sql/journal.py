@@ -95,13 +95,17 @@ class SqlJournal(SqlState):
         with self._database.read() as connection:
             return [StoredEvent(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
 
-    def others_are_routing(self) -> bool:
+    def others_are_routing(self, received_before: float) -> bool:
+        """Another one locks events while it reads and while it routes them, and not between."""
         if not self._shared:
             return False
-        query = select(events.c.key).where(events.c.routed.is_(False)).order_by(events.c.key).limit(LOCKED)
+        query = select(events.c.key, events.c.received_at).where(events.c.routed.is_(False))
+        query = query.order_by(events.c.key).limit(LOCKED)
         with self._database.read() as connection:
-            found = set(connection.scalars(query))
-            return not found.issubset(connection.scalars(query.with_for_update(skip_locked=True)))
+            found = dict(connection.execute(query).all())
+            if any(received_at < received_before for received_at in found.values()):
+                return True
+            return not found.keys() <= set(connection.scalars(query.with_for_update(skip_locked=True)))
 
     def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
         """Not durable: events whose routing a power cut undid are routed again."""
