@@ -37,7 +37,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     ),
     "accept nothing": lambda journal, text, number, time: journal.accept([]),
     "unrouted": lambda journal, text, number, time: journal.unrouted(number),
-    "others_are_routing": lambda journal, text, number, time: journal.others_are_routing(),
+    "others_are_routing": lambda journal, text, number, time: journal.others_are_routing(time),
     "route": lambda journal, text, number, time: journal.route(
         [(StoredEvent(number, text, b"", time), [text])], [text]
     ),
@@ -62,6 +62,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     "document": lambda journal, text, number, time: journal.document(text),
     "save_document": lambda journal, text, number, time: journal.save_document(text, b"x"),
     "lease_document": lambda journal, text, number, time: journal.lease_document(text, time),
+    "extend_lease": lambda journal, text, number, time: journal.extend_lease(text, time),
 }
 RECORDS: dict[str, Callable[[Records, str, int, float], object]] = {
     "liveness": lambda records, text, number, time: records.liveness(),

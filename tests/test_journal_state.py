@@ -98,6 +98,17 @@ def test_one_process_at_a_time_has_the_lease_of_a_document(store: Store, clock: 
     assert journal.document("keys") == b"anyone can save it"
 
 
+def test_a_lease_that_is_extended_before_it_ends_stays_with_its_process(store: Store, clock: Clock) -> None:
+    journal, other = store.open(), store.open()
+    assert not journal.extend_lease("keys", 30.0)
+    assert journal.lease_document("keys", 30.0)
+    for _ in range(3):
+        clock.advance(29.0)
+        assert (journal.extend_lease("keys", 30.0), other.lease_document("keys", 30.0)) == (True, False)
+    clock.advance(30.0)
+    assert (journal.extend_lease("keys", 30.0), other.lease_document("keys", 30.0)) == (False, True)
+
+
 def test_of_many_processes_that_ask_at_once_one_gets_the_lease(store: Store) -> None:
     journals = [store.open() for _ in range(6)]
     barrier = threading.Barrier(len(journals))
@@ -108,6 +119,16 @@ def test_of_many_processes_that_ask_at_once_one_gets_the_lease(store: Store) -> 
 
     with ThreadPoolExecutor(len(journals)) as threads:
         assert sorted(threads.map(lease, journals)) == [False] * 5 + [True]
+
+
+def test_a_process_that_read_its_clock_a_little_earlier_does_not_get_a_lease_that_another_has(
+    store: Store, clock: Clock
+) -> None:
+    journal, other = store.open(), store.open()
+    assert journal.lease_document("keys", 30.0)
+    for _ in range(3):
+        clock.advance(-0.01)
+        assert not other.lease_document("keys", 30.0)
 
 
 def test_a_lease_ends_also_if_the_clock_is_set_back(store: Store, clock: Clock) -> None:
@@ -414,6 +435,7 @@ WRITES: dict[str, Callable[[Journal, Delivery], Any]] = {
     "save_document": lambda journal, _: journal.save_document("keys", b"new"),
     "save a new document": lambda journal, _: journal.save_document("new", b"new"),
     "lease_document": lambda journal, _: journal.lease_document("new", 30.0),
+    "extend_lease": lambda journal, _: journal.extend_lease("leased", 60.0),
 }
 
 
@@ -431,6 +453,7 @@ def test_a_call_whose_commit_fails_does_nothing_and_works_when_it_is_repeated(
         route_events(journal, "s", "held")
         (held[each],) = claim(journal, "s")
         journal.save_document("keys", b"old")
+        assert journal.lease_document("leased", 30.0)
         accept(journal, "missed")
         journal.route([(event, []) for event in journal.unrouted(1)], ["behind"])
         accept(journal, "unrouted")

@@ -241,6 +241,28 @@ def test_an_upgrade_takes_longer_than_any_other_transaction_may(
     assert schema_version(old_store) == [{"version": 7}]
 
 
+@pytest.mark.parametrize("old_store", [pytest.param(postgresql_schema_2, id="postgresql")], indirect=True)
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        pytest.param("UPDATE deliveries SET due = due", "SELECT * FROM events", id="a claim"),
+        pytest.param("SELECT * FROM sinks", "UPDATE deliveries SET due = due", id="a settlement"),
+    ],
+)
+def test_an_upgrade_and_a_transaction_of_an_older_receiver_wait_for_each_other_without_a_deadlock(
+    old_store: PostgresqlStore, first: str, then: str
+) -> None:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(old_store.url) as old, psycopg.connect(old_store.url, autocommit=True) as watching:
+        old.execute(first)
+        with ThreadPoolExecutor(1) as pool:
+            opened = pool.submit(old_store.open)
+            wait_until(lambda: watching.execute(waiting).fetchone(), what="an upgrade that waits")
+            old.execute(then)
+            old.commit()
+            assert opened.result(60).counts().unrouted == 1
+
+
 def test_an_upgraded_journal_has_the_columns_and_indexes_of_a_new_one(old_store: SqlStore, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     new_store = type(old_store)(tmp_path / "new")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import re
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -14,9 +16,10 @@ from support.console import ADMIN, PASSWORDS, VIEWER, get, post
 from support.missed import CONFIG, Fleet
 
 from receiver import admin
+from receiver.delivery import backfill_thread
 from receiver.delivery.requested_backfill import BackfillOnRequest
 from receiver.errors import ReceiverError
-from receiver.journal import open_records
+from receiver.journal import open_journal, open_records
 from receiver.sensors import open_registry
 from receiver.sensors.requested_backfill import (
     DOCUMENT,
@@ -112,6 +115,28 @@ def test_one_dispatcher_at_a_time_carries_it_out(fleet: Fleet) -> None:
     assert journal.lease_document(DOCUMENT, 60)
     BackfillOnRequest(fleet.operator.settings, journal, command=(sys.executable, "-c", "")).look()
     assert read_request(journal) == asked
+
+
+def test_a_backfill_that_takes_longer_than_its_lease_is_not_begun_by_another_dispatcher(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_thread, "RUN_SECONDS", 0.05)
+    monkeypatch.setattr(BackfillOnRequest, "lease_seconds", 1.5)
+    begun = fleet.operator.folder / "begun"
+    script = f"import time; open({str(begun)!r}, 'a').write('x'); time.sleep(4)"
+    save_request(fleet.operator.journal, RequestedBackfill(Progress.ASKED, 5.0))
+
+    def dispatch() -> None:
+        with closing(open_journal(fleet.operator.settings)) as journal:
+            work = BackfillOnRequest(fleet.operator.settings, journal, command=(sys.executable, "-c", script))
+            while (request := read_request(journal)) and request.is_open:
+                work.look()
+                time.sleep(0.02)  # a real one looks every 3 s
+
+    with ThreadPoolExecutor(2) as dispatchers:
+        for each in [dispatchers.submit(dispatch) for _ in range(2)]:
+            each.result()
+    assert begun.read_text() == "x"
 
 
 def test_a_request_of_another_version_is_none(fleet: Fleet) -> None:

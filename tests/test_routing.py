@@ -12,7 +12,8 @@ from support.postgresql import Deployment
 
 from receiver.delivery import dispatcher as dispatcher_module
 from receiver.delivery.dispatcher import Dispatcher
-from receiver.journal import Arrival
+from receiver.journal import Arrival, StoredEvent
+from receiver.journal.sql.journal import SqlJournal
 from receiver.settings import CommonOptions, SinkSettings, load
 from receiver.variables import SECRET
 
@@ -85,15 +86,39 @@ def test_events_that_another_dispatcher_failed_to_route_also_go_to_sinks_that_we
     accept_events(journal, "a", "b")
     created = Dispatcher(deployment.open(), [], [], {}, disabled=[disabled], retention_seconds=86400.0)
     created.start()
-    assert not journal.others_are_routing()
+    assert (journal.others_are_routing(0.0), journal.others_are_routing(1001.0)) == (False, True)
     with psycopg.connect(deployment.url) as other:
         other.execute("UPDATE events SET routed = true WHERE id = 'a'")
         assert created.tick() == 1
-        assert journal.others_are_routing()
+        assert journal.others_are_routing(0.0)
         other.rollback()
-    assert (created.tick(), journal.others_are_routing()) == (1, False)
+    assert (created.tick(), journal.others_are_routing(1001.0)) == (1, False)
     assert counts_of(journal, "disabled") == (0, 2, 0)
     assert journal.enabled_sinks() == set()
+
+
+def test_events_that_another_dispatcher_only_read_also_go_to_sinks_that_were_enabled_before_the_start(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads them at the same moment, and is killed before it routes them."""
+    journal, disabled = deployment.open(), SinkSettings("disabled", CommonOptions(type="stdout"))
+    journal.set_enabled_sinks(["disabled"])
+    accept_events(journal, "a")
+    of_created = deployment.open()
+    created = Dispatcher(of_created, [], [], {}, disabled=[disabled], retention_seconds=86400.0)
+    created.start()
+    with psycopg.connect(deployment.url) as other, monkeypatch.context() as patched:
+        other.execute("SELECT * FROM events FOR UPDATE")
+
+        def read_by_both(limit: int) -> list[StoredEvent]:
+            events = SqlJournal.unrouted(of_created, limit)
+            other.rollback()
+            return events
+
+        patched.setattr(of_created, "unrouted", read_by_both)
+        assert created.tick() == 0
+    wait_until(created.tick)
+    assert counts_of(journal, "disabled") == (0, 1, 0)
 
 
 def test_a_broken_sink_is_paused_with_its_reason_and_its_events_wait(dispatcher: RunningDispatcher) -> None:

@@ -15,6 +15,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.journals import SqliteStore, SqlStore
+from support.postgresql import Deployment
 from support.sensors import (
     DOOR,
     FREEZER,
@@ -32,6 +33,8 @@ from support.sensors import (
 
 from receiver.errors import JournalError
 from receiver.event import Event
+from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql import postgresql_connection
 from receiver.sensors import history, tables
 from receiver.sensors.folding import News
 from receiver.sensors.minutes import Minutes, from_bytes
@@ -298,6 +301,19 @@ def test_an_upgrade_waits_for_a_fold_and_never_for_what_waits_for_it(
         registry._fold_sensors(connection, {FREEZER: News()})
     upgrade.join()
     assert sql(store, "SELECT version FROM registry_schema") == [(3,)]
+
+
+def test_an_upgrade_of_the_registry_takes_longer_than_any_other_transaction_may(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Registry(deployment.database(), Rules())
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(postgresql_module, "TRANSACTION_SECONDS", 1.5)
+    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 1.2)
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(tables, "UPGRADES", {2: ("SELECT pg_sleep(2)",)})
+    Registry(deployment.database(), Rules())
+    assert deployment.sql("SELECT version FROM registry_schema") == [(3,)]
 
 
 def test_tables_of_another_program_are_left_alone(store: SqlStore) -> None:

@@ -22,7 +22,8 @@ from receiver.event import Event
 from receiver.hookspecs import PluginHooks, hookimpl
 from receiver.incident import Cause, Incident
 from receiver.journal import Arrival, open_journal
-from receiver.sensors import open_registry
+from receiver.sensors import judgement, open_registry
+from receiver.sensors import registry as registry_module
 from receiver.sensors.judgement import Verdict
 from receiver.sensors.registry import Announcement, Registry
 from receiver.sensors.watch import Rules
@@ -138,7 +139,7 @@ def test_an_incident_that_became_part_of_another_is_not_announced_as_closed(flee
     with fleet._database.read() as connection:
         (case,) = fleet._cases(connection, at(6 * HOUR).timestamp())
     absorbed = replace(case, closed=at(6 * HOUR).timestamp(), absorbed=True)
-    fleet._store("a", Verdict(changed={case.id: absorbed}), [], [])
+    assert fleet._store("a", Verdict(changed={case.id: absorbed}), [], [])
     assert fleet._to_announce() == []
     assert fleet.causes()["device"] == 0
 
@@ -179,21 +180,24 @@ def test_two_judges_at_once_open_an_incident_once(fleet: Registry, store: SqlSto
     assert len(found) == len(fleet.incidents(10)) == 1
 
 
-def test_a_judge_that_was_suspended_stores_nothing_once_another_one_judges(
-    fleet: Registry, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("minutes", [pytest.param(6 * HOUR, id="a verdict"), pytest.param(4 * HOUR, id="no change")])
+def test_a_judge_that_was_suspended_until_another_took_over_opens_and_announces_nothing(
+    minutes: int, fleet: Registry, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_the_door(fleet)
-    learn = fleet._learn
+    found: list[Announcement] = []
 
-    def suspended(*arguments: Any) -> list[dict[str, Any]]:
+    def suspended(*facts: Any) -> Verdict:
+        verdict = judgement.judge(*facts)
+        monkeypatch.undo()
         store.clock.advance(61)
         with closing(Registry(store.database(), Rules())) as other:
-            assert len(judge(other, 6 * HOUR, holder="b")) == 1
-        return learn(*arguments)
+            found.extend(other.judge(at(6 * HOUR).timestamp(), "b"))
+        return verdict
 
-    monkeypatch.setattr(fleet, "_learn", suspended)
-    assert judge(fleet, 6 * HOUR) == []
-    assert len(fleet.incidents(10)) == 1
+    monkeypatch.setattr(registry_module, "judge", suspended)
+    assert judge(fleet, minutes) == []
+    assert len(found) == len(fleet.incidents(10)) == 1
 
 
 def test_a_lease_from_a_clock_that_was_ahead_prevents_no_other_from_judging(fleet: Registry, store: SqlStore) -> None:

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "receiver", "backfill", "--yes", "--json")
 RUN_SECONDS = 1.0
 
+EXTENSIONS = 4
+"""How often a lease is extended in its time, so that some may fail before another dispatcher fetches, too."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -51,6 +54,7 @@ class BackfillThread:
         self._journal = journal
         self._now = now
         self._command = command
+        self._extended_at = float("-inf")
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=self.document, daemon=True)
 
@@ -68,6 +72,7 @@ class BackfillThread:
 
     def lease(self) -> bool:
         """Whether this dispatcher is the one to fetch."""
+        self._extended_at = time.monotonic()
         return self._journal.lease_document(self.document, self.lease_seconds)
 
     def fetch(self) -> Ended | None:
@@ -75,8 +80,11 @@ class BackfillThread:
         return run(self._command, self._settings, self._stopped, self._hold)
 
     def _hold(self) -> None:
-        with suppress(JournalError):
-            self.lease()
+        """Extend the lease before it ends; take it again if it has ended, and no other dispatcher has it."""
+        if time.monotonic() - self._extended_at > self.lease_seconds / EXTENSIONS:
+            with suppress(JournalError):
+                if self._journal.extend_lease(self.document, self.lease_seconds) or self.lease():
+                    self._extended_at = time.monotonic()
 
     def _run(self) -> None:
         seconds = self.first_look_seconds

@@ -102,6 +102,7 @@ class Dispatcher:
         self._new_states = True
         """An operator may have changed the state of a sink."""
         self._routed_at = float("-inf")
+        self._started_at = 0.0
         self._catching_up = True
         """There may be unrouted events that were received before the start."""
         self._loops: list[SinkLoop] = []
@@ -134,6 +135,7 @@ class Dispatcher:
 
     def start(self) -> list[threading.Thread]:
         """Become the dispatcher and create the threads of all sinks; `tick` lets them begin."""
+        self._started_at = time.time()
         suspects = self._journal.start_dispatching()
         states = self._journal.sink_states()
         enabled_before = self._journal.enabled_sinks()
@@ -245,7 +247,7 @@ class Dispatcher:
             routed = routes(new, valid)
             self._journal.route(routed, missed_by)
             self._wake_sinks(Counter(chain.from_iterable(names for _, names in routed)))
-        if self._catching_up and len(new) < BATCH and not self._journal.others_are_routing():
+        if self._catching_up and len(new) < BATCH and not self._journal.others_are_routing(self._started_at):
             enabled = [sink.name for sink in self._enabled]
             for name in sorted(self._journal.sinks_behind().difference(enabled)):
                 log.warning(

@@ -246,8 +246,11 @@ class Journal(Protocol):
     def unrouted(self, limit: int) -> list[StoredEvent]:
         """Up to `limit` events that were not routed yet, oldest first."""
 
-    def others_are_routing(self) -> bool:
-        """Whether another dispatcher is routing events at this moment. If it fails, they are unrouted again."""
+    def others_are_routing(self, received_before: float) -> bool:
+        """Whether another dispatcher is routing events at this moment, or may begin to with some received before then.
+
+        Ask after routing all that `unrouted` returned. If the other one fails, its events are unrouted again.
+        """
 
     def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
         """Create a pending delivery of each event at the sinks named with it. Repeating this changes nothing.
@@ -334,6 +337,9 @@ class Journal(Protocol):
 
         A lease ends by itself. Nothing else depends on it: anyone can save the document.
         """
+
+    def extend_lease(self, name: str, seconds: float) -> bool:
+        """Let the lease of a document, which this process has, end `seconds` from now; False if it has ended."""
 
     def counts(self) -> Counts:
         """What is in the journal now."""

@@ -167,7 +167,8 @@ class Registry(RegistryWriter):
         ]
         expected = [{"device": device, "since": since} for device, since in verdict.expected_from.items()]
         if not (states or expected or learned or verdict.opened or verdict.changed):
-            return True
+            with self._database.read() as connection:
+                return connection.scalar(select(versions.c.judge)) == holder
         with self._database.write() as connection:
             if not connection.execute(update(versions).where(versions.c.judge == holder).values(judge=holder)).rowcount:
                 return False

@@ -130,6 +130,7 @@ def create_tables(database: Database) -> None:
         if version is None:
             connection.execute(database.insert(versions).values(version=SCHEMA_VERSION))
         elif version < SCHEMA_VERSION:
+            database.lift_limits(connection)
             connection.execute(update(versions).values(version=SCHEMA_VERSION))  # first, as in a fold
             for older in range(version, SCHEMA_VERSION):
                 for statement in UPGRADES[older]:

@@ -78,6 +78,12 @@ class Database(Protocol):
     def lock_schema(self, connection: Connection) -> None:
         """Keep other processes from creating or altering the tables until this transaction ends."""
 
+    def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Let no other process use these tables until this transaction ends.
+
+        Other transactions may use them in any order: this one waits for them, and none is ended by a deadlock.
+        """
+
     def lift_limits(self, connection: Connection) -> None:
         """Let this transaction take as long as it needs: an upgrade of large tables takes minutes."""
 

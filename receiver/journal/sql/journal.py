@@ -95,13 +95,17 @@ class SqlJournal(SqlState):
         with self._database.read() as connection:
             return [StoredEvent(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
 
-    def others_are_routing(self) -> bool:
+    def others_are_routing(self, received_before: float) -> bool:
+        """Another one locks events while it reads and while it routes them, and not between."""
         if not self._shared:
             return False
-        query = select(events.c.key).where(events.c.routed.is_(False)).order_by(events.c.key).limit(LOCKED)
+        query = select(events.c.key, events.c.received_at).where(events.c.routed.is_(False))
+        query = query.order_by(events.c.key).limit(LOCKED)
         with self._database.read() as connection:
-            found = set(connection.scalars(query))
-            return not found.issubset(connection.scalars(query.with_for_update(skip_locked=True)))
+            found = dict(connection.execute(query).all())
+            if any(received_at < received_before for received_at in found.values()):
+                return True
+            return not found.keys() <= set(connection.scalars(query.with_for_update(skip_locked=True)))
 
     def route(self, routes: Sequence[tuple[StoredEvent, Sequence[str]]], missed_by: Sequence[str] = ()) -> None:
         """Not durable: events whose routing a power cut undid are routed again."""
@@ -325,14 +329,23 @@ class SqlJournal(SqlState):
             )
 
     def lease_document(self, name: str, seconds: float) -> bool:
-        """A lease that ends later than any lease of now can is from before the clock was set back."""
+        """A lease that ends much later than any lease of now can is from before the clock was set back.
+
+        One that ends a little later is of a process that read its clock later, or whose clock is ahead.
+        """
         now = self.now()
         until = now + seconds
         row = self._database.insert(documents).values(name=name, leased_until=until)
-        has_ended = (documents.c.leased_until <= now) | (documents.c.leased_until > until)
+        has_ended = (documents.c.leased_until <= now) | (documents.c.leased_until > until + CLOCK_SECONDS)
         lease = row.on_conflict_do_update(index_elements=["name"], set_={"leased_until": until}, where=has_ended)
         with self._database.write() as connection:
             return connection.execute(lease.returning(documents.c.name)).first() is not None
+
+    def extend_lease(self, name: str, seconds: float) -> bool:
+        now = self.now()
+        extended = update(documents).where(documents.c.name == name, documents.c.leased_until > now)
+        with self._database.write() as connection:
+            return connection.execute(extended.values(leased_until=now + seconds)).rowcount > 0
 
     def space(self) -> Space:
         return self._database.space()

@@ -58,6 +58,13 @@ TRANSACTION_SECONDS = 15.0
 """And one that vanishes between two statements of one round trip, which are not followed by an idle time. Many times
 what any of our transactions takes."""
 
+LOCK_SECONDS = 0.5
+"""How long to wait for tables while holding others: half the time after which PostgreSQL looks for a deadlock, and
+would end one of the transactions."""
+
+UNLOCKED_SECONDS = 0.2
+"""How long other transactions can go on before the next try to lock tables."""
+
 NOTIFY_SECONDS = 0.5
 POLL_SECONDS = 0.125
 CLOCK_STEP_SECONDS = 0.05
@@ -202,6 +209,19 @@ class PostgresqlDatabase:
 
     def lock_schema(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(TABLES_LOCK)))
+
+    def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """All of them or, for a moment, none: claims use the tables in another order than routing."""
+        driver: Any = connection.connection.driver_connection
+        names = ", ".join(table.name for table in tables)
+        while True:
+            try:
+                with driver.transaction():
+                    driver.execute(f"SET LOCAL lock_timeout = {int(LOCK_SECONDS * 1000)}")
+                    driver.execute(f"LOCK TABLE {names}")
+                    return
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                time.sleep(UNLOCKED_SECONDS)
 
     def lift_limits(self, connection: Connection) -> None:
         connection.exec_driver_sql(LIFT_LIMITS)

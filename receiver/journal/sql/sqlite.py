@@ -193,6 +193,9 @@ class SqliteDatabase:
     def lock_schema(self, connection: Connection) -> None:
         """Nothing to do: a writer is alone already."""
 
+    def lock_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Nothing to do: a writer is alone already."""
+
     def lift_limits(self, connection: Connection) -> None:
         """Nothing to do: a transaction has none."""
 

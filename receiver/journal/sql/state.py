@@ -139,9 +139,11 @@ class SqlState:
                 connection.execute(self._database.insert(versions).values(version=SCHEMA_VERSION))
             elif version < SCHEMA_VERSION:
                 self._database.lift_limits(connection)
-                for older in range(version, SCHEMA_VERSION):
-                    for statement in UPGRADES[older]:
-                        connection.exec_driver_sql(statement)
+                statements = [statement for older in range(version, SCHEMA_VERSION) for statement in UPGRADES[older]]
+                if statements:  # an index alone is created while others read, and store events
+                    self._database.lock_tables(connection, metadata.sorted_tables)
+                for statement in statements:
+                    connection.exec_driver_sql(statement)
                 for table in metadata.sorted_tables:
                     for index in table.indexes:
                         index.create(connection, checkfirst=True)
