@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from support.journals import SqliteStore
@@ -231,6 +232,37 @@ def test_a_trial_ends_when_the_journal_becomes_unavailable(sqlite_store: SqliteS
     with pytest.raises(JournalUnavailable):
         interrupted()
     assert journal.sink_states()["s"].on_trial is False
+
+
+def test_a_trial_does_not_end_a_pause_that_another_dispatcher_begins_meanwhile(sqlite_store: SqliteStore) -> None:
+    journal, ours, other = sqlite_store.open(), breaker_on(sqlite_store), breaker_on(sqlite_store)
+    ours.suspect = True
+    with ours.trial():
+        other.pause("429: wait an hour", 3600.0)
+        ours.record_success()
+    assert journal.sink_states()["s"] == other.state
+    ours.adopt(journal.sink_states()["s"], ours.saved_state)
+    assert ours.paused_for() == 3600.0
+
+
+def test_the_begin_of_a_trial_does_not_end_a_pause_that_another_dispatcher_has_begun(sqlite_store: SqliteStore) -> None:
+    journal, ours, other = sqlite_store.open(), breaker_on(sqlite_store), breaker_on(sqlite_store)
+    ours.suspect = True
+    other.pause("429: wait an hour", 3600.0)
+    with ours.trial():
+        assert journal.sink_states()["s"] == replace(other.state, on_trial=True)
+    assert journal.sink_states()["s"] == other.state
+
+
+def test_the_end_of_a_trial_that_could_not_be_saved_is_saved_later(sqlite_store: SqliteStore) -> None:
+    journal, breaker = sqlite_store.open(), breaker_on(sqlite_store)
+    breaker.suspect = True
+    with breaker.trial():
+        sqlite_store.disk_full = True
+    sqlite_store.disk_full = False
+    assert (journal.sink_states()["s"].on_trial, breaker.saved_state) == (True, None)
+    assert breaker.save()
+    assert (journal.sink_states()["s"].on_trial, breaker.saved_state) == (False, SinkState("s"))
 
 
 def test_the_end_of_a_pause_that_could_not_be_saved_is_saved_later(sqlite_store: SqliteStore) -> None:

@@ -308,8 +308,9 @@ def test_no_result_is_lost_when_the_journal_becomes_unavailable_during_the_call(
         if error is not None:
             raise error
 
-    paused_before = SinkState("s", 1, loop_tester.clock.now, "HTTP 500") if state == "probing" else None
-    loop = loop_tester.loop(sink := SingleSink(behave), paused_before)
+    before = SinkState("s", 1, loop_tester.clock.now, "HTTP 500") if state == "probing" else SinkState("s")
+    loop_tester.journal.save_sink_state(before)
+    loop = loop_tester.loop(sink := SingleSink(behave), before)
     loop_tester.add_deliveries("a")
     with pytest.raises(JournalUnavailable):
         loop.step()

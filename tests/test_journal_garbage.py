@@ -56,6 +56,7 @@ JOURNAL: dict[str, Callable[[Journal, str, int, float], object]] = {
     "take_over": lambda journal, text, number, time: journal.take_over(time),
     "liveness": lambda journal, text, number, time: journal.liveness(),
     "save_sink_state": lambda journal, text, number, time: journal.save_sink_state(SinkState(text, number, time, text)),
+    "save_trial": lambda journal, text, number, time: journal.save_trial(text, on_trial=True),
     "sink_states": lambda journal, text, number, time: journal.sink_states(),
     "remove_expired": lambda journal, text, number, time: journal.remove_expired(time, number),
     "counts": lambda journal, text, number, time: journal.counts(),

@@ -96,6 +96,16 @@ def test_a_dispatcher_that_is_started_again_voids_its_own_claims_and_no_others(d
     assert event_ids(claim(other, "s")) == ["c"]
 
 
+def test_the_end_of_a_trial_does_not_end_that_of_another_dispatcher(deployment: Deployment) -> None:
+    first, second = deployment.open(holder="first"), deployment.open(holder="second")
+    for journal in (first, second):
+        journal.save_trial("s", on_trial=True)
+    first.save_trial("s", on_trial=False)
+    assert second.sink_states() == {"s": SinkState("s", on_trial=True)}
+    second.save_trial("s", on_trial=False)
+    assert second.sink_states() == {"s": SinkState("s")}
+
+
 def test_the_clock_is_that_of_the_database_and_follows_it(deployment: Deployment) -> None:
     shift_clock(deployment, hours=-5)
     journal = deployment.open()

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,19 @@ def test_the_state_of_a_sink_is_read_back_and_replaced_as_a_whole(store: Store) 
     assert store.open(holder="here").sink_states() == {"x": paused, "y": SinkState("y")}
     journal.save_sink_state(SinkState("x"))
     assert journal.sink_states() == {"x": SinkState("x"), "y": SinkState("y")}
+
+
+def test_a_trial_changes_nothing_else_of_the_state_of_a_sink(store: Store) -> None:
+    journal = store.open(holder="here")
+    paused = SinkState("x", 3, store.clock.now + 0.5, "HTTP 500")
+    journal.save_sink_state(paused)
+    for sink in ("x", "new"):
+        journal.save_trial(sink, on_trial=True)
+    on_trial = {"x": replace(paused, on_trial=True), "new": SinkState("new", on_trial=True)}
+    assert store.open(holder="here").sink_states() == on_trial
+    for sink in ("x", "new"):
+        journal.save_trial(sink, on_trial=False)
+    assert journal.sink_states() == {"x": paused, "new": SinkState("new")}
 
 
 @pytest.mark.parametrize(
@@ -430,6 +444,7 @@ WRITES: dict[str, Callable[[Journal, Delivery], Any]] = {
     "settle dead": lambda journal, held: settle(journal, [held], Result.DEAD),
     "start_dispatching": lambda journal, _: journal.start_dispatching(),
     "save_sink_state": lambda journal, _: journal.save_sink_state(SinkState("new sink", 1)),
+    "save_trial": lambda journal, _: journal.save_trial("new sink", on_trial=True),
     "remove_expired": lambda journal, _: journal.remove_expired(2000.0, 10),
     "check_writable": lambda journal, _: journal.check_writable(),
     "save_document": lambda journal, _: journal.save_document("keys", b"new"),

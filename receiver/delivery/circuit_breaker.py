@@ -57,7 +57,7 @@ class CircuitBreaker:
         self.failures = 0
         self.sink_is_open = False
         self.in_flight: set[int] = set()
-        self._unsaved = False
+        self._unsaved = self._trial_is_unsaved = False
         self._policy = policy
         self._journal = journal
         self._on_pause = on_pause
@@ -112,8 +112,9 @@ class CircuitBreaker:
     def trial(self) -> Iterator[None]:
         """Record that a suspect sink is being called: if the process crashes, its successor knows the cause."""
         if self.probing or self.suspect:
-            self._journal.save_sink_state(replace(self.state, on_trial=True))
-            self._change(replace(self.state, on_trial=True))
+            self._journal.save_trial(self.state.name, on_trial=True)
+            with self._lock:
+                self.state = replace(self.state, on_trial=True)
         try:
             yield
             self.suspect = False
@@ -122,15 +123,17 @@ class CircuitBreaker:
 
     def end_trial(self) -> None:
         """The process has survived the call, or stops while the sink is still in it, which is no crash."""
-        if self.state.on_trial:
-            self._change(replace(self.state, on_trial=False))
-            self.save()
+        with self._lock:
+            if self.state.on_trial:
+                self.state = replace(self.state, on_trial=False)
+                self._trial_is_unsaved = True
+                self.save()
 
     @property
     def saved_state(self) -> SinkState | None:
         """The state as it is in the journal; None while a change is unsaved."""
         with self._lock:
-            return None if self._unsaved else self.state
+            return None if self._unsaved or self._trial_is_unsaved else self.state
 
     def adopt(self, state: SinkState, instead_of: SinkState | None) -> None:
         """Use a state that another dispatcher or an operator has saved.
@@ -138,21 +141,27 @@ class CircuitBreaker:
         `instead_of` is the `saved_state` from before it was read; if the state has changed since, it is ignored.
         """
         with self._lock:
-            if instead_of is self.state and not self._unsaved and not self.state.on_trial:
+            if instead_of is not None and instead_of is self.saved_state and not self.state.on_trial:
                 self.state = state
 
     def save(self) -> bool:
         """Save what changed, as soon as the journal is available; whether everything is saved."""
         with self._lock:
-            if self._unsaved:
+            if self._unsaved or self._trial_is_unsaved:
                 try:
-                    self._journal.save_sink_state(self.state)
+                    self._save()
                 except JournalUnavailable as error:
                     values = {"sink": self.state.name, "reason": error}
                     log.error("sink %(sink)s: its state cannot be saved yet: %(reason)s", values)
                     return False
-                self._unsaved = False
+                self._unsaved = self._trial_is_unsaved = False
             return True
+
+    def _save(self) -> None:
+        if self._unsaved:
+            self._journal.save_sink_state(self.state)
+        else:
+            self._journal.save_trial(self.state.name, on_trial=self.state.on_trial)
 
     def _change(self, state: SinkState) -> None:
         with self._lock:

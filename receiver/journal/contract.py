@@ -319,6 +319,9 @@ class Journal(Protocol):
     def save_sink_state(self, state: SinkState) -> None:
         """Replace the state of a sink. While pauses > 0, its deliveries do not age."""
 
+    def save_trial(self, sink: str, *, on_trial: bool) -> None:
+        """Replace `on_trial` of a sink, and leave its pause as it is: another dispatcher may have begun or ended it."""
+
     def remove_expired(self, received_before: float, limit: int) -> bool:
         """Remove some events received before that time, routed, and delivered at all their sinks: up to `limit`.
 

@@ -328,6 +328,14 @@ class SqlJournal(SqlState):
                 )
             )
 
+    def save_trial(self, sink: str, *, on_trial: bool) -> None:
+        """The end of a trial does not end that of another dispatcher."""
+        with self._database.write() as connection:
+            row = sinks.c.key == self._sink_key(connection, sink)
+            if self._shared and not on_trial:
+                row &= sinks.c.on_trial == self._holder
+            connection.execute(update(sinks).where(row).values(on_trial=self._holder if on_trial else None))
+
     def lease_document(self, name: str, seconds: float) -> bool:
         """A lease that ends much later than any lease of now can is from before the clock was set back.
 
