@@ -177,3 +177,25 @@ def test_a_sink_that_is_disabled_while_its_filter_is_invalid_does_not_get_what_i
     assert dispatcher.journal.sinks_behind() == set()
     assert "sink s does not get what it missed: its filter was invalid until it was disabled" in caplog.messages
     assert dispatcher.counts("s") == (0, 0, 0)
+
+
+def test_a_sink_that_a_dispatcher_with_an_older_configuration_lacks_gets_what_it_missed_and_operators_are_warned(
+    dispatcher: RunningDispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "LIVENESS_SECONDS", 0.0)
+    bad = settings_of_sink(tmp_path, BAD_FILTER)
+    dispatcher.journal.accept([Arrival("a", event_body("a"), 1000.0)])
+    dispatcher.create(settings=[bad], broken={"s": "no option 'filter.devces'"}).tick()
+    older = dispatcher.create(dispatcher.sink(SingleSink(), "other"))
+    for _ in range(2):
+        older.tick()
+    assert dispatcher.journal.sinks_behind() == {"s"}
+    liveness = dispatcher.journal.liveness()
+    assert liveness is not None
+    assert liveness.warnings == (
+        "sink s has no table in config.toml, and has missed events while its filter was invalid: these and all later "
+        "ones stay in the journal; add its table, or run `python -m receiver sinks remove s`",
+    )
+    sink = SingleSink()
+    dispatcher.start(dispatcher.sink(sink, "s"))
+    wait_until(lambda: sink.event_ids == ["a"], what="what it missed")

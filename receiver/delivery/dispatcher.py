@@ -248,13 +248,13 @@ class Dispatcher:
             self._journal.route(routed, missed_by)
             self._wake_sinks(Counter(chain.from_iterable(names for _, names in routed)))
         if self._catching_up and len(new) < BATCH and not self._journal.others_are_routing(self._started_at):
-            enabled = [sink.name for sink in self._enabled]
-            for name in sorted(self._journal.sinks_behind().difference(enabled)):
+            enabled, disabled = ([sink.name for sink in sinks] for sinks in (self._enabled, self._disabled))
+            for name in sorted(self._journal.sinks_behind().intersection(disabled)):
                 log.warning(
                     "sink %(sink)s does not get what it missed: its filter was invalid until it was disabled",
                     {"sink": name},
                 )
-            self._journal.set_enabled_sinks(enabled)
+            self._journal.set_enabled_sinks(enabled, disabled)
             self._enabled_before, self._catching_up = (), False
         return len(new)
 
@@ -293,7 +293,7 @@ class Dispatcher:
 
     def _report_alive(self) -> None:
         now = time.monotonic()
-        self._journal.report_alive([*self._warnings, *self._long_calls()])
+        self._journal.report_alive([*self._warnings, *self._long_calls(), *self._unknown_sinks_behind()])
         if now - self._reported_at > 2 * LIVENESS_SECONDS:
             self._reporting_since = now
         self._reported_at = now
@@ -340,6 +340,15 @@ class Dispatcher:
             f"sink {name} has been in one call for {longest:.0f} s; set a timeout in it"
             for name, longest in seconds.items()
             if longest > LONG_CALL_SECONDS
+        ]
+
+    def _unknown_sinks_behind(self) -> list[str]:
+        """Warnings about sinks that a dispatcher with another configuration may know, or that were deleted from it."""
+        known = [sink.name for sink in (*self._enabled, *self._disabled)]
+        return [
+            f"sink {name} has no table in config.toml, and has missed events while its filter was invalid: these and "
+            f"all later ones stay in the journal; add its table, or run `python -m receiver sinks remove {name}`"
+            for name in sorted(self._behind.difference(known))
         ]
 
     def _drain(self, lifeline: Lifeline, threads: Sequence[threading.Thread]) -> None:

@@ -274,8 +274,12 @@ class Journal(Protocol):
     def add_enabled_sinks(self, sinks: Sequence[str]) -> None:
         """Record that these sinks are enabled, too. Repeating this changes nothing."""
 
-    def set_enabled_sinks(self, sinks: Sequence[str]) -> None:
-        """Record that these sinks are enabled from now on, and no others. The others have missed nothing any more."""
+    def set_enabled_sinks(self, sinks: Sequence[str], disabled: Sequence[str] = ()) -> None:
+        """Record that these sinks are enabled from now on, and no others.
+
+        Those in `disabled` have missed nothing any more. What sinks in neither have missed is kept: a dispatcher with
+        another configuration may know them.
+        """
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         """Claim up to `limit` due deliveries for `seconds`; those due for the longest time come first."""

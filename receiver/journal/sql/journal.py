@@ -156,12 +156,12 @@ class SqlJournal(SqlState):
                     self._sink_key(connection, name)
                 connection.execute(update(sinks).where(sinks.c.name.in_(names)).values(enabled=True))
 
-    def set_enabled_sinks(self, names: Sequence[str]) -> None:
+    def set_enabled_sinks(self, names: Sequence[str], disabled: Sequence[str] = ()) -> None:
         with self._database.write() as connection:
             for name in names:
                 self._sink_key(connection, name)
             connection.execute(update(sinks).values(enabled=sinks.c.name.in_(names)))
-            connection.execute(update(sinks).where(sinks.c.enabled.is_(False)).values(missed_from=None))
+            connection.execute(update(sinks).where(sinks.c.name.in_(disabled)).values(missed_from=None))
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         now = self.now()
