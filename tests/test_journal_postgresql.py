@@ -323,6 +323,20 @@ def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_ana
         assert rows_read(deployment) - before < many / 4
 
 
+def test_a_claim_reads_few_of_many_pending_deliveries_before_the_first_analyze(deployment: Deployment) -> None:
+    route_events(deployment.open(), "s", "a")
+    many = 30_000
+    insert_routed_events(deployment, "many", range(1, many + 1))
+    deployment.sql(
+        "INSERT INTO deliveries (event, sink, state, due, attempts, failures) "
+        "SELECT key, 1, 0, received_at, 0, 0 FROM events WHERE id <> 'a'"
+    )
+    before = rows_read(deployment)
+    with closing(SqlJournal(PostgresqlDatabase(deployment.url, None), create_tables=False)) as journal:
+        assert event_ids(claim(journal, "s", limit=100)) == [f"many{number}" for number in range(1, 101)]
+    assert rows_read(deployment) - before < many / 4
+
+
 def test_retention_reads_few_of_many_deliveries_that_became_pending_after_the_last_analyze(
     deployment: Deployment,
 ) -> None:

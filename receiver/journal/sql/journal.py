@@ -164,8 +164,9 @@ class SqlJournal(SqlState):
             connection.execute(update(sinks).where(sinks.c.name.in_(disabled)).values(missed_from=None))
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
+        """By index: PostgreSQL, before it has looked at the tables, reads all that is pending to claim a batch."""
         now = self.now()
-        with self._database.write() as connection:
+        with self._database.write(by_index=True) as connection:
             clock = select(sinks.c.key, sinks.c.paused_since, sinks.c.paused_seconds)
             found = connection.execute(clock.where(sinks.c.name == sink)).first()
             if found is None:
