@@ -300,6 +300,26 @@ def test_a_transaction_follows_indexes_only_if_it_asks_for_it(deployment: Deploy
         assert settings(by_index=False) == before
 
 
+@pytest.mark.parametrize(
+    ("parameter", "problem"),
+    [
+        ("", "does not respond in time"),
+        (
+            "&options=-c%20odd=1",
+            "cannot be used now: a parameter of [sensors] url, or a PG* variable such as PGOPTIONS, has no valid value",
+        ),
+    ],
+)
+def test_errors_name_the_setting_that_has_the_url(
+    parameter: str, problem: str, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql_module, "POOL_SECONDS", 0.01)
+    opened = closing(PostgresqlDatabase(f"{deployment.url}{parameter}", None, "[sensors] url"))
+    with opened as database, pytest.raises(JournalUnavailable) as raised, database.read(), database.read():
+        pass
+    assert str(raised.value) == f"the database of [sensors] url {problem}"
+
+
 def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_analyze(deployment: Deployment) -> None:
     journal = deployment.open()
     route_events(journal, "s", "a")

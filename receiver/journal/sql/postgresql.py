@@ -255,7 +255,7 @@ class PostgresqlDatabase:
     def _turn(self) -> Iterator[None]:
         """The right to use the connection of the pool."""
         if not self._turns.acquire(POOL_SECONDS):
-            raise JournalUnavailable("the database of DATABASE_URL does not respond in time")
+            raise JournalUnavailable(f"the database of {self._setting} does not respond in time")
         try:
             yield
         finally:
@@ -408,7 +408,7 @@ def _translated_errors(setting: str) -> Iterator[None]:
     except ReceiverError:
         raise
     except (DBAPIError, psycopg.Error) as error:
-        cause = reason(getattr(error, "orig", error))
+        cause = reason(getattr(error, "orig", error)).replace("DATABASE_URL", setting)
         raise JournalUnavailable(f"the database of {setting} cannot be used now: {cause}") from None
     except Exception as error:
         log.exception("internal error in the journal")
