@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import wait_until
-from sqlalchemy import make_url
+from sqlalchemy import literal, make_url, select
 from support.journals import accept, claim, event_ids, route_events, settle
 from support.postgresql import LISTENING, WAITING_FOR_A_LOCK, Deployment
 
@@ -318,6 +318,13 @@ def test_errors_name_the_setting_that_has_the_url(
     with opened as database, pytest.raises(JournalUnavailable) as raised, database.read(), database.read():
         pass
     assert str(raised.value) == f"the database of [sensors] url {problem}"
+
+
+def test_a_text_that_cannot_be_stored_is_named_as_the_cause(deployment: Deployment) -> None:
+    opened = closing(PostgresqlDatabase(deployment.url, None))
+    with opened as database, pytest.raises(JournalUnavailable) as raised, database.read() as connection:
+        connection.execute(select(literal("a\0")))
+    assert str(raised.value) == "the database of DATABASE_URL cannot be used now: it cannot store this text or number"
 
 
 def test_a_few_of_many_dead_letters_are_read_by_their_index_before_the_first_analyze(deployment: Deployment) -> None:

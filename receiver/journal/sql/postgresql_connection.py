@@ -151,7 +151,7 @@ REASONS = {
     "session is not read-only|is not in hot standby": "it is not what target_session_attrs asks for",
     "^3F000$": "its search_path names no schema that exists",
     "^23505$": "its sequences are behind its rows; restart the receiver, which corrects them",
-    "^22": "it cannot store this text or number",
+    "^22|cannot contain NUL": "it cannot store this text or number",
     "^40": "conflict with another transaction",
     "failed to resolve host|could not translate host name|Name or service not known": "unknown host",
     "Connection refused|No such file or directory": "connection refused",
