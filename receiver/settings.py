@@ -22,6 +22,7 @@ from receiver.errors import ConfigError
 from receiver.event import Event
 from receiver.listener import valid_host
 from receiver.validation import (
+    NO_NUL,
     AnyModel,
     Flag,
     FromEnvironment,
@@ -68,6 +69,8 @@ def not_blank(secret: SecretStr) -> SecretStr:
 def registry_url(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("sqlite:///", "postgres://", "postgresql://")):
         raise ValueError("it must begin with sqlite:/// or postgresql://")
+    if "\0" in url.get_secret_value():
+        raise ValueError(NO_NUL)
     return url
 
 

@@ -33,6 +33,7 @@ NO_KEYS = {
 TEXT = 'give text in quotes, such as "text"'
 LIST = 'give a list, such as ["a", "b"]'
 TABLE = 'give a table, such as {{ name = "value" }}'
+NO_NUL = "a path cannot contain the character NUL"
 WHOLE_NUMBER = "give a whole number, such as 5"
 NUMBER = "give a number, such as 1.5"
 TRUE_OR_FALSE = "give true or false"
@@ -192,17 +193,28 @@ def parse(
     `other_keys` are valid in the same table, and validated elsewhere. A line shows the invalid value only if it was
     written in the file, under a known key.
     """
+    unusable = _unusable_paths(model, where, values)
     try:
-        return model.model_validate(dict(values)), []
+        parsed = model.model_validate(dict(values))
+        return (None, unusable) if unusable else (parsed, [])
     except ValidationError as error:
         found: dict[tuple[str, str, str], list[str]] = {}
         for each in error.errors(include_url=False):
             subject, message, hint = _message(model, where, each, from_environment, other_keys)
             found.setdefault((str(each["loc"][0]), subject, hint), []).append(message)
-        return None, [
+        return None, unusable + [
             Problem(key, subject + ", or: ".join(dict.fromkeys(messages)) + hint)
             for (key, subject, hint), messages in found.items()
         ]
+
+
+def _unusable_paths(model: type[BaseModel], where: str, values: Mapping[str, Any]) -> list[Problem]:
+    """Problems with paths that no file can have; for the library, any text is a path."""
+    return [
+        Problem(key, f"{where}: {key}: {NO_NUL}")
+        for key, info in fields(model).items()
+        if Path in (info.annotation, *get_args(info.annotation)) and "\0" in str(values.get(key))
+    ]
 
 
 def _message(

@@ -420,6 +420,20 @@ def test_a_problem_with_a_filter_condition_that_is_not_a_list_shows_one(
     assert sink.problems == (f'config.toml [sinks.a]: filter.{key}: give a list of text, such as ["{example}"]',)
 
 
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ('[journal]\npath = "a\\u0000b"', "config.toml [journal]: path: a path cannot contain the character NUL"),
+        (
+            '[sensors]\nurl = "sqlite:///a\\u0000b"',
+            "config.toml [sensors]: url: a path cannot contain the character NUL",
+        ),
+    ],
+)
+def test_a_path_with_a_nul_is_a_problem(config: str, problem: str, tmp_path: Path) -> None:
+    assert load_problems(tmp_path, config) == [problem]
+
+
 def test_a_value_from_the_environment_inside_a_list_is_not_in_a_problem(tmp_path: Path) -> None:
     config = "[receiver]\ntrusted_proxies = ['10.0.0.0/8', { env = 'MARK' }]"
     assert load_problems(tmp_path, config, MARK=FROM_ENVIRONMENT) == [

@@ -105,6 +105,7 @@ NO_FILE = "url of SQLite must name a file: three slashes and its path"
         ("sqlite://hunter2.sqlite", NO_FILE),
         ("sqlite:///:memory:", NO_FILE),
         ("sqlite:///file:hunter2?uri=true", NO_FILE),
+        ("sqlite:///hunter2\0", "url of SQLite: a path cannot contain the character NUL"),
     ],
 )
 def test_an_invalid_url_is_reported_and_not_shown(url: str, expected: str) -> None:

@@ -109,6 +109,11 @@ def test_no_value_is_shown_from_the_environment_of_a_secret_or_of_an_unknown_key
     assert lines({"toekn": "hidden"}) == [f"{WHERE}: no option 'toekn' (did you mean 'token'?)"]
 
 
+def test_a_path_with_a_nul_is_a_problem_along_with_others() -> None:
+    problems = ["path: a path cannot contain the character NUL", 'host = 5: give text in quotes, such as "text"']
+    assert lines({"path": "a\0b", "host": 5}) == [f"{WHERE}: {problem}" for problem in problems]
+
+
 def test_a_value_with_several_valid_types_has_one_problem_with_the_messages_of_all() -> None:
     assert lines({"mode": "x"}) == [f"{WHERE}: mode: give a whole number, such as 5, or: give true or false"]
 

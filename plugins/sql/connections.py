@@ -44,6 +44,8 @@ def database_url(text: str) -> URL:
         raise ValueError("url must begin with postgres://, postgresql:// or sqlite:///")
     if url.host or url.query or not url.database or url.database.startswith((":", "file:")):
         raise ValueError("url of SQLite must name a file: three slashes and its path")
+    if "\0" in url.database:
+        raise ValueError("url of SQLite: a path cannot contain the character NUL")
     return URL.create("sqlite", database=str(Path(url.database).absolute()))
 
 
