@@ -29,6 +29,7 @@ from receiver.intake import counters as counters_module
 from receiver.intake import metrics as metrics_module
 from receiver.intake.metrics import Metrics
 from receiver.journal import Arrival, Counts, Journal, Result, Settlement, SinkState
+from receiver.settings import load
 from receiver.signature import sign
 from receiver.variables import SECRET
 
@@ -205,6 +206,19 @@ def test_the_metrics_are_exactly_those_documented_with_their_types_labels_and_a_
         for family in found
     } == FAMILIES
     assert [family.name for family in found if len(family.documentation) < 10] == []
+
+
+def test_only_an_enabled_sink_is_shown_as_paused(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    config = tmp_path / "config.toml"
+    config.write_text("[sinks.enabled]\ntype = 'stdout'\n[sinks.disabled]\ntype = 'stdout'\nenabled = false\n")
+    for sink in ("enabled", "disabled", "removed"):
+        journal.save_sink_state(SinkState(sink, pauses=1))
+    page = parse(Metrics(journal, load({"RECEIVER_CONFIG": str(config), SECRET: TEST_SECRET})).page().decode())
+    shown = {sink: of_sink(page, sink)["sink_paused"] for sink in ("enabled", "disabled", "removed")}
+    assert shown == {"enabled": 1, "disabled": 0, "removed": 0}
 
 
 def test_failures_dead_letters_and_pauses_are_counted_at_their_sink(

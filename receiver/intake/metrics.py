@@ -29,7 +29,7 @@ class Metrics:
     """The metrics of one intake process."""
 
     def __init__(self, journal: Journal, settings: Settings | None = None) -> None:
-        """With `settings`, the sensors of their registry are shown too."""
+        """With `settings`, the sensors of their registry are shown too, and no sink as paused that is not enabled."""
         if not os.environ.get(FOLDER):
             values.ValueClass = values.MutexValue  # when it was imported, there may have been a folder
         self._own = CollectorRegistry()
@@ -58,7 +58,7 @@ class Metrics:
             self._shown.register(self._pushes)
             self._shown.register(self._verified)
             self._shown.register(self._commits)
-        self._shown.register(JournalGauges(journal))
+        self._shown.register(JournalGauges(journal, settings))
         if settings is not None and settings.sensors.enabled:
             self._shown.register(SensorGauges(settings))
 
@@ -100,8 +100,9 @@ class JournalGauges(Collector):
     Reading delays pushes, and anyone may ask, so after each reading the next one waits for as long as it took.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, settings: Settings | None) -> None:
         self._journal = journal
+        self._enabled = None if settings is None else {sink.name for sink in settings.enabled_sinks}
         self._lock = threading.Lock()
         self._read: tuple[Counts, Mapping[str, SinkState], Space] | JournalUnavailable | None = None
         self._read_at = self._next_read_at = float("-inf")
@@ -137,8 +138,12 @@ class JournalGauges(Collector):
             dead.add_metric([name], count.dead)
             pending.add_metric([name], count.pending)
             oldest.add_metric([name], 0 if received_at is None else max(0.0, time.time() - received_at))
-            paused.add_metric([name], 1 if name in states and states[name].pauses else 0)
+            paused.add_metric([name], 1 if self._is_paused(name, states) else 0)
         yield from (attempts, failures, delivered, dead, pending, oldest, paused)
+
+    def _is_paused(self, sink: str, states: Mapping[str, SinkState]) -> bool:
+        """The pause of a sink that was disabled meanwhile is kept, and is nothing that a person should look at."""
+        return sink in states and states[sink].pauses > 0 and (self._enabled is None or sink in self._enabled)
 
     def _current(self) -> tuple[Counts, Mapping[str, SinkState], Space]:
         """A reading that began after the call. Raises JournalUnavailable."""
