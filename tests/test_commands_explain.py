@@ -105,6 +105,13 @@ def test_the_next_attempt_at_a_paused_sink_is_not_before_the_end_of_the_pause(op
     assert (erp["state"], erp["next_attempt_at"]) == ("pending", "2100-01-31T00:00:00.000Z")
 
 
+def test_a_sink_that_is_paused_until_the_next_start_has_no_next_attempt(operator: Operator) -> None:
+    operator.add_pending("erp", "a")
+    operator.journal.save_sink_state(SinkState("erp", pauses=1, pause_reason="no option 'ulr'"))
+    erp = operator.explain("a")["erp"]
+    assert (erp["state"], erp["next_attempt_at"]) == ("pending", None)
+
+
 def test_a_push_that_is_in_quarantine_is_not_an_event(operator: Operator) -> None:
     push_id = operator.quarantine(b"[]", "the body is not a JSON object")
     assert operator.run("explain", push_id) == (

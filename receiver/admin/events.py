@@ -170,10 +170,11 @@ def not_routed(sink: SinkSettings, event: Event) -> str:
 
 
 def delivery_row(delivery: DeliveryState, state: SinkState | None) -> DeliveryRow:
-    """A delivery with its next attempt, which is not before the end of the sink's pause."""
+    """A delivery with its next attempt, which is not before the end of the sink's pause: that of a sink that could not
+    be built ends at a start whose time is unknown."""
     due = delivery.due
     if due is not None and state is not None and state.pauses:
-        due = max(due, state.paused_until)
+        due = max(due, state.paused_until) if state.paused_until else None
     return DeliveryRow(
         delivery.sink,
         delivery.state,
