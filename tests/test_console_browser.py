@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -200,6 +202,47 @@ def get_text(receiver: RunningReceiver, path: str) -> str:
     from support.console import get
 
     return get(receiver, path).data.decode()
+
+
+def test_a_plot_stays_zoomed_when_its_sensor_is_heard_again(browser: Any, demo: RunningReceiver) -> None:
+    room = next(sensor for sensor in fleet() if sensor.name == "Server room")
+    path = f"/console/sensors/{room.id}"
+    with visiting(browser, demo) as visitor:
+        page = visitor.page
+        page.clock.install()
+        visitor.open(path)
+        page.locator(".uplot canvas").first.wait_for()
+        whole = shown_times(page)
+        box = page.locator(".u-over").first.bounding_box()
+        assert box
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + box["width"] / 4, middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, middle, steps=4)
+        page.mouse.up()
+        wait_until(lambda: shown_times(page) != whole)
+        zoomed = shown_times(page)
+        assert len(zoomed) > 1
+        assert len({tuple(times) for times in zoomed}) == 1
+        page.evaluate("drawn.before = true")
+        before = get_text(demo, f"{path}/history.json")
+        for body in room.bodies(datetime.now(UTC), random.Random()):
+            assert demo.push(body) == (200, "accepted")
+        wait_until(lambda: get_text(demo, f"{path}/history.json") != before)
+        page.clock.fast_forward(16_000)
+        wait_until(lambda: page.evaluate("drawn.before === undefined"))
+        page.evaluate("new Promise((done) => queueMicrotask(done))")
+        assert shown_times(page) == zoomed
+        page.locator(".u-over").first.dblclick()
+        wait_until(lambda: shown_times(page) != zoomed)
+        assert shown_times(page)[0][1] > whole[0][1]
+        assert visitor.wrong == []
+
+
+def shown_times(page: Any) -> list[list[float]]:
+    """The begin and the end of the axis of each plot."""
+    shown: list[list[float]] = page.evaluate("drawn.map((plot) => [plot.scales.x.min, plot.scales.x.max])")
+    return shown
 
 
 def test_details_stay_open(browser: Any, demo: RunningReceiver) -> None:

@@ -11,6 +11,7 @@ const times = [
   [60, "{HH}:{mm}", day, null, day, null, null, null, 1],
 ];
 let drawn = [];
+let whole;
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -67,8 +68,15 @@ const options = (plot, history, width, last, note) => {
   };
 };
 
+const zoomed = (history) => {
+  const x = drawn[0]?.scales.x;
+  return x && (x.min > whole.min || x.max < whole.max) && x.max > history.start && { min: x.min, max: x.max };
+};
+
 const draw = (history) => {
   history.margin = history.plots.some((plot) => plot.states) ? 76 : 52; // the same for all, since time is
+  const zoom = zoomed(history);
+  whole = { min: history.start, max: history.end };
   for (const each of drawn) each.destroy();
   place.replaceChildren();
   drawn = history.plots.map((plot, n) => {
@@ -80,8 +88,8 @@ const draw = (history) => {
     const last = n === history.plots.length - 1;
     const values = [plot.times, plot.mean, ...(plot.low ? [plot.low, plot.high] : [])];
     const made = new uPlot(options(plot, history, place.clientWidth, last, note), values, figure);
-    made.setScale("x", { min: history.start, max: history.end });
-    made.over.ondblclick = () => drawn.forEach((each) => each.setScale("x", { min: history.start, max: history.end }));
+    made.setScale("x", zoom || whole);
+    made.over.ondblclick = () => drawn.forEach((each) => each.setScale("x", whole));
     return made;
   });
 };
