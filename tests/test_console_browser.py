@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -123,6 +124,32 @@ def test_the_history_is_drawn_with_one_axis_of_time_and_can_be_zoomed(browser: A
         page.mouse.up()
         assert "°C" in page.locator("figcaption small").first.inner_text()
         assert visitor.wrong == []
+
+
+def test_a_value_without_neighbours_is_drawn(browser: Any, demo: RunningReceiver) -> None:
+    path = f"/console/sensors/{FREEZER}"
+    history = json.loads(get_text(demo, f"{path}/history.json"))
+    (plot,) = [each for each in history["plots"] if each["title"] == "Temperature"]
+    plot["mean"] = plot["low"] = plot["high"] = [number if n % 2 else None for n, number in enumerate(plot["mean"])]
+    history["plots"] = [plot]
+    with visiting(browser, demo) as visitor:
+        visitor.page.route("**/history.json*", lambda route: route.fulfill(json=history))
+        visitor.open(path)
+        visitor.page.locator(".uplot canvas").wait_for()
+        wait_until(lambda: visitor.page.evaluate(PIXELS_OF_THE_LINE) >= len(plot["times"]))
+
+
+PIXELS_OF_THE_LINE = """
+(() => {
+  const { width, height } = drawn[0].ctx.canvas;
+  const pixels = drawn[0].ctx.getImageData(0, 0, width, height).data;
+  const [red, green, blue] = color("accent").slice(1).match(/../g).map((each) => parseInt(each, 16));
+  let found = 0;
+  for (let n = 0; n < pixels.length; n += 4)
+    found += pixels[n] === red && pixels[n + 1] === green && pixels[n + 2] === blue;
+  return found;
+})()
+"""
 
 
 def test_the_viewer_sees_no_button_that_changes_something(browser: Any, demo: RunningReceiver) -> None:

@@ -44,11 +44,16 @@ const padded = (u, low, high) => {
   return low === null ? [0, 1] : [low - pad, high + pad];
 };
 
+const alone = (u, n, all) => {
+  const values = u.data[n]; // a line goes through the others
+  return all ? null : [...values.keys()].filter((i) => values[i] != null && values[i - 1] == null && values[i + 1] == null);
+};
+
 const options = (plot, history, width, last, note) => {
   const grid = { stroke: color("line"), width: 1 };
   const axis = { stroke: color("soft"), font: "12px system-ui, sans-serif", grid, ticks: { show: false } };
   const few = plot.kind === "marks" || plot.times.length < 20;
-  const line = { stroke: color("accent"), width: 1.6, points: { show: few, size: 5, fill: color("accent") } };
+  const line = { stroke: color("accent"), width: 1.6, points: { show: few, filter: alone, size: 5, fill: color("accent") } };
   if (plot.kind === "steps") Object.assign(line, { paths: uPlot.paths.stepped({ align: 1 }), fill: color("band"), points: { show: false } });
   if (plot.kind === "marks") line.paths = () => null;
   const edge = { stroke: "transparent", points: { show: false } };
