@@ -152,6 +152,16 @@ PIXELS_OF_THE_LINE = """
 """
 
 
+def test_on_a_phone_the_text_of_wide_tables_can_be_read_without_scrolling(browser: Any, demo: RunningReceiver) -> None:
+    with visiting(browser, demo, viewport=PHONE) as visitor:
+        visitor.open("/console/silence")
+        page = visitor.page
+        for text in (page.locator("caption").first, page.locator("#open ~ .scroll td.text").first):
+            box = text.bounding_box()
+            assert box
+            assert box["x"] + box["width"] <= PHONE["width"] - 16
+
+
 def test_the_viewer_sees_no_button_that_changes_something(browser: Any, demo: RunningReceiver) -> None:
     with visiting(browser, demo, VIEWER) as visitor:
         for path in PARTS.values():
