@@ -292,6 +292,16 @@ def test_a_device_that_was_deleted_is_an_error_and_the_others_come(operator: Ope
     assert errors == [f"error: DT knows no device {gone.id}, or the service account has no role there"]
 
 
+def test_a_retired_device_that_was_deleted_is_no_error(operator: Operator, fleet: Fleet) -> None:
+    gone, kept = fleet.devices[:2]
+    for device in gone, kept:
+        assert operator.run("sensors", "retire", device.id).exit_code == 0
+    del fleet.cloud.devices[gone.id]
+    code, (line,), errors = fleet.backfill()
+    assert (code, line.partition("quarantined. ")[2], errors) == (0, "Gaps closed: 2, left: 1.", [])
+    assert fleet.backfill("--device", gone.id)[0] == 0
+
+
 def test_a_device_that_has_moved_is_found_in_its_new_project(operator: Operator, fleet: Fleet) -> None:
     moved = fleet.devices[0]
     moved.project = "another-project"

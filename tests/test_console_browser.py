@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -123,6 +126,42 @@ def test_the_history_is_drawn_with_one_axis_of_time_and_can_be_zoomed(browser: A
         assert visitor.wrong == []
 
 
+def test_a_value_without_neighbours_is_drawn(browser: Any, demo: RunningReceiver) -> None:
+    path = f"/console/sensors/{FREEZER}"
+    history = json.loads(get_text(demo, f"{path}/history.json"))
+    (plot,) = [each for each in history["plots"] if each["title"] == "Temperature"]
+    plot["mean"] = plot["low"] = plot["high"] = [number if n % 2 else None for n, number in enumerate(plot["mean"])]
+    history["plots"] = [plot]
+    with visiting(browser, demo) as visitor:
+        visitor.page.route("**/history.json*", lambda route: route.fulfill(json=history))
+        visitor.open(path)
+        visitor.page.locator(".uplot canvas").wait_for()
+        wait_until(lambda: visitor.page.evaluate(PIXELS_OF_THE_LINE) >= len(plot["times"]))
+
+
+PIXELS_OF_THE_LINE = """
+(() => {
+  const { width, height } = drawn[0].ctx.canvas;
+  const pixels = drawn[0].ctx.getImageData(0, 0, width, height).data;
+  const [red, green, blue] = color("accent").slice(1).match(/../g).map((each) => parseInt(each, 16));
+  let found = 0;
+  for (let n = 0; n < pixels.length; n += 4)
+    found += pixels[n] === red && pixels[n + 1] === green && pixels[n + 2] === blue;
+  return found;
+})()
+"""
+
+
+def test_on_a_phone_the_text_of_wide_tables_can_be_read_without_scrolling(browser: Any, demo: RunningReceiver) -> None:
+    with visiting(browser, demo, viewport=PHONE) as visitor:
+        visitor.open("/console/silence")
+        page = visitor.page
+        for text in (page.locator("caption").first, page.locator("#open ~ .scroll td.text").first):
+            box = text.bounding_box()
+            assert box
+            assert box["x"] + box["width"] <= PHONE["width"] - 16
+
+
 def test_the_viewer_sees_no_button_that_changes_something(browser: Any, demo: RunningReceiver) -> None:
     with visiting(browser, demo, VIEWER) as visitor:
         for path in PARTS.values():
@@ -200,6 +239,47 @@ def get_text(receiver: RunningReceiver, path: str) -> str:
     from support.console import get
 
     return get(receiver, path).data.decode()
+
+
+def test_a_plot_stays_zoomed_when_its_sensor_is_heard_again(browser: Any, demo: RunningReceiver) -> None:
+    room = next(sensor for sensor in fleet() if sensor.name == "Server room")
+    path = f"/console/sensors/{room.id}"
+    with visiting(browser, demo) as visitor:
+        page = visitor.page
+        page.clock.install()
+        visitor.open(path)
+        page.locator(".uplot canvas").first.wait_for()
+        whole = shown_times(page)
+        box = page.locator(".u-over").first.bounding_box()
+        assert box
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + box["width"] / 4, middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, middle, steps=4)
+        page.mouse.up()
+        wait_until(lambda: shown_times(page) != whole)
+        zoomed = shown_times(page)
+        assert len(zoomed) > 1
+        assert len({tuple(times) for times in zoomed}) == 1
+        page.evaluate("drawn.before = true")
+        before = get_text(demo, f"{path}/history.json")
+        for body in room.bodies(datetime.now(UTC), random.Random()):
+            assert demo.push(body) == (200, "accepted")
+        wait_until(lambda: get_text(demo, f"{path}/history.json") != before)
+        page.clock.fast_forward(16_000)
+        wait_until(lambda: page.evaluate("drawn.before === undefined"))
+        page.evaluate("new Promise((done) => queueMicrotask(done))")
+        assert shown_times(page) == zoomed
+        page.locator(".u-over").first.dblclick()
+        wait_until(lambda: shown_times(page) != zoomed)
+        assert shown_times(page)[0][1] > whole[0][1]
+        assert visitor.wrong == []
+
+
+def shown_times(page: Any) -> list[list[float]]:
+    """The begin and the end of the axis of each plot."""
+    shown: list[list[float]] = page.evaluate("drawn.map((plot) => [plot.scales.x.min, plot.scales.x.max])")
+    return shown
 
 
 def test_details_stay_open(browser: Any, demo: RunningReceiver) -> None:

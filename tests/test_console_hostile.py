@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -180,6 +181,16 @@ def test_an_indented_body_that_is_cut_says_so() -> None:
     short = b'{"a":[' + b"1," * 8000 + b"1]}"
     assert (shown_body(short)["is_cut"], shown_body(b"{}")["is_cut"]) == (True, False)
     assert (shown_body(b"no JSON")["formatted"], shown_body("é".encode() * 30_000)["is_cut"]) == ([], False)
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t", "\n", "\r"], ids=repr)
+def test_a_download_has_no_formula_for_a_spreadsheet_that_splits_rows_at_another_separator(separator: str) -> None:
+    """To which a quote that is not at the beginning of its cell means nothing."""
+    texts = [f"x{separator}{start}1+1{separator}y" for start in ("=", "+", "-", "@", '"=', '""=')]
+    written = b"".join(csv_parts([["id", text] for text in texts])).decode()
+    cells = [cell.strip('"') for cell in re.split(rf"{separator}|\r\n", written)]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))] == []
+    assert b"".join(csv_parts([["Oslo, -20 freezer; A-1, a=b"]])) == b'"Oslo, -20 freezer; A-1, a=b"\r\n'
 
 
 def test_a_download_has_no_formula_and_no_zero() -> None:

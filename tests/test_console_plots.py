@@ -62,6 +62,12 @@ def test_a_line_is_interrupted_where_a_heartbeat_is_missing_and_that_of_rare_val
     assert one("temperature", (0, 1), (3600, 2), (7200, 3), hourly=True).mean == [1, 2, 3]
 
 
+def test_a_quantity_that_comes_with_every_fourth_heartbeat_is_a_line_interrupted_where_it_is_missing() -> None:
+    values = ((0, 1), (3600, 2), (7200, 3), (10_800, 4), (21_600, 5))
+    assert one("signal_strength", *values).mean == [1, 2, 3, 4, None, 5]
+    assert one("signal_strength", (0, 1), (3600, 2)).mean == [1, None, 2]
+
+
 def test_a_state_lasts_until_the_next_one_and_until_now() -> None:
     plot = one("open", (100, 1), (500, 0), (900, 1))
     assert (plot.kind, plot.states) == (Kind.STEPS, ("closed", "open"))

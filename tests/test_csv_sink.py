@@ -289,6 +289,24 @@ def test_text_that_looks_like_a_formula_is_marked_as_text(start: str, archive: C
     assert json.loads(row["labels"]) == labels
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=repr)
+def test_a_spreadsheet_that_splits_rows_at_another_delimiter_finds_no_formula(
+    delimiter: str, archive: CsvArchive
+) -> None:
+    """To which a quote that is not at the beginning of its cell means nothing."""
+    starts = ("=", "+", "-", "@", '"=')
+    labels = {
+        f"{split!r}{start}": f"x{split}{start}1+1{split}y" for split in (",", ";", "\t", "\n") for start in starts
+    }
+    archive.open(delimiter=delimiter, label_columns=[*labels]).deliver(event("e1", labels=labels))
+    written = archive.path.read_bytes().decode()
+    for split in (",", ";", "\t"):
+        cells = [cell.strip('"') for cell in re.split(rf"{split}|\r?\n", written.partition("\n")[2])]
+        assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))] == []
+    (row,) = csv.DictReader(written.splitlines(keepends=True), delimiter=delimiter)
+    assert json.loads(row["labels"]) == labels
+
+
 @pytest.mark.parametrize("value", [-18.5, -1, 0, 1e-7, 1.5e300, 2**60], ids=repr)
 def test_numbers_are_written_as_numbers(value: float, archive: CsvArchive) -> None:
     archive.open().deliver(temperature("t1", value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -91,8 +91,31 @@ def test_other_projects_and_their_connectors_are_not_our_business(setup: Setup) 
     assert setup.examine() == (0, [])
 
 
+def test_data_connectors_can_send_a_part_of_the_event_types_each(setup: Setup) -> None:
+    with_types(("temperature", "touch"), ("networkStatus",))(setup)
+    assert setup.examine() == (0, [])
+
+
+def test_a_disabled_data_connector_sends_nothing(setup: Setup) -> None:
+    with_types(("temperature", "touch"), ("networkStatus",))(setup)
+    setup.cloud.connectors[1].status = "USER_DISABLED"
+    problems = [each["problem"] for each in setup.examine()[1]]
+    assert problems == ["a person has disabled it", "it does not send networkStatus, so silent sensors are not noticed"]
+
+
 def two_of_them(setup: Setup) -> None:
     setup.cloud.connectors.append(CloudConnector(**{**vars(setup.connector), "id": "second"}))
+
+
+def with_types(*event_types: Sequence[str]) -> Callable[[Setup], None]:
+    """A Data Connector for each of these."""
+
+    def change(setup: Setup) -> None:
+        two_of_them(setup)
+        for connector, sent in zip(setup.cloud.connectors, event_types, strict=True):
+            connector.events = sent
+
+    return change
 
 
 def changed(**values: Any) -> Callable[[Setup], None]:
@@ -115,6 +138,8 @@ def with_and_without_slash(setup: Setup) -> None:
     two_of_them(setup)
     setup.cloud.connectors[1].url = setup.connector.url + "/"
 
+
+PARTIAL = ("temperature", "networkStatus")
 
 WRONG: dict[str, tuple[Callable[[Setup], None], str, str]] = {
     "wrong key": (with_variable("DT_SERVICE_ACCOUNT_SECRET", "no"), "error", "does not accept the service account"),
@@ -143,6 +168,18 @@ WRONG: dict[str, tuple[Callable[[Setup], None], str, str]] = {
     "slow": (changed(latency="6s"), "warning", "responses take 6.0 s"),
     "twice, once with a slash": (with_and_without_slash, "warning", "2 Data Connectors push to the same URL"),
     "twice": (two_of_them, "warning", "2 Data Connectors push to the same URL, so every event comes 2 times"),
+    "twice the same part": (with_types(PARTIAL, PARTIAL), "warning", "so every event comes 2 times"),
+    "twice a part": (
+        with_types(PARTIAL, ("temperature", "touch")),
+        "warning",
+        "more than one Data Connector pushes temperature to the same URL, so such events are repeated",
+    ),
+    "all and a part": (with_types((), PARTIAL), "warning", "pushes networkStatus, temperature to the same URL"),
+    "two without heartbeat": (
+        with_types(("touch",), ("temperature",)),
+        "error",
+        "none of its Data Connectors sends networkStatus, so silent",
+    ),
 }
 
 

@@ -244,6 +244,13 @@ def test_an_incident_of_a_sensor_becomes_part_of_that_of_its_connector() -> None
     assert (verdict.changed[7].closed, verdict.changed[7].absorbed) == (seconds(70), True)
 
 
+def test_a_new_incident_of_a_sensor_becomes_part_of_that_of_its_connector_and_others_stay() -> None:
+    offline = watched(device_id="c-0", connector="c", offline_since=seconds(3))
+    verdict = Site(70, [watched(device_id="alone"), offline, *behind("c", 0, 2, 3)[1:]]).judge()
+    assert opened(verdict) == [("device", "alone", 1), ("gateway", "c", 3)]
+    assert verdict.states["alone"] == State.SILENT
+
+
 def test_a_sensor_that_falls_silent_later_joins_the_open_incident() -> None:
     case = Case(Cause.GATEWAY, "ccon1", PROJECT, ("ccon1-0", "ccon1-1"), seconds(0), seconds(62), "r", id=7)
     verdict = Site(300, behind("ccon1", 0, 2, 40), [case]).judge()

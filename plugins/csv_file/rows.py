@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
@@ -21,6 +22,12 @@ COLUMNS = {
 }
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What the text of a formula begins with: https://owasp.org/www-community/attacks/CSV_Injection"""
+
+FORMULA_AFTER_SEPARATOR = re.compile(r'([,;\t\r\n]"*)([=+\-@])')
+"""What begins a formula in a spreadsheet that splits rows at another delimiter: quotes hold a cell together only at its
+beginning."""
+
+JSON_COLUMNS = ("labels", "data")
 
 
 class Layout:
@@ -102,12 +109,19 @@ class Layout:
 
 
 def cell(column: str, value: Any) -> Any:
-    """A cell; text that a spreadsheet would read as a formula is marked as text. Event ids are not changed.
+    """A cell; text that a spreadsheet would read as a formula is marked as text. Event ids are not changed, and JSON
+    keeps its meaning.
 
     No cell has a NUL: in a file, zeros are a sign of data that a power cut has taken.
     """
     if isinstance(value, str):
         value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        value = FORMULA_AFTER_SEPARATOR.sub(_escaped if column in JSON_COLUMNS else r"\1'\2", value)
     if column != "event_id" and isinstance(value, str) and value.startswith(FORMULA):
         return f"'{value}"
     return value
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """For a formula in JSON, where it can only be within a string: `json.dumps` puts a space after each separator."""
+    return f"{found[1]}\\u{ord(found[2]):04x}"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
+from statistics import median_low
 
 from receiver.console import words
 from receiver.sensors.gaps import GAP_INTERVALS
@@ -85,7 +87,18 @@ def plots(points: Mapping[str, Sequence[Point]], interval: float, end: float, *,
     A state lasts until the next one, and the last one until `end`, when the sensor was heard last.
     """
     limit = GAP_INTERVALS * max(interval, 3600.0 if hourly else 0.0)
-    return [_plot(name, points[name], limit, end) for name in words.in_order(list(points)) if points[name]]
+    return [
+        _plot(name, points[name], max(limit, GAP_INTERVALS * _usual(points[name])), end)
+        for name in words.in_order(list(points))
+        if points[name]
+    ]
+
+
+def _usual(points: Sequence[Point]) -> float:
+    """The usual time between two points, in seconds: not every heartbeat has every quantity. 0 if it is not known."""
+    if len(points) < 3:
+        return 0.0
+    return median_low(after.time - before.time for before, after in pairwise(points))
 
 
 def _plot(name: str, points: Sequence[Point], limit: float, end: float) -> Plot:

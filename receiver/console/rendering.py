@@ -50,6 +50,10 @@ PART_ROWS = 100
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What the text of a formula begins with: https://owasp.org/www-community/attacks/CSV_Injection"""
 
+FORMULA_AFTER_SEPARATOR = re.compile(r'([,;\t\r\n]"*)([=+\-@])')
+"""What begins a formula in a spreadsheet that splits rows at another separator: quotes hold a cell together only at its
+beginning."""
+
 MISLEADING = re.compile(
     r"[\0-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
     r"\ufeff\uffa0\U000e0000-\U000e007f]"
@@ -222,6 +226,6 @@ def csv_cell(value: object) -> object:
     if isinstance(value, datetime):
         return rfc3339(value, "milliseconds")
     if isinstance(value, str):
-        value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        value = FORMULA_AFTER_SEPARATOR.sub(r"\1'\2", value.replace("\0", "\N{REPLACEMENT CHARACTER}"))
         return f"'{value}" if value.startswith(FORMULA) else value
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -115,19 +115,16 @@ class _Examination:
                 raise
             except ApiError as error:
                 yield Finding(Severity.ERROR, f"project {project.name}", str(error), _remedy(error))
-        ours = [(projects[name], each) for name, chosen in self.ours(connectors).items() for each in chosen]
-        yield from self.of_missing([projects[name] for name in connectors], ours)
-        for project, connector in ours:
-            yield from self.of_connector(project, connector)
-        urls = Counter((project.id, each.url.rstrip("/")) for project, each in ours if each.status == ACTIVE)
-        for (project_id, _), count in urls.items():
-            if count > 1:
-                yield Finding(
-                    Severity.WARNING,
-                    f"project {projects[project_id].name}",
-                    f"{count} Data Connectors push to the same URL, so every event comes {count} times",
-                    "delete all but one of them in DT Studio",
-                )
+        ours = {name: chosen for name, chosen in self.ours(connectors).items() if chosen}
+        yield from self.of_missing([projects[name] for name in connectors], ours.keys())
+        for name, chosen in ours.items():
+            for connector in chosen:
+                yield from self.of_connector(projects[name], connector)
+            active = [each for each in chosen if each.status == ACTIVE]
+            yield from self.of_event_types(projects[name], active or chosen)
+            for url in sorted({each.url.rstrip("/") for each in active}):
+                for problem, remedy in _repeated([each for each in active if each.url.rstrip("/") == url]):
+                    yield Finding(Severity.WARNING, f"project {projects[name].name}", problem, remedy)
 
     def of_projects(self, projects: Mapping[str, Project]) -> Iterator[Finding]:
         role = "in DT Studio, grant the service account the role Project Developer in it"
@@ -163,22 +160,19 @@ class _Examination:
             hmac.compare_digest(given, secret.encode("utf-8", "replace")) for secret in self.settings.secrets.values()
         )
 
-    def of_missing(
-        self, projects: Sequence[Project], ours: Sequence[tuple[Project, DataConnector]]
-    ) -> Iterator[Finding]:
-        """`projects` are those whose connectors could be read."""
+    def of_missing(self, projects: Sequence[Project], covered: Collection[str]) -> Iterator[Finding]:
+        """`projects` are those whose connectors could be read, and `covered` those with one for this receiver."""
         create = "create a Data Connector of the type HTTP Push in it, with this receiver's URL"
-        if projects and not ours:
+        if projects and not covered:
             yield Finding(Severity.ERROR, "all projects", "none has a Data Connector that pushes over HTTP", create)
             return
-        covered = {project.id for project, _ in ours}
         for project in projects:
             if project.id in self.heard and project.id not in covered:
                 problem = "its sensors were heard once, but it has no Data Connector any more"
                 yield Finding(Severity.ERROR, f"project {project.name}", problem, create)
 
     def of_connector(self, project: Project, connector: DataConnector) -> Iterator[Finding]:
-        name = f"Data Connector {connector.name or connector.path} of project {project.name}"
+        name = _subject(project, connector)
         metrics = None
         try:
             metrics = self.api.metrics(connector)
@@ -190,7 +184,6 @@ class _Examination:
             *_status(connector),
             *self.address(connector, metrics),
             *self.signature(project, connector),
-            *self.event_types(connector),
             *self.labels(connector),
             *(_traffic(connector, metrics) if metrics else ()),
             *(self.test_push(connector) if self.push else ()),
@@ -238,22 +231,25 @@ class _Examination:
                 "set the same secret in both places: DT_SIGNATURE_SECRET here, the signature secret in DT Studio",
             )
 
-    def event_types(self, connector: DataConnector) -> Iterator[Problem]:
-        sent = connector.event_types
-        if not sent:
+    def of_event_types(self, project: Project, connectors: Sequence[DataConnector]) -> Iterator[Finding]:
+        """What none of these connectors sends; each of them may send a part of all event types."""
+        if not all(each.event_types for each in connectors):
             return
-        known = {*sent}
+        sent = {event_type for each in connectors for event_type in each.event_types}
+        subject, lacks = _subject(project, connectors[0]), "it does not send"
+        if len(connectors) > 1:
+            subject, lacks = f"project {project.name}", "none of its Data Connectors sends"
+        known = set(sent)
         if self.settings.sensors.enabled and "networkStatus" not in sent:
             known.add("networkStatus")
-            yield (
-                Severity.ERROR,
-                "it does not send networkStatus, so silent sensors are not noticed",
-                "enable networkStatus in DT Studio, or better all event types",
+            problem = f"{lacks} networkStatus, so silent sensors are not noticed"
+            yield Finding(
+                Severity.ERROR, subject, problem, "enable networkStatus in DT Studio, or better all event types"
             )
         for sink in self.sinks:
             if missing := sorted({*(sink.common.filter.event_types or ())} - known):
-                problem = f"it does not send {', '.join(missing)}, which the filter of sink {sink.name} asks for"
-                yield Severity.ERROR, problem, "enable these event types in DT Studio"
+                problem = f"{lacks} {', '.join(missing)}, which the filter of sink {sink.name} asks for"
+                yield Finding(Severity.ERROR, subject, problem, "enable these event types in DT Studio")
 
     def labels(self, connector: DataConnector) -> Iterator[Problem]:
         enable = "add the label to those that the Data Connector includes, in DT Studio"
@@ -282,6 +278,25 @@ class _Examination:
 
 Problem = tuple[Severity, str, str]
 """Severity, problem and remedy of a finding."""
+
+
+def _subject(project: Project, connector: DataConnector) -> str:
+    return f"Data Connector {connector.name or connector.path} of project {project.name}"
+
+
+def _repeated(connectors: Sequence[DataConnector]) -> Iterator[tuple[str, str]]:
+    """Problem and remedy of connectors with the same URL, if there are events that more than one of them sends."""
+    number = len(connectors)
+    of_all_types = sum(not each.event_types for each in connectors)
+    of_type = Counter(event_type for each in connectors for event_type in {*each.event_types})
+    repeated = sorted(event_type for event_type, count in of_type.items() if count + of_all_types > 1)
+    if of_all_types > 1 or (repeated and not of_all_types and {*of_type.values()} == {number}):
+        problem = f"{number} Data Connectors push to the same URL, so every event comes {of_all_types or number} times"
+        yield problem, "delete all but one of them in DT Studio"
+    elif repeated:
+        types = ", ".join(repeated)
+        problem = f"more than one Data Connector pushes {types} to the same URL, so such events are repeated"
+        yield problem, "let only one of them send these event types, in DT Studio"
 
 
 def _status(connector: DataConnector) -> Iterator[Problem]:

@@ -6,11 +6,11 @@ An interrupted backfill saves its remaining windows in the journal; repeating th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from receiver.dt.api import Api, Device
-from receiver.dt.session import ApiError, Unavailable
+from receiver.dt.session import ApiError, Missing, Unavailable
 from receiver.errors import NotAnEvent, ReceiverError
 from receiver.event import Event, Origin, parse_time
 from receiver.journal import Journal, Records
@@ -104,7 +104,8 @@ def plan(
     if request.start is None or request.end is None or saved:
         windows = saved or windows_of_gaps(chosen, retained_from)
         wanted = {window.device_id: window.project_id for window in windows}
-        devices, failures = find_devices(api, sorted({*wanted.values()} - {""}), wanted)
+        retired = {gap.device_id for gap in chosen if gap.retired}
+        devices, failures = find_devices(api, sorted({*wanted.values()} - {""}), wanted, retired)
         windows = [window for window in windows if window.device_id in devices]
     else:
         if request.device is not None:
@@ -131,12 +132,12 @@ def windows_of_gaps(gaps: Iterable[OpenGap], retained_from: float) -> list[Windo
 
 
 def find_devices(
-    api: Api, projects: Iterable[str], wanted: Mapping[str, str] | None
+    api: Api, projects: Iterable[str], wanted: Mapping[str, str] | None, retired: Collection[str] = ()
 ) -> tuple[dict[str, Device], list[str]]:
     """The `wanted` devices as they are now, or all of these projects; and a line for each that cannot be read.
 
-    `wanted` maps device ids to projects; devices that have since moved to another project are found there. Raises
-    Unavailable.
+    `wanted` maps device ids to projects; devices that have since moved to another project are found there. A
+    `retired` device that DT does not know any more was deleted, which is no failure. Raises Unavailable.
     """
     found: dict[str, Device] = {}
     failures: dict[str, str] = {}
@@ -156,7 +157,8 @@ def find_devices(
             except Unavailable:
                 raise
             except ApiError as error:
-                failures[name] = str(error)
+                if not (isinstance(error, Missing) and name in retired):
+                    failures[name] = str(error)
     return found, list(failures.values())
 
 

@@ -142,17 +142,18 @@ class _Judge:
             f"{_count(members)} that are heard only through cloud connector {connector} have not been heard since "
             f"{_time(since)}"
         )
-        for case in {self.in_case[device].id: self.in_case[device] for device in members if device in self.in_case}:
-            self.absorb(case)
+        for case in [self.in_case[device] for device in members if device in self.in_case]:
+            if case.cause is Cause.DEVICE:
+                self.absorb(case)
         self.add(Cause.GATEWAY, connector, project_id, members, since, reason)
 
-    def absorb(self, case_id: int) -> None:
-        for case in [case for case in self.open.values() if case.id == case_id and case.cause is Cause.DEVICE]:
-            del self.open[case.cause, case.subject]
-            if case.id:
-                self.verdict.changed[case.id] = replace(case, closed=self.now, absorbed=True)
-            else:
-                self.verdict.opened.remove(case)
+    def absorb(self, case: Case) -> None:
+        """End the incident of one device, which becomes part of another; a new one is not even opened."""
+        del self.open[case.cause, case.subject]
+        if case.id:
+            self.verdict.changed[case.id] = replace(case, closed=self.now, absorbed=True)
+        else:
+            self.verdict.opened.remove(case)
 
     def add_sensor(self, cause: Cause, sensor: Watched, since: float, reason: str) -> None:
         members = [sensor.device_id]

@@ -87,6 +87,7 @@ class OpenGap:
     end: int
     limit: float
     known: Minutes
+    retired: bool = False
 
     def is_filled_by(self, fetched: Minutes) -> bool:
         return is_filled(self.known | fetched, self.start, self.end, self.limit)
@@ -218,6 +219,7 @@ def open_gaps(registry: Registry, now: float, minutes: int) -> list[OpenGap]:
             minute_of(now) if gap.end is None else gap.end,
             GAP_INTERVALS * _interval(sensor),
             known,
+            sensor.retired_at is not None,
         )
         for sensor, gap, known in _gaps(registry, registry.rows(), projects_heard(registry, now, minutes), now)
         if gap.kind is Kind.RECEIVER and not gap.filled

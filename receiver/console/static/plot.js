@@ -11,6 +11,7 @@ const times = [
   [60, "{HH}:{mm}", day, null, day, null, null, null, 1],
 ];
 let drawn = [];
+let whole;
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -43,11 +44,16 @@ const padded = (u, low, high) => {
   return low === null ? [0, 1] : [low - pad, high + pad];
 };
 
+const alone = (u, n, all) => {
+  const values = u.data[n]; // a line goes through the others
+  return all ? null : [...values.keys()].filter((i) => values[i] != null && values[i - 1] == null && values[i + 1] == null);
+};
+
 const options = (plot, history, width, last, note) => {
   const grid = { stroke: color("line"), width: 1 };
   const axis = { stroke: color("soft"), font: "12px system-ui, sans-serif", grid, ticks: { show: false } };
   const few = plot.kind === "marks" || plot.times.length < 20;
-  const line = { stroke: color("accent"), width: 1.6, points: { show: few, size: 5, fill: color("accent") } };
+  const line = { stroke: color("accent"), width: 1.6, points: { show: few, filter: alone, size: 5, fill: color("accent") } };
   if (plot.kind === "steps") Object.assign(line, { paths: uPlot.paths.stepped({ align: 1 }), fill: color("band"), points: { show: false } });
   if (plot.kind === "marks") line.paths = () => null;
   const edge = { stroke: "transparent", points: { show: false } };
@@ -67,8 +73,15 @@ const options = (plot, history, width, last, note) => {
   };
 };
 
+const zoomed = (history) => {
+  const x = drawn[0]?.scales.x;
+  return x && (x.min > whole.min || x.max < whole.max) && x.max > history.start && { min: x.min, max: x.max };
+};
+
 const draw = (history) => {
   history.margin = history.plots.some((plot) => plot.states) ? 76 : 52; // the same for all, since time is
+  const zoom = zoomed(history);
+  whole = { min: history.start, max: history.end };
   for (const each of drawn) each.destroy();
   place.replaceChildren();
   drawn = history.plots.map((plot, n) => {
@@ -80,8 +93,8 @@ const draw = (history) => {
     const last = n === history.plots.length - 1;
     const values = [plot.times, plot.mean, ...(plot.low ? [plot.low, plot.high] : [])];
     const made = new uPlot(options(plot, history, place.clientWidth, last, note), values, figure);
-    made.setScale("x", { min: history.start, max: history.end });
-    made.over.ondblclick = () => drawn.forEach((each) => each.setScale("x", { min: history.start, max: history.end }));
+    made.setScale("x", zoom || whole);
+    made.over.ondblclick = () => drawn.forEach((each) => each.setScale("x", whole));
     return made;
   });
 };
