@@ -271,11 +271,11 @@ def test_a_file_that_is_not_a_journal_is_one_error_line(arguments: tuple[str, ..
 @pytest.mark.parametrize(
     ("path", "error"),
     [
-        ("config.toml/journal.sqlite", "{path}: {reason}; make it writable or set another [journal] path"),
-        ("/proc/receiver/journal.sqlite", "{path}: {reason}; make it writable or set another [journal] path"),
-        ("/proc/journal.sqlite", "{path}: {reason}; make it writable or set another [journal] path"),
-        ("folder", "{path}: {reason}"),
-        ("a\\u0000b", "{reason}"),
+        ("config.toml/journal.sqlite", "journal {path}: {reason}; make it writable or set another [journal] path"),
+        ("/proc/receiver/journal.sqlite", "journal {path}: {reason}; make it writable or set another [journal] path"),
+        ("/proc/journal.sqlite", "journal {path}: {reason}; make it writable or set another [journal] path"),
+        ("folder", "journal {path}: {reason}"),
+        ("a\\u0000b", "config.toml [journal]: path: a path cannot contain the character NUL"),
     ],
     ids=["under a file", "in a folder that cannot be created", "cannot be created", "a folder", "null character"],
 )
@@ -284,7 +284,7 @@ def test_a_journal_that_cannot_be_opened_is_one_error_line(path: str, error: str
     operator.configure(f'[journal]\npath = "{path}"\n{CONSOLE}')
     code, out, errors = operator.run("migrate")
     assert (code, out, len(errors)) == (1, [], 1)
-    pattern = re.escape(f"error: journal {error}").replace(r"\{reason\}", ".+")
+    pattern = re.escape(f"error: {error}").replace(r"\{reason\}", ".+")
     assert re.fullmatch(pattern.replace(r"\{path\}", re.escape(str(operator.folder / path))), errors[0]), errors[0]
 
 
