@@ -18,7 +18,7 @@ START = (float("-inf"), 0)
 
 
 class ExpiredEvents:
-    """Removes them in the order of their arrival, and knows how far it has come since the start."""
+    """Removes expired events in the order of their arrival, and knows how far it has come since the start."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
