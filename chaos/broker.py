@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,9 @@ from tempfile import mkdtemp
 
 from receiver.testing.ports import reserve_port
 from receiver.testing.running import wait_until
+
+RUNNING = " running\n"
+"""The end of what it logs when it has started."""
 
 
 def find_mosquitto() -> str | None:
@@ -45,9 +47,11 @@ class Broker:
         (self.folder / "mosquitto.conf").write_text(f"{common}{config}\n".replace("{folder}", str(self.folder)))
 
     def start(self) -> None:
+        """Start it, and wait until it handles signals: it listens before, when a signal such as `save` would end it."""
         with (self.folder / "log").open("ab") as log:
+            starts = self.log.count(RUNNING)
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        wait_until(self._accepts, what="mosquitto")
+        wait_until(lambda: self._is_running(starts), what="mosquitto")
 
     def kill(self) -> None:
         if self._process is not None:
@@ -86,12 +90,10 @@ class Broker:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def _accepts(self) -> bool:
+    def _is_running(self, starts: int) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self.log
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
+        return self.log.count(RUNNING) > starts
 
     def remove(self) -> None:
         self.kill()

@@ -250,7 +250,7 @@ def test_processes_that_create_the_tables_at_once_all_succeed(deployment: Deploy
 def test_a_claim_that_is_being_settled_is_not_taken_over_nor_waited_for(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 5.0)
     silent, another = deployment.open("silent"), deployment.open("another")
     silent.accept([Arrival(name, b"{}", 1000.0) for name in ("a", "b")])
     silent.route([(event, ["s"]) for event in silent.unrouted(10)])

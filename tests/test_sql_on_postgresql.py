@@ -87,7 +87,7 @@ def test_missing_privileges_pause_the_sink(postgresql_database: SqlDatabase) -> 
 def test_a_table_that_remains_locked_pauses_the_sink(
     postgresql_database: SqlDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit(monkeypatch, statement_seconds=0.2)
+    limit(monkeypatch, statement_seconds=2.0)
     sink = postgresql_database.open()
     with psycopg.connect(postgresql_database.url) as other:
         other.execute("LOCK TABLE readings")
