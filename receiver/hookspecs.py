@@ -75,9 +75,10 @@ class PluginHooks(AlertHooks):
     def register_sinks(self, register: Register) -> None:
         """Register sink types.
 
-        Called once at the start of the dispatcher, never in intake, with `register(type, cls)`: `type` is what users
-        write in config.toml, and the constructor of `cls` is the schema of the options. The return value is ignored. If
-        it raises, the plugin is reported and skipped; other plugins keep working.
+        Called once when the plugin is loaded, by the dispatcher at its start and by the commands `check`, `sinks` and
+        `new-sink`, never in intake, with `register(type, cls)`: `type` is what users write in config.toml, and the
+        constructor of `cls` is the schema of the options. The return value is ignored. If it raises, the plugin is
+        reported and skipped; other plugins keep working.
         """
 
 
