@@ -133,7 +133,7 @@ def check() -> None:
 def migrate() -> None:
     """Create the tables of the journal and the registry of sensors, or upgrade those of an older receiver.
 
-    Every command that opens the journal does this, too; run it once before several processes start.
+    Other commands create or upgrade what they open, too; run this once before several processes start.
 
     \b
     Example:
