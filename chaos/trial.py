@@ -27,7 +27,7 @@ AFTERMATH_SECONDS = 10.0
 """How long traffic continues after the last fault."""
 
 IDLE_SECONDS = 180.0
-"""How long it may take then until all queues are empty; a claim of a killed dispatcher lasts a minute."""
+"""How long it may take then until all queues are empty; a claim of a killed dispatcher lasts 20 s."""
 
 FRESH_SECONDS = 20.0
 PUSHES_SECONDS = 0.2

@@ -101,6 +101,7 @@ def test_compose_gives_the_container_what_the_image_expects() -> None:
     for line in (
         "read_only: true",
         "cap_drop: [ALL]",
+        "env_file: .env",
         f"- receiver:{given('VOLUME')}",
         f"- ./receiver.toml:{given('ENV').split()[0].partition('=')[2]}:ro",
         "stop_grace_period: 30s",
