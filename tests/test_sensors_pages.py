@@ -175,6 +175,27 @@ def test_a_retired_sensor_is_not_expected_and_not_incomplete(registry: Registry)
     assert completeness_at(registry, 5 * DAY) == [1.0]
 
 
+def test_a_gap_of_more_than_a_week_is_filled_by_events_of_all_its_days(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, DAY)
+    heard_each_quarter(registry, 0, 12 * DAY, DOOR)
+    heard_each_quarter(registry, 12 * DAY - 60, 12 * DAY)
+    registry.judge(at(12 * DAY).timestamp(), "judge")
+    late = [network(n, backfilled=True, received=12 * DAY) for n in range(DAY, 12 * DAY - 60, 15)]
+    registry.fold(late[10:])
+    assert [gap.filled for gap in gap_rows(registry, FREEZER, at(12 * DAY).timestamp())] == [False]
+    registry.fold(late)
+    assert [gap.filled for gap in gap_rows(registry, FREEZER, at(12 * DAY).timestamp())] == [True]
+
+
+def test_a_retired_sensor_has_no_gap_that_lasts(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, DAY)
+    registry.judge(at(DAY).timestamp(), "judge")
+    registry.retire(FREEZER, at(2 * DAY).timestamp(), at(2 * DAY).timestamp())
+    for days, listed in ((5, [(DAY - 15, 2 * DAY)]), (12, [])):
+        heard_each_quarter(registry, 0, days * DAY, DOOR)
+        assert gaps_at(registry, days * DAY) == listed
+
+
 def test_a_gap_from_before_dts_history_is_not_fetched(registry: Registry) -> None:
     """It ended on the first day that is read, before the time from which on DT has events."""
     for device in (FREEZER, DOOR):
