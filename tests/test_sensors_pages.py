@@ -23,6 +23,7 @@ from support.sensors import (
 )
 
 from receiver.sensors.history import Point, by_hour
+from receiver.sensors.minutes import Minutes, minute_of
 from receiver.sensors.registry import Registry
 from receiver.sensors.shown import days_of, details, gap_rows, gaps_of, history_of, open_gaps, projects_heard
 from receiver.sensors.watch import Rules, newest_by_project
@@ -215,6 +216,19 @@ def test_a_page_counts_every_gap_of_its_sensors(registry: Registry) -> None:
     found = Counter(gap.device_id for gap in gaps_of(registry, registry.rows(), projects_heard(registry, now), now))
     assert found == dict.fromkeys(names, 74)
     assert len(gap_rows(registry, None, now)) == 1000
+
+
+def test_a_gap_that_began_before_dts_history_is_not_closed_by_fetching_nothing(registry: Registry) -> None:
+    for device in (FREEZER, DOOR):
+        heard_each_quarter(registry, 0, 300, device)
+        heard_each_quarter(registry, 32 * DAY, 32 * DAY + 60, device)
+    now = 32 * DAY + 60
+    gaps = open_gaps(registry, at(now).timestamp(), 31 * DAY)
+    first = minute_of(at(now - 31 * DAY).timestamp())
+    assert [gap.start for gap in gaps] == [first, first]
+    assert [gap.is_filled_by(Minutes()) for gap in gaps] == [False, False]
+    all_of_it = Minutes(first, (1 << 31 * DAY) - 1)
+    assert [gap.is_filled_by(all_of_it) for gap in gaps] == [True, True]
 
 
 def test_the_history_of_several_sensors_is_that_of_each(registry: Registry) -> None:
