@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from receiver.event import Event, rfc3339
+from receiver.event import SIMULATED_PROJECT, Event, rfc3339
 from receiver.sensors.registry import Registry
 
-PROJECT = "emuproject0000000000"
+PROJECT = SIMULATED_PROJECT
 CONNECTORS = ("emuccon00000000000000001", "emuccon00000000000000002")
 FULL_DAYS = 8
 """For so long there is a heartbeat every 15 minutes; before that, one every hour."""

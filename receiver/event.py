@@ -52,6 +52,9 @@ TYPES = (
 )
 """Every event type that DT documents. An event can have any other type, too."""
 
+SIMULATED_PROJECT = "emuproject0000000000"
+"""Where the events of `send` and `demo` come from. DT does not know it, and has no history of it."""
+
 
 class Origin(StrEnum):
     """How an event came here."""

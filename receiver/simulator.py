@@ -18,10 +18,10 @@ from typing import Any
 import urllib3
 
 from receiver.errors import ReceiverError
-from receiver.event import TYPES, rfc3339
+from receiver.event import SIMULATED_PROJECT, TYPES, rfc3339
 from receiver.signature import sign
 
-PROJECT = "emuproject0000000000"
+PROJECT = SIMULATED_PROJECT
 ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 RESPONSE_SECONDS = 10.0
 SAMPLE_INTERVAL = timedelta(minutes=1)

@@ -18,9 +18,11 @@ from support.sensors import event
 
 from receiver.delivery.automatic_backfill import DOCUMENT, AutomaticBackfill, missed_until
 from receiver.delivery.backfill_thread import COMMAND
+from receiver.event import SIMULATED_PROJECT
 from receiver.journal import Journal
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
+from receiver.sensors.requested_backfill import missed
 from receiver.testing.cloud import Cloud
 from receiver.testing.running import RunningReceiver, wait_until
 
@@ -78,6 +80,15 @@ def test_a_data_connector_that_was_disabled_is_an_outage_of_its_project(operator
         end = missed_until(registry, fleet.now)
         assert end is not None
         assert 0 <= end - (fleet.begin / 60 + 600 + 20 * 60) <= 20
+
+
+def test_what_simulated_sensors_did_not_send_was_not_missed(operator: Operator, cloud: Cloud) -> None:
+    fleet = Fleet(operator, cloud, devices=1, hours=0)
+    base = (fleet.begin - event(0).occurred_at.timestamp()) / 60
+    with closing(open_registry(operator.settings)) as registry:
+        registry.fold([event(base + n, project=SIMULATED_PROJECT) for n in (600, 1800)])
+        assert SIMULATED_PROJECT in registry.newest(fleet.now)
+        assert (missed_until(registry, fleet.now), missed(registry, fleet.now)) == (None, [])
 
 
 def test_a_new_registry_has_missed_nothing(operator: Operator) -> None:

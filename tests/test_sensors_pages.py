@@ -23,6 +23,7 @@ from support.sensors import (
 )
 
 from receiver.sensors.history import Point, by_hour
+from receiver.sensors.minutes import Minutes, minute_of
 from receiver.sensors.registry import Registry
 from receiver.sensors.shown import days_of, details, gap_rows, gaps_of, history_of, open_gaps, projects_heard
 from receiver.sensors.watch import Rules, newest_by_project
@@ -175,6 +176,27 @@ def test_a_retired_sensor_is_not_expected_and_not_incomplete(registry: Registry)
     assert completeness_at(registry, 5 * DAY) == [1.0]
 
 
+def test_a_gap_of_more_than_a_week_is_filled_by_events_of_all_its_days(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, DAY)
+    heard_each_quarter(registry, 0, 12 * DAY, DOOR)
+    heard_each_quarter(registry, 12 * DAY - 60, 12 * DAY)
+    registry.judge(at(12 * DAY).timestamp(), "judge")
+    late = [network(n, backfilled=True, received=12 * DAY) for n in range(DAY, 12 * DAY - 60, 15)]
+    registry.fold(late[10:])
+    assert [gap.filled for gap in gap_rows(registry, FREEZER, at(12 * DAY).timestamp())] == [False]
+    registry.fold(late)
+    assert [gap.filled for gap in gap_rows(registry, FREEZER, at(12 * DAY).timestamp())] == [True]
+
+
+def test_a_retired_sensor_has_no_gap_that_lasts(registry: Registry) -> None:
+    heard_each_quarter(registry, 0, DAY)
+    registry.judge(at(DAY).timestamp(), "judge")
+    registry.retire(FREEZER, at(2 * DAY).timestamp(), at(2 * DAY).timestamp())
+    for days, listed in ((5, [(DAY - 15, 2 * DAY)]), (12, [])):
+        heard_each_quarter(registry, 0, days * DAY, DOOR)
+        assert gaps_at(registry, days * DAY) == listed
+
+
 def test_a_gap_from_before_dts_history_is_not_fetched(registry: Registry) -> None:
     """It ended on the first day that is read, before the time from which on DT has events."""
     for device in (FREEZER, DOOR):
@@ -194,6 +216,19 @@ def test_a_page_counts_every_gap_of_its_sensors(registry: Registry) -> None:
     found = Counter(gap.device_id for gap in gaps_of(registry, registry.rows(), projects_heard(registry, now), now))
     assert found == dict.fromkeys(names, 74)
     assert len(gap_rows(registry, None, now)) == 1000
+
+
+def test_a_gap_that_began_before_dts_history_is_not_closed_by_fetching_nothing(registry: Registry) -> None:
+    for device in (FREEZER, DOOR):
+        heard_each_quarter(registry, 0, 300, device)
+        heard_each_quarter(registry, 32 * DAY, 32 * DAY + 60, device)
+    now = 32 * DAY + 60
+    gaps = open_gaps(registry, at(now).timestamp(), 31 * DAY)
+    first = minute_of(at(now - 31 * DAY).timestamp())
+    assert [gap.start for gap in gaps] == [first, first]
+    assert [gap.is_filled_by(Minutes()) for gap in gaps] == [False, False]
+    all_of_it = Minutes(first, (1 << 31 * DAY) - 1)
+    assert [gap.is_filled_by(all_of_it) for gap in gaps] == [True, True]
 
 
 def test_the_history_of_several_sensors_is_that_of_each(registry: Registry) -> None:

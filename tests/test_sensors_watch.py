@@ -308,6 +308,15 @@ def test_a_sensor_that_is_heard_through_another_connector_is_judged_by_itself() 
     assert [verdict.states[each] for each in ids[:3]] == [State.SILENT, State.OK, State.SILENT]
 
 
+def test_a_sensor_that_joins_an_incident_leaves_alone_those_that_have_left_it() -> None:
+    left = watched(device_id="left", connector="d", last_heard=seconds(200))
+    sensors = [*behind("c", 0, 0, 0, 40), left]
+    case = Case(Cause.GATEWAY, "c", PROJECT, ("c-0", "c-1", "c-2", "left"), seconds(5), seconds(67), "r", id=7)
+    verdict = Site(300, sensors, [case], {"left": minutes_at(170, 185, 200)}).judge()
+    assert verdict.changed[7].sensors == (*case.sensors, "c-3")
+    assert opened(verdict) == [("device", "left", 1)]
+
+
 @pytest.mark.parametrize(
     ("sensor", "cause"),
     [

@@ -12,6 +12,7 @@ from receiver.commands.context import JSON, YES, Time, confirm, load_settings, o
 from receiver.commands.output import cell, plain, show
 from receiver.commands.sensors import registry
 from receiver.errors import JournalError, ReceiverError
+from receiver.event import SIMULATED_PROJECT
 from receiver.sensors import open_registry, registry_path
 from receiver.settings import Settings
 from receiver.validation import counted, in_one_unit
@@ -138,12 +139,11 @@ def open_session(settings: Settings, patience_seconds: float | None = None) -> S
 def gaps_of_receiver(settings: Settings, now: float) -> list[OpenGap]:
     from receiver.sensors.gaps import HISTORY_MINUTES
     from receiver.sensors.shown import open_gaps
-    from receiver.simulator import PROJECT
 
     if not settings.sensors.enabled:
         raise ReceiverError("without the registry of sensors it is not known what was missed; give --since")
     found = open_gaps(registry(), now, HISTORY_MINUTES)
-    return [gap for gap in found if gap.project_id != PROJECT]  # of `send`, which DT does not know
+    return [gap for gap in found if gap.project_id != SIMULATED_PROJECT]
 
 
 def times(since: str | None, until: str | None, now: float) -> tuple[float, float] | tuple[None, None]:
@@ -163,15 +163,13 @@ def times(since: str | None, until: str | None, now: float) -> tuple[float, floa
 
 def what_is_here(settings: Settings) -> tuple[list[str], Records | None]:
     """The projects in the registry, and the journal, if they are on this machine."""
-    from receiver.simulator import PROJECT
-
     projects: list[str] = []
     records = None
     path = registry_path(settings)
     if settings.sensors.enabled and (path is None or path.exists()):
         with suppress(JournalError), closing(open_registry(settings, create=False)) as opened:
             found = {row.project_id for row in opened.rows() if row.project_id and not row.retired_at}
-            projects = sorted(found - {PROJECT})  # of `send`, which DT does not know
+            projects = sorted(found - {SIMULATED_PROJECT})
     if settings.database_url or settings.journal_path.exists():
         with suppress(JournalError):
             records = open_journal_records(settings)

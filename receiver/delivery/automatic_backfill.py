@@ -7,6 +7,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 from receiver.delivery.backfill_thread import BackfillThread
+from receiver.event import SIMULATED_PROJECT
 from receiver.sensors import open_registry
 from receiver.sensors.gaps import HISTORY_MINUTES
 from receiver.sensors.minutes import minute_of
@@ -59,6 +60,6 @@ def missed_until(registry: Registry, now: float) -> int | None:
     Events of the next half hour may still be such that DT retries.
     """
     outages, down = registry.outages(now, HISTORY_MINUTES)
-    spans = [*down, *(span for of_project in outages.values() for span in of_project)]
+    spans = [*down, *(span for project in outages.keys() - {SIMULATED_PROJECT} for span in outages[project])]
     settled = minute_of(now) - SETTLE_MINUTES
     return max((end for start, end in spans if end - start > DT_RETRIES_MINUTES and end <= settled), default=None)

@@ -74,7 +74,7 @@ def _gap(
 
 def is_filled(known: Minutes, start: int, end: int, limit: float) -> bool:
     """Whether no gap longer than `limit` is left between two minutes."""
-    return not (known.between(start, end) | Minutes(end, 1)).gaps(longer_than=limit)
+    return not (Minutes(start, 1) | known.between(start, end) | Minutes(end, 1)).gaps(longer_than=limit)
 
 
 def completeness(known: Minutes, interval: float, day: int, first: int, now: int) -> float | None:

@@ -181,7 +181,7 @@ class _Judge:
         """Add a sensor to an open incident, which is not announced again."""
         grown = replace(case, sensors=(*case.sensors, sensor.device_id))
         self.open[case.cause, case.subject] = grown
-        self.in_case |= dict.fromkeys(grown.sensors, grown)
+        self.in_case[sensor.device_id] = grown
         if case.id:
             self.verdict.changed[case.id] = grown
         else:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from receiver.event import SIMULATED_PROJECT
 from receiver.sensors.gaps import HISTORY_MINUTES
 from receiver.sensors.minutes import Span
 from receiver.sensors.registry import Registry
@@ -76,6 +77,8 @@ def missed(registry: Registry, now: float) -> Sequence[Missed]:
     projects, down = registry.outages(now, HISTORY_MINUTES)
     found = [Missed(None, 60 * sum(end - start for start, end in down))]
     for project, spans in projects.items():
+        if project == SIMULATED_PROJECT:
+            continue
         minutes = [(end - start) - _overlap(start, end, down) for start, end in spans]
         found.append(Missed(project, 60 * sum(each for each in minutes if each > AROUND_MINUTES)))
     return sorted((each for each in found if each.seconds), key=lambda each: each.seconds, reverse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -232,7 +232,8 @@ def _gaps(
     """Each gap with its sensor, and the minutes in which that sensor was heard or filled."""
     for some in chunks([each for each in stored if each.last_heard is not None and each.periodic]):
         heard = registry.heard(some, minutes=projects.minutes)
-        known = registry.heard(some, filled=True, minutes=projects.minutes)
+        longest = max(minute_of(each.last_heard) - (heard[each.device_id].earliest or 0) for each in some)
+        known = registry.heard(some, filled=True, minutes=max(projects.minutes, longest))
         for each in some:
             unheard = sorted([*projects.down, *projects.outages.get(each.project_id or "", ())])
             until = now if each.retired_at is None else each.retired_at
@@ -240,6 +241,8 @@ def _gaps(
             for gap in find_gaps(
                 heard[each.device_id], known[each.device_id], _interval(each), each.type, _merged(unheard), end
             ):
+                if gap.end is None and each.retired_at is not None:
+                    gap = replace(gap, end=end)
                 if gap.end is None or gap.end > minute_of(now) - projects.minutes:
                     yield each, gap, known[each.device_id]
 
