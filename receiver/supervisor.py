@@ -159,6 +159,7 @@ class Child:
         signals = stop_signals()
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # or one could reach the child while it has our handlers
         try:
+            _check_fork()
             process.start()
             self._process = process
         finally:
@@ -184,6 +185,14 @@ class Child:
             return self._socket is not None and self._socket.recv(4096) != b""
         except OSError:
             return False
+
+
+def _check_fork() -> None:
+    """Raise OSError if no process can be started now: multiprocessing would leave open files behind, at each try."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def _run(work: Work, child_end: socket.socket, supervisor_ends: list[socket.socket]) -> None:

@@ -209,6 +209,27 @@ def test_complete_rows_that_could_not_be_removed_are_not_written_again(
     assert archive.ids() == ["e1", "e2", "e3", "e3", "e2"]
 
 
+@pytest.mark.parametrize("restarts", [False, True], ids=["the same process", "after a restart"])
+def test_rows_that_an_attempt_without_a_record_has_left_are_flushed_before_they_count_as_delivered(
+    restarts: bool, archive: CsvArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wrote them may have been killed before it flushed them."""
+    archive.open().deliver(event("e1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", raise_disk_full)
+        patch.setattr(os, "fdatasync", raise_disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            archive.deliver(event("e2"))
+    if restarts:
+        archive.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", raise_disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            archive.deliver(event("e2"), attempt=2)
+    archive.deliver(event("e2"), attempt=3)
+    assert archive.ids() == ["e1", "e2"]
+
+
 def test_a_batch_is_one_write_and_flushed_before_it_counts_as_delivered(
     archive: CsvArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

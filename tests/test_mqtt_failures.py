@@ -361,6 +361,16 @@ def test_an_idle_connection_stays(broker: Broker, monkeypatch: pytest.MonkeyPatc
     assert "exceeded timeout" not in broker.log
 
 
+def test_the_sink_connects_although_the_current_folder_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = build("mqtt", tmp_path, {"url": "mqtt://127.0.0.1:1"})
+    (current := tmp_path / "current").mkdir()
+    monkeypatch.chdir(current)
+    current.rmdir()
+    assert signal_of(lambda: open_sink(sink)) == Signal(Pause, "no connection to 127.0.0.1: Connection refused")
+
+
 def test_a_client_id_is_free_again_after_a_connection_that_failed(tmp_path: Path) -> None:
     files = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):

@@ -130,6 +130,18 @@ def test_a_child_that_cannot_be_started_is_started_later_and_the_supervisor_live
     assert caplog.messages == [f"worker cannot be started ({cause}) and is started again in {n} s" for n in (1, 2)]
 
 
+def test_a_child_that_cannot_be_started_leaves_no_open_files(
+    create_child: CreateChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a supervisor that tries for hours has none left, and ends."""
+    child = create_child(run_for_a_minute)
+    monkeypatch.setattr(os, "fork", lambda: raise_error(errno.EAGAIN))
+    before = os.listdir("/dev/fd")
+    for now in (1000.0, 1010.0, 1020.0):
+        assert not is_alive_after_check(child, now)
+    assert os.listdir("/dev/fd") == before
+
+
 def raise_error(number: int) -> NoReturn:
     raise OSError(number, os.strerror(number))
 

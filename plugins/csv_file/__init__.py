@@ -29,6 +29,7 @@ from .append_only import (
     begin,
     count_rows,
     ends_with_line,
+    flush,
     has_header,
     is_begun,
     last_event_id,
@@ -202,7 +203,8 @@ class Csv:
         found: Counter[str] = Counter()
         complete: set[str] = set()
         for path in self._files(since.astimezone(self._zone).date()):
-            counts = count_rows(path, set(readings))
+            if counts := count_rows(path, set(readings)):
+                flush(path)  # whoever wrote them may have been killed, or have failed, before that
             if has_header(path, self._headers):
                 found += counts
             else:

@@ -190,9 +190,23 @@ def records(path: Path) -> Iterator[Record]:
                 first, has_zeros = b"", False
 
 
+def flush(path: Path) -> None:
+    """Wait until what any process has written to a file is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        flush_data(fd)
+    finally:
+        os.close(fd)
+
+
 def write_and_flush(fd: int, data: bytes) -> None:
-    """Write all of `data`, and wait until it is on the disk; macOS has no fdatasync."""
+    """Write all of `data`, and wait until it is on the disk."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
+    flush_data(fd)
+
+
+def flush_data(fd: int) -> None:
+    """macOS has no fdatasync."""
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)

@@ -279,7 +279,7 @@ def claim_client_id(purpose: str) -> tuple[str, int]:
 
     It is the same after a restart, so that the broker continues the session, and publishes no will.
     """
-    owner = "\0".join([socket.gethostname(), str(os.getuid()), str(Path.cwd()), purpose])
+    owner = "\0".join([socket.gethostname(), str(os.getuid()), current_folder(), purpose])
     digest = hashlib.sha256(owner.encode()).hexdigest()[:12]
     for number in itertools.count():
         client_id = f"receiver{digest}{number}"
@@ -292,6 +292,14 @@ def claim_client_id(purpose: str) -> tuple[str, int]:
         else:
             return client_id, file
     raise AssertionError("unreachable")
+
+
+def current_folder() -> str:
+    """Nothing if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def folder_of_locks() -> Path:
