@@ -7,7 +7,6 @@ dispatcher delivers what it accepted.
 
 from __future__ import annotations
 
-import errno
 import logging
 import multiprocessing
 import os
@@ -140,12 +139,10 @@ class Child:
             self._socket = None
 
     def _start(self, now: float, siblings: list[Child]) -> None:
-        """Start it, or try again later: a machine without memory or processes left must not end its siblings."""
+        """Start it, or try again later: a machine without memory, processes or files left must not end its siblings."""
         try:
             self._start_process(siblings)
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
-                raise
             self._start_later(now, f"{self.name} cannot be started ({error.strerror}) and is started again")
         else:
             self._started_at = self._reported_at = now

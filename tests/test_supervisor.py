@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -115,18 +115,28 @@ def test_after_a_stable_run_the_delay_is_short_again(
     assert [message.rpartition(" in ")[2] for message in caplog.messages] == ["1 s", "2 s", "1 s", "2 s"]
 
 
+@pytest.mark.parametrize(
+    ("module", "call", "number"),
+    [(os, "fork", errno.EAGAIN), (os, "fork", errno.ENOMEM), (socket, "socketpair", errno.ENFILE)],
+    ids=["no processes left", "no memory left", "no files left"],
+)
 def test_a_child_that_cannot_be_started_is_started_later_and_the_supervisor_lives(
-    create_child: CreateChild, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    call: str,
+    number: int,
+    create_child: CreateChild,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     child = create_child(run_for_a_minute)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fork", lambda: raise_error(errno.EAGAIN))
+        patch.setattr(module, call, lambda: raise_error(number))
         for now in (1000.0, 1000.5, 1001.0):
             assert not is_alive_after_check(child, now)
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
     assert is_alive_after_check(child, 1003.0)
-    cause = os.strerror(errno.EAGAIN)
+    cause = os.strerror(number)
     assert caplog.messages == [f"worker cannot be started ({cause}) and is started again in {n} s" for n in (1, 2)]
 
 
