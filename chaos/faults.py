@@ -157,6 +157,7 @@ def cut_power(system: System, planned: PlannedFault) -> Iterator[str]:
     """The power of the receiver's machine fails, after a while on a disk that is recorded."""
     with tempfile.TemporaryDirectory(prefix="receiver-recording-") as folder:
         system.stop()
+        system.kill_orphans()
         recorder = Recorder(Path(folder), system.local)
         try:
             with system.environment(recorder.environment):

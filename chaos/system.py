@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import sqlite3
 import struct
@@ -129,6 +131,8 @@ class System:
         self.receiver = RunningReceiver(folder, self.config(), time.time(), environment)
         self.exits: list[int] = []
         """Codes with which the receiver exited although it had not been stopped."""
+        self._exited: list[int] = []
+        """The process groups of those."""
         self.disabled: list[tuple[str, float, float]] = []
         """Which sink was disabled from when to when (monotonic)."""
         self.last_stopped_at = 0.0
@@ -191,6 +195,12 @@ class System:
         with self._lock:
             self._should_run = False
             self.receiver.kill_all()
+
+    def kill_orphans(self) -> None:
+        """SIGKILL to the processes that a killed supervisor has left: they finish the calls of their sinks."""
+        while self._exited:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._exited.pop(), signal.SIGKILL)
 
     @contextlib.contextmanager
     def environment(self, more: Mapping[str, str]) -> Iterator[None]:
@@ -319,6 +329,7 @@ class System:
                 if self._should_run and not self._is_running():
                     assert self.receiver.process is not None
                     self.exits.append(self.receiver.process.returncode)
+                    self._exited.append(self.receiver.process.pid)
                     self.receiver.launch()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import closing
@@ -23,7 +25,7 @@ from chaos.trial import Trial, run
 from chaos.visitor import Visitor
 from receiver.event import Event
 from receiver.simulator import Simulator
-from receiver.testing.running import RunningReceiver
+from receiver.testing.running import RunningReceiver, wait_until
 
 SHORT = Trial(seed=14, journal="", seconds=4.0, rate=100.0, speed=20.0, min_faults=3, expire_claims=True)
 """Some faults in each lane, none of which takes long with this seed; `make chaos` injects more."""
@@ -183,6 +185,25 @@ def test_only_events_pushed_while_a_sink_was_disabled_may_be_missing_there(
     missing = ["got 200, but missing at sink erp: 1 (b)"]
     assert violations(lacks_b, disabled=[("erp", since, until)]) == ([] if excused else missing)
     assert violations(lacks_b, disabled=[("other", since, until)]) == missing
+
+
+def test_a_receiver_whose_supervisor_was_killed_changes_nothing_while_the_disk_is_recorded(tmp_path: Path) -> None:
+    with closing(System(tmp_path, "sqlite")) as system:
+        system.start()
+        orphan = system.process("dispatcher")
+        os.kill(orphan, signal.SIGSTOP)
+        os.kill(system.process("supervisor"), signal.SIGKILL)
+        wait_until(lambda: system.exits, what="the exit of the receiver")
+        assert is_running(orphan)
+        system.kill_orphans()
+        wait_until(lambda: not is_running(orphan), what="the end of the orphan")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_registry_that_lacks_an_event_is_detected(tmp_path: Path) -> None:
