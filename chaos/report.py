@@ -60,12 +60,13 @@ class Report:
 
     def _table(self) -> list[str]:
         kinds = sorted({recovery.fault.kind for recovery in self.recoveries})
+        singly = self.recoveries if len(self.recoveries) <= MAX_SHOWN else []
         return [
             f"{'fault':30}{'count':>6}{'longest to the next 200':>25}{'without a 200':>15}"
             f"{'to deliveries at all sinks':>28}",
             *(row(kind, [each for each in self.recoveries if each.fault.kind == kind]) for kind in kinds),
             row("all", self.recoveries),
-            *(row(f"{each.fault.kind} {each.fault.detail}"[:30], [each]) for each in self.recoveries[:MAX_SHOWN]),
+            *(row(f"{each.fault.kind} {each.fault.detail}"[:30], [each]) for each in singly),
         ]
 
     def _verdict(self) -> list[str]:
