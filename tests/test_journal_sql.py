@@ -123,36 +123,3 @@ def test_ids_are_distinguished_when_the_keys_of_removed_events_are_given_again(s
     arrivals = [Arrival(event_id, b"", 1000.0) for event_id in ("z", "known", "a", "z", "b")]
     assert journal.accept(arrivals) == ["accepted", "duplicate", "accepted", "duplicate", "accepted"]
     assert sorted(event_ids(journal.unrouted(10))) == ["a", "b", "known", "z"]
-
-
-def test_a_clock_that_was_set_back_moves_deliveries_in_parts_that_others_can_write_between(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or SQLite would be locked for so long that the dispatcher is ended, again at each start."""
-    monkeypatch.setattr(journal_module, "MOVED", 2, raising=False)
-    journal, other = store.open(), store.open()
-    waits = {"a": 300.0, "b": 5.0, "c": 40.0, "d": 7200.0, "e": 90.0}
-    for sink in ("s", "t"):
-        for event_id, wait in waits.items():
-            route_events(journal, sink, f"{event_id} {sink}")
-            settle(journal, claim(journal, sink), Result.FAILED, store.clock.now + wait)
-    journal.report_alive()
-    store.clock.advance(-3600)
-    transactions: list[str] = []
-
-    def write_between() -> None:
-        transactions.append(f"between {len(transactions)}")
-        accept(other, transactions[-1])
-        store.before_next_write = write_between
-
-    store.before_next_write = write_between
-    journal.start_dispatching()
-    store.before_next_write = None
-
-    assert len(transactions) > len(waits)
-    started = store.clock.now
-    for event_id, wait in sorted(waits.items(), key=lambda each: each[1]):
-        for seconds, due in ((wait - 1, []), (wait, [event_id])):
-            store.clock.now = started + seconds
-            for sink in ("s", "t"):
-                assert event_ids(claim(journal, sink, seconds=86400.0)) == [f"{each} {sink}" for each in due]

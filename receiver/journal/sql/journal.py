@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, exists, func, literal, select, tuple_, update
+from sqlalchemy import Connection, case, delete, exists, func, literal, select, update
 
 from receiver.journal.contract import (
     Arrival,
@@ -53,9 +53,6 @@ LOCKED = 100
 
 CLOCK_SECONDS = 60.0
 """A clock set back by more than this moves with it the stored times that are further ahead than this."""
-
-MOVED = 5000
-"""How many pending deliveries one transaction looks through for such times: on SQLite pushes wait for it."""
 
 
 class SqlJournal(SqlState):
@@ -251,62 +248,36 @@ class SqlJournal(SqlState):
 
     def start_dispatching(self) -> list[str]:
         self._database.lock_dispatcher()
-        self._follow_clock()
         claimed = deliveries.c.holder == self._holder if self._shared else deliveries.c.holder.is_not(None)
         with self._database.write() as connection:
             names = select(sinks.c.name).where(exists().where(claimed, deliveries.c.sink == sinks.c.key))
             claimed_for = list(connection.scalars(names))
             connection.execute(update(deliveries).where(claimed).values(holder=None, due=self.now()))
+            self._follow_clock(connection)
             connection.execute(delete(dispatchers).where(dispatchers.c.alive_at < time.time() - GONE_SECONDS))
         return claimed_for
 
-    def _follow_clock(self) -> None:
+    def _follow_clock(self, connection: Connection) -> None:
         """If the clock has been set back, set back the stored times on it that would delay something.
 
         How far is known from the last report of any dispatcher, and from what this process has seen of the clock.
         Claims end within a minute and stay as they are; a retry that was to wait for longer may come too early.
         """
-        with self._database.read() as connection:
-            last = connection.scalar(select(func.max(dispatchers.c.clock)))
         now = self.now()
+        last = connection.scalar(select(func.max(dispatchers.c.clock)))
         back = max((last or 0.0) - now, self._database.set_back_seconds)
         if back > CLOCK_SECONDS:
             ahead = now + CLOCK_SECONDS
-            self._set_back_deliveries(ahead, back)
-            with self._database.write() as connection:
-                for column in (sinks.c.paused_until, sinks.c.paused_since):
-                    connection.execute(update(sinks).where(column > ahead).values({column: column - back}))
-                connection.execute(delete(dispatchers).where(dispatchers.c.clock > ahead))
-
-    def _set_back_deliveries(self, ahead: float, back: float) -> None:
-        """Only pending ones, since the others delay nothing; and in parts, or SQLite would be locked for so long that
-        the dispatcher is ended at each start. What is set back comes before `after`, so it is not found again."""
-        with self._database.read() as connection:
-            keys = connection.scalars(select(sinks.c.key)).all()
-        for sink in keys:
-            after: tuple[Any, ...] | None = (float("-inf"), 0)
-            while after is not None:
-                after = self._set_back_part(sink, after, ahead, back)
-
-    def _set_back_part(self, sink: int, after: tuple[Any, ...], ahead: float, back: float) -> tuple[Any, ...] | None:
-        """Returns the place of the last one; None if there are no more.
-
-        Not durable: what a power cut undid is set back at the next start.
-        """
-        order = (deliveries.c.due, deliveries.c.event)
-        part = select(*order).where(deliveries.c.sink == sink, deliveries.c.due.is_not(None), tuple_(*order) > after)
-        with self._database.write(durable=False, by_index=True) as connection:
             self._database.lift_limits(connection)
-            found = connection.execute(part.order_by(*order).limit(MOVED)).all()
-            these = self._database.among(deliveries.c.event, [row.event for row in found])
-            change = update(deliveries).where(deliveries.c.sink == sink, these, IS_PENDING)
-            times = (deliveries.c.first_attempt_at, deliveries.c.due)
-            connection.execute(change.values({each: case((each > ahead, each - back), else_=each) for each in times}))
-        return tuple(found[-1]) if len(found) == MOVED else None
+            for column in (deliveries.c.first_attempt_at, deliveries.c.due, sinks.c.paused_until, sinks.c.paused_since):
+                change = update(column.table).where(column > ahead).values({column: column - back})
+                is_pending = deliveries.c.due.is_not(None)  # most deliveries have ended, and delay nothing
+                connection.execute(change.where(is_pending) if column.table is deliveries else change)
+            connection.execute(delete(dispatchers).where(dispatchers.c.clock > ahead))
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
-        self._follow_clock()
         with self._database.write() as connection:
+            self._follow_clock(connection)
             values = {
                 "alive_at": time.time(),
                 "clock": self.now(),
