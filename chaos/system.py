@@ -131,8 +131,8 @@ class System:
         self.receiver = RunningReceiver(folder, self.config(), time.time(), environment)
         self.exits: list[int] = []
         """Codes with which the receiver exited although it had not been stopped."""
-        self._exited: list[int] = []
-        """The process groups of those."""
+        self._orphaned: list[int] = []
+        """The process groups of those receivers, in which a dispatcher may finish its calls."""
         self.disabled: list[tuple[str, float, float]] = []
         """Which sink was disabled from when to when (monotonic)."""
         self.last_stopped_at = 0.0
@@ -197,10 +197,10 @@ class System:
             self.receiver.kill_all()
 
     def kill_orphans(self) -> None:
-        """SIGKILL to the processes that a killed supervisor has left: they finish the calls of their sinks."""
-        while self._exited:
+        """SIGKILL to the processes that a killed supervisor has left."""
+        while self._orphaned:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._exited.pop(), signal.SIGKILL)
+                os.killpg(self._orphaned.pop(), signal.SIGKILL)
 
     @contextlib.contextmanager
     def environment(self, more: Mapping[str, str]) -> Iterator[None]:
@@ -299,7 +299,7 @@ class System:
             file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line}\n")
 
     def expire_claims(self) -> None:
-        """End the claims of dispatchers that were killed, which would last a minute on PostgreSQL."""
+        """End the claims of dispatchers that were killed, which would last for 15 s or more on PostgreSQL."""
         with contextlib.suppress(psycopg.Error):
             self.sql(EXPIRE_CLAIMS)
 
@@ -329,7 +329,7 @@ class System:
                 if self._should_run and not self._is_running():
                     assert self.receiver.process is not None
                     self.exits.append(self.receiver.process.returncode)
-                    self._exited.append(self.receiver.process.pid)
+                    self._orphaned.append(self.receiver.process.pid)
                     self.receiver.launch()
 
 

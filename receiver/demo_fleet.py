@@ -17,7 +17,6 @@ from typing import Any
 from receiver.event import SIMULATED_PROJECT, Event, rfc3339
 from receiver.sensors.registry import Registry
 
-PROJECT = SIMULATED_PROJECT
 CONNECTORS = ("emuccon00000000000000001", "emuccon00000000000000002")
 FULL_DAYS = 8
 """For so long there is a heartbeat every 15 minutes; before that, one every hour."""
@@ -56,13 +55,18 @@ class Sensor:
             payload = {
                 "event": {
                     "eventId": f"{chance.getrandbits(100):020x}"[:20],
-                    "targetName": f"projects/{PROJECT}/devices/{self.id}",
+                    "targetName": f"projects/{SIMULATED_PROJECT}/devices/{self.id}",
                     "eventType": event_type,
                     "data": {event_type: {**data, "updateTime": stamp}},
                     "timestamp": stamp,
                 },
                 "labels": {"name": self.name},
-                "metadata": {"deviceId": self.id, "projectId": PROJECT, "deviceType": self.type, "productNumber": ""},
+                "metadata": {
+                    "deviceId": self.id,
+                    "projectId": SIMULATED_PROJECT,
+                    "deviceType": self.type,
+                    "productNumber": "",
+                },
             }
             yield json.dumps(payload, separators=(",", ":")).encode()
 

@@ -39,7 +39,7 @@ def read_variable(environ: Mapping[str, str], name: str) -> str | None:
 def read_file(path: str | Path, max_bytes: int) -> bytes:
     """The content of a file or a pipe, or one byte more than `max_bytes`. Raises OSError.
 
-    A shell may pass a file as a pipe; one that nobody writes into must not block the start.
+    A shell may pass a file as a pipe; one that has no writer must not block the start.
     """
     content = b""
     end = time.monotonic() + PIPE_SECONDS

@@ -21,7 +21,6 @@ from receiver.errors import ReceiverError
 from receiver.event import SIMULATED_PROJECT, TYPES, rfc3339
 from receiver.signature import sign
 
-PROJECT = SIMULATED_PROJECT
 ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 RESPONSE_SECONDS = 10.0
 SAMPLE_INTERVAL = timedelta(minutes=1)
@@ -50,7 +49,7 @@ class Simulator:
         self,
         seed: int | None = None,
         *,
-        project: str = PROJECT,
+        project: str = SIMULATED_PROJECT,
         sensor: str | None = None,
         labels: Mapping[str, str] = MappingProxyType({}),
         value: str | None = None,

@@ -14,10 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import psutil
 import pytest
 
 from chaos.faults import FAULTS, OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, schedule
 from chaos.oracle import Received, Violation, compare_registry, judge, open_registry
+from chaos.pair import is_running
 from chaos.report import Report
 from chaos.system import System
 from chaos.traffic import FIRST_EVENT_AT, Entry, Item, digest, traffic
@@ -190,20 +192,13 @@ def test_only_events_pushed_while_a_sink_was_disabled_may_be_missing_there(
 def test_a_receiver_whose_supervisor_was_killed_changes_nothing_while_the_disk_is_recorded(tmp_path: Path) -> None:
     with closing(System(tmp_path, "sqlite")) as system:
         system.start()
-        orphan = system.process("dispatcher")
-        os.kill(orphan, signal.SIGSTOP)
+        orphan = psutil.Process(system.process("dispatcher"))
+        orphan.suspend()
         os.kill(system.process("supervisor"), signal.SIGKILL)
         wait_until(lambda: system.exits, what="the exit of the receiver")
         assert is_running(orphan)
         system.kill_orphans()
         wait_until(lambda: not is_running(orphan), what="the end of the orphan")
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_registry_that_lacks_an_event_is_detected(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from support.built_in_sinks import deliver_batch
 from support.events import NOW, event, temperature
 from support.mosquitto import Broker, Listener, Published, listening, opened, retained, running
 
-from receiver.event import Event
-from receiver.simulator import PROJECT, Simulator
+from receiver.event import SIMULATED_PROJECT, Event
+from receiver.simulator import Simulator
 
 CONFIG = "homeassistant/device/dt_d1/config"
 CLASSES: Mapping[str, Mapping[str, tuple[str | None, str | None]]] = {
@@ -148,7 +148,7 @@ def test_every_type_of_event_has_entities_of_the_documented_classes(broker: Brok
         }
         for platform in CLASSES
     } == CLASSES
-    values = retained(broker, f"dt/{PROJECT}/+/+")
+    values = retained(broker, f"dt/{SIMULATED_PROJECT}/+/+")
     for config in found:
         assert config.keys() == {"device", "origin", "availability", "availability_mode", "components"}
         for quantity, each in config["components"].items():

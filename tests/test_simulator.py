@@ -19,9 +19,9 @@ from werkzeug import Response
 from werkzeug.test import EnvironBuilder
 
 from receiver.errors import ReceiverError
-from receiver.event import TYPES, Event
+from receiver.event import SIMULATED_PROJECT, TYPES, Event
 from receiver.signature import HEADER, sign, verify
-from receiver.simulator import NUMBER_FIELDS, PROJECT, STATES, Pusher, PushResponse, Simulator, rfc3339
+from receiver.simulator import NUMBER_FIELDS, STATES, Pusher, PushResponse, Simulator, rfc3339
 from receiver.testing.ports import reserve_port
 
 NOW = datetime(2024, 5, 29, 10, 34, 3, 970415, tzinfo=UTC)
@@ -70,7 +70,7 @@ def test_each_body_is_an_event_with_the_readings_of_its_type(event_type: str) ->
     for _ in range(20):
         event = event_of(simulator.body(event_type, NOW))
         values = [(1, "")] if event_type == "touch" else values_in(dict(event.data)) if QUANTITIES[event_type] else []
-        assert (event.type, event.device_type, event.project_id) == (event_type, event_type, PROJECT)
+        assert (event.type, event.device_type, event.project_id) == (event_type, event_type, SIMULATED_PROJECT)
         assert (event.occurred_at, event.backfilled) == (NOW, False)
         assert event.labels == {"name": f"Simulated {event_type}"}
         assert [
@@ -109,7 +109,7 @@ def test_each_body_has_the_envelope_of_a_captured_push(event_type: str) -> None:
     assert list(payload) == ["event", "labels", "metadata"]
     assert list(event) == ["eventId", "targetName", "eventType", "data", "timestamp"]
     assert list(payload["metadata"]) == ["deviceId", "projectId", "deviceType", "productNumber"]
-    assert event["targetName"] == f"projects/{PROJECT}/devices/{device}"
+    assert event["targetName"] == f"projects/{SIMULATED_PROJECT}/devices/{device}"
     assert event["timestamp"] == "2024-05-29T10:34:03.970415Z"
     assert set(event["data"]) == keys
     assert event_type == "labelsChanged" or event["data"][event_type]["updateTime"] == event["timestamp"]

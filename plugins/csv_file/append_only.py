@@ -208,5 +208,5 @@ def write_and_flush(fd: int, data: bytes) -> None:
 
 
 def flush_data(fd: int) -> None:
-    """macOS has no fdatasync."""
+    """Wait until the data of an open file is on the disk; macOS has no fdatasync."""
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)

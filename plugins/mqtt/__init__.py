@@ -295,7 +295,7 @@ def claim_client_id(purpose: str) -> tuple[str, int]:
 
 
 def current_folder() -> str:
-    """Nothing if it was removed."""
+    """The path of the current folder; empty if it was removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:

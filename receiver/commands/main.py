@@ -28,7 +28,7 @@ from receiver.commands.events import events, explain
 from receiver.commands.output import cell, print_json, show_type
 from receiver.commands.sensors import sensors
 from receiver.errors import ConfigError, ReceiverError
-from receiver.event import TYPES
+from receiver.event import SIMULATED_PROJECT, TYPES
 from receiver.lifeline import Lifeline
 from receiver.sensors import open_registry, registry_path
 from receiver.settings import Settings, load_with_problems
@@ -219,7 +219,7 @@ def send(
       python -m receiver send https://my-app.herokuapp.com --type temperature --count 3
       python -m receiver send http://localhost:8000 --type contact --value OPEN --label site=oslo
     """
-    from receiver.simulator import PROJECT, Pusher, Simulator
+    from receiver.simulator import Pusher, Simulator
 
     secret = read_secret(os.environ, SECRET)
     if secret is None:
@@ -230,7 +230,7 @@ def send(
         raise ReceiverError("--value needs --type: not every type has such a value")
     chosen = types or TYPES
     pusher = Pusher(url, secret)
-    simulator = Simulator(project=project or PROJECT, sensor=sensor, labels=dict(labels), value=value)
+    simulator = Simulator(project=project or SIMULATED_PROJECT, sensor=sensor, labels=dict(labels), value=value)
     responses: Counter[str] = Counter()
     failed = 0
     for _, body in zip(range(count * len(chosen)), simulator.bodies(chosen), strict=False):

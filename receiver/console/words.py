@@ -61,7 +61,7 @@ MOODS: Mapping[str, str] = {
     "sensor_memory": "idle",
     "lost": "bad",
 }
-"""The colour of each state: `good`, `warn`, `bad` or `idle`. The word stands beside it."""
+"""The colour of each state: `good`, `warn`, `bad` or `idle`. It is shown together with the word."""
 
 
 def quantity(name: str) -> Quantity:

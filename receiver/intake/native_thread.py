@@ -90,7 +90,7 @@ class ShortTurns:
 
 
 class Crew:
-    """A few native threads for calls that may take long or hang; nobody waits for one forever."""
+    """A few native threads for calls that may take long or hang; the wait for one is limited."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPool(threads)
@@ -99,7 +99,7 @@ class Crew:
     def call(self, function: Callable[[], Value], seconds: float) -> Value:
         """The value of a call in one of the threads.
 
-        Raises its exception, or TimeoutError after so many seconds: it goes on then, and keeps its thread.
+        Raises its exception, or TimeoutError after so many seconds; the call then continues, and occupies its thread.
         """
         with gevent.Timeout(seconds, TimeoutError):
             done = cast(Done[Value], self._pool.spawn(_call, self._in_short_turns, (function,)).get())

@@ -1,4 +1,4 @@
-"""Wakes the dispatcher of an SQLite journal: a datagram socket beside the file, to which intake sends."""
+"""Wakes the dispatcher of an SQLite journal: a datagram socket in the folder of the file, to which intake sends."""
 
 from __future__ import annotations
 
