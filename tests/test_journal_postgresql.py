@@ -389,6 +389,7 @@ def test_a_clock_that_was_set_back_moves_only_what_is_pending_however_long_that_
 ) -> None:
     """Or a dispatcher could not report that it is alive, and would deliver nothing, while the clock is behind."""
     journal = deployment.open()
+    journal.add_enabled_sinks(["pending at it", "delivered at it"])  # of the keys 1 and 2
     now = journal.now()
     insert_routed_events(deployment, "many", range(1000))
     delivery = "INSERT INTO deliveries (event, sink, state, due, attempts, failures, first_attempt_at) SELECT"

@@ -16,7 +16,7 @@ from support.journals import (
 )
 
 from receiver.errors import JournalUnavailable
-from receiver.journal import Arrival, Outcome, Result
+from receiver.journal import Arrival, Outcome, Result, SinkState
 from receiver.journal.sql import journal as journal_module
 from receiver.journal.sql import records as records_module
 
@@ -123,3 +123,60 @@ def test_ids_are_distinguished_when_the_keys_of_removed_events_are_given_again(s
     arrivals = [Arrival(event_id, b"", 1000.0) for event_id in ("z", "known", "a", "z", "b")]
     assert journal.accept(arrivals) == ["accepted", "duplicate", "accepted", "duplicate", "accepted"]
     assert sorted(event_ids(journal.unrouted(10))) == ["a", "b", "known", "z"]
+
+
+def test_a_clock_that_was_set_back_moves_deliveries_in_parts_that_others_can_write_between(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or SQLite would be locked for so long that the dispatcher is ended, again at each start."""
+    monkeypatch.setattr(journal_module, "MOVED", 2, raising=False)
+    journal, other = store.open(), store.open()
+    waits = {"a": 300.0, "b": 5.0, "c": 40.0, "d": 7200.0, "e": 90.0}
+    for sink in ("s", "t"):
+        for event_id, wait in waits.items():
+            route_events(journal, sink, f"{event_id} {sink}")
+            settle(journal, claim(journal, sink), Result.FAILED, store.clock.now + wait)
+    journal.report_alive()
+    store.clock.advance(-3600)
+    transactions: list[str] = []
+
+    def write_between() -> None:
+        transactions.append(f"between {len(transactions)}")
+        accept(other, transactions[-1])
+        store.before_next_write = write_between
+
+    store.before_next_write = write_between
+    journal.start_dispatching()
+    store.before_next_write = None
+
+    assert len(transactions) > len(waits)
+    started = store.clock.now
+    for event_id, wait in sorted(waits.items(), key=lambda each: each[1]):
+        for seconds, due in ((wait - 1, []), (wait, [event_id])):
+            store.clock.now = started + seconds
+            for sink in ("s", "t"):
+                assert event_ids(claim(journal, sink, seconds=86400.0)) == [f"{each} {sink}" for each in due]
+
+
+def test_a_clock_that_is_set_back_again_while_deliveries_are_set_back_delays_none(store: SqlStore) -> None:
+    """How far it was set back is known from the last report: only what was followed may be taken from it."""
+    journal = store.open()
+    route_events(journal, "s", "a")
+    settle(journal, claim(journal, "s"), Result.FAILED, store.clock.now + 30)
+    journal.save_sink_state(SinkState("s", 1, store.clock.now + 30))
+    journal.report_alive()
+    store.clock.advance(-3600)
+    transactions: list[float] = []
+
+    def set_back_again() -> None:
+        transactions.append(store.clock.now)
+        if len(transactions) < 8:
+            store.clock.advance(-600)
+            store.before_next_write = set_back_again
+
+    store.before_next_write = set_back_again
+    journal.report_alive()
+    assert len(transactions) > 1
+    assert journal.sink_states()["s"].paused_until <= store.clock.now + 91
+    store.clock.advance(91)
+    assert event_ids(claim(journal, "s")) == ["a"]

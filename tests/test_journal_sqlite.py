@@ -444,7 +444,6 @@ def test_a_clock_that_was_set_back_before_a_start_delays_no_delivery(store: Sqli
     store.clock.advance(-3600)
     journal = store.open()
     journal.start_dispatching()
-    assert journal.liveness() is None
     store.clock.advance(31)
     assert event_ids(claim(journal, "s")) == ["a"]
 
@@ -469,6 +468,31 @@ def test_what_an_operator_requeues_or_resumes_waits_for_no_clock_that_was_set_fo
     of_operator.close_all()
     assert event_ids(claim(journal, "s")) == ["retried", "replayed"]
     assert journal.sink_states()["s"].paused_until <= store.clock.now
+
+
+def test_a_process_that_locks_again_and_again_lets_others_have_the_lock_between(tmp_path: Path) -> None:
+    """Or pushes get 503 while an operator retries a million dead letters in batches."""
+    lock, other = (sqlite_module.FileLock(tmp_path / "lock") for _ in range(2))
+    turns, ended = 0, threading.Event()
+
+    def lock_again_and_again() -> None:
+        nonlocal turns
+        while not ended.is_set():
+            with other.held(5.0):
+                turns += 1
+                time.sleep(1.2 * sqlite_module.LONG_SECONDS)
+
+    with closing(lock), closing(other), ThreadPoolExecutor(1) as pool:
+        locking = pool.submit(lock_again_and_again)
+        try:
+            for _ in range(20):
+                time.sleep(0.01)  # the other one locks meanwhile
+                with lock.held(5.0):
+                    pass
+        finally:
+            ended.set()
+        locking.result(10)
+    assert turns < 60
 
 
 def test_a_process_that_a_plugin_forks_does_not_hold_the_lock(tmp_path: Path) -> None:

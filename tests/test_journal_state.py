@@ -185,6 +185,20 @@ def test_a_dispatcher_that_is_gone_does_not_seem_alive_because_the_clock_of_its_
     assert journal.liveness() == Liveness(now, ("0 s ahead",))
 
 
+def test_a_dispatcher_is_alive_although_the_clock_was_set_back_a_little_before_its_start(
+    store: Store, clock: Clock
+) -> None:
+    store.open(holder="before").report_alive(["from before"])
+    clock.advance(-50)
+    journal = store.open(holder="here")
+    journal.start_dispatching()
+    clock.advance(20)
+    journal.report_alive(["from here"])
+    liveness = journal.liveness()
+    assert liveness is not None
+    assert liveness.warnings == ("from here",)
+
+
 def test_a_report_replaces_the_warnings_of_the_one_before(store: Store) -> None:
     journal, intake = store.open(), store.open()
     for warnings in (["sink erp is broken: no such type", "events.csv is on a dyno"], ["plugin x: no hook"], []):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, exists, func, literal, select, update
+from sqlalchemy import Connection, case, delete, exists, func, literal, or_, select, tuple_, update
 
 from receiver.journal.contract import (
     Arrival,
@@ -53,6 +54,9 @@ LOCKED = 100
 
 CLOCK_SECONDS = 60.0
 """A clock set back by more than this moves with it the stored times that are further ahead than this."""
+
+MOVED = 5000
+"""How many deliveries one transaction sets back at most."""
 
 
 class SqlJournal(SqlState):
@@ -249,35 +253,16 @@ class SqlJournal(SqlState):
     def start_dispatching(self) -> list[str]:
         self._database.lock_dispatcher()
         claimed = deliveries.c.holder == self._holder if self._shared else deliveries.c.holder.is_not(None)
-        with self._database.write() as connection:
+        with self._write_on_the_clock() as connection:
             names = select(sinks.c.name).where(exists().where(claimed, deliveries.c.sink == sinks.c.key))
             claimed_for = list(connection.scalars(names))
             connection.execute(update(deliveries).where(claimed).values(holder=None, due=self.now()))
-            self._follow_clock(connection)
             connection.execute(delete(dispatchers).where(dispatchers.c.alive_at < time.time() - GONE_SECONDS))
+            _set_back_reports(connection, self.now())
         return claimed_for
 
-    def _follow_clock(self, connection: Connection) -> None:
-        """If the clock has been set back, set back the stored times on it that would delay something.
-
-        How far is known from the last report of any dispatcher, and from what this process has seen of the clock.
-        Claims end within a minute and stay as they are; a retry that was to wait for longer may come too early.
-        """
-        now = self.now()
-        last = connection.scalar(select(func.max(dispatchers.c.clock)))
-        back = max((last or 0.0) - now, self._database.set_back_seconds)
-        if back > CLOCK_SECONDS:
-            ahead = now + CLOCK_SECONDS
-            self._database.lift_limits(connection)
-            for column in (deliveries.c.first_attempt_at, deliveries.c.due, sinks.c.paused_until, sinks.c.paused_since):
-                change = update(column.table).where(column > ahead).values({column: column - back})
-                is_pending = deliveries.c.due.is_not(None)  # most deliveries have ended, and delay nothing
-                connection.execute(change.where(is_pending) if column.table is deliveries else change)
-            connection.execute(delete(dispatchers).where(dispatchers.c.clock > ahead))
-
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
-        with self._database.write() as connection:
-            self._follow_clock(connection)
+        with self._write_on_the_clock() as connection:
             values = {
                 "alive_at": time.time(),
                 "clock": self.now(),
@@ -285,7 +270,68 @@ class SqlJournal(SqlState):
             }
             report = self._database.insert(dispatchers).values(holder=self._holder, **values)
             connection.execute(report.on_conflict_do_update(index_elements=["holder"], set_=values))
-        self._database.set_back_seconds = 0.0
+            self._database.set_back_seconds = 0.0
+
+    @contextmanager
+    def _write_on_the_clock(self) -> Iterator[Connection]:
+        """A write transaction that begins after the stored times have been set back with the clock, if it has been.
+
+        How far is known from the last report of any dispatcher, and from what this process has seen of the clock. A
+        step that is forgotten would delay deliveries by as much, so only what has been followed is taken from both.
+        """
+        while True:
+            with self._database.write() as connection:
+                now = self.now()
+                last = connection.scalar(select(func.max(dispatchers.c.clock)))
+                back = max((last or 0.0) - now, self._database.set_back_seconds)
+                if back <= CLOCK_SECONDS:
+                    yield connection
+                    return
+            self._set_back(back, now)
+
+    def _set_back(self, back: float, now: float) -> None:
+        """Set back by `back` seconds what would delay something; `now` is the time to which the clock was set.
+
+        Claims end within a minute and stay as they are; a retry that was to wait for longer may come too early.
+        """
+        with self._database.read() as connection:
+            keys = connection.scalars(select(sinks.c.key)).all()
+        for sink in keys:
+            after: tuple[float, int] | None = (float("-inf"), 0)
+            while after is not None:
+                after = self._set_back_deliveries(sink, after, back, now)
+        with self._database.write() as connection:
+            for column in (sinks.c.paused_until, sinks.c.paused_since):
+                ahead = column > now + CLOCK_SECONDS
+                connection.execute(update(sinks).where(ahead).values({column: column - back}))
+            _set_back_reports(connection, now)
+            self._database.set_back_seconds = max(0.0, self._database.set_back_seconds - back)
+
+    def _set_back_deliveries(
+        self, sink: int, after: tuple[float, int], back: float, now: float
+    ) -> tuple[float, int] | None:
+        """Set back some pending deliveries, the next ones by due time and event; returns the last of them, if any.
+
+        In parts: while SQLite is locked pushes wait, and a dispatcher that locks it for long is ended. What is set back
+        comes before `after`, so it is not found again. Not durable: what a power cut undid is done at the next start.
+        """
+        order = (deliveries.c.due, deliveries.c.event)
+        times = (deliveries.c.first_attempt_at, deliveries.c.due)
+        is_ahead = {each: each > now + CLOCK_SECONDS for each in times}
+        part = (
+            select(*order)
+            .where(deliveries.c.sink == sink, deliveries.c.due.is_not(None), tuple_(*order) > after)
+            .where(or_(*is_ahead.values()))
+            .order_by(*order)
+            .limit(MOVED)
+        )
+        with self._database.write(durable=False, by_index=True) as connection:
+            self._database.lift_limits(connection)
+            found = connection.execute(part).all()
+            these = self._database.among(deliveries.c.event, [row.event for row in found])
+            change = update(deliveries).where(deliveries.c.sink == sink, these, IS_PENDING)
+            connection.execute(change.values({each: case((is_ahead[each], each - back), else_=each) for each in times}))
+        return (found[-1].due, found[-1].event) if found else None
 
     def take_over(self, silent_seconds: float) -> bool:
         """Skips what is being settled at this moment: its dispatcher is not silent."""
@@ -448,6 +494,13 @@ class SqlJournal(SqlState):
             "last_failure_at": self.now(),
             "last_failure_reason": self._database.storable(reason),
         }
+
+
+def _set_back_reports(connection: Connection, now: float) -> None:
+    """No report of a dispatcher is later than now: it would pass for the latest one until then."""
+    wall = time.time()
+    alive_at = case((dispatchers.c.alive_at > wall, wall), else_=dispatchers.c.alive_at)
+    connection.execute(update(dispatchers).where(dispatchers.c.clock > now).values(clock=now, alive_at=alive_at))
 
 
 def _active_time(paused_since: float | None, paused_seconds: float, now: float) -> float:

@@ -53,6 +53,13 @@ BUSY_SECONDS = 0.5
 STUCK_SECONDS = 5.0
 """How long a dispatcher may hold the lock before it is ended."""
 
+POLL_SECONDS = 0.0005
+"""How often a process looks whether the lock is free."""
+
+LONG_SECONDS = 0.02
+GIVE_WAY_SECONDS = 0.002
+"""A process that has held the lock for so long lets others look before it takes it again, as between two batches."""
+
 LOG_BYTES = 16_000_000
 """What stays of the write-ahead log when it begins anew: more than it usually has, so that it rarely grows again."""
 
@@ -286,6 +293,7 @@ class FileLock:
         self._threads = FairLock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._exits_when_stuck = False
+        self._since = 0.0
         os.register_at_fork(
             after_in_child=self.close
         )  # a child that a plugin forks would keep the lock after our death
@@ -315,7 +323,8 @@ class FileLock:
                     self._disarm()
                     self._threads.release()
                     return False
-                time.sleep(0.0005)
+                time.sleep(POLL_SECONDS)
+            self._since = time.monotonic()
             return True
         except BaseException:
             self._disarm()
@@ -323,8 +332,11 @@ class FileLock:
             raise
 
     def release(self) -> None:
+        was_long = time.monotonic() - self._since > LONG_SECONDS
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._disarm()
+        if was_long:
+            time.sleep(GIVE_WAY_SECONDS)
         self._threads.release()
 
     def close(self) -> None:
