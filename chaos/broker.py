@@ -50,7 +50,7 @@ class Broker:
         """Start it, and wait until it handles signals: it listens before, when a signal such as `save` would end it."""
         with (self.folder / "log").open("ab") as log:
             starts = self.log.count(RUNNING)
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
         wait_until(lambda: self._is_running(starts), what="mosquitto")
 
     def kill(self) -> None:

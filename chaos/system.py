@@ -262,7 +262,7 @@ class System:
         self.broker.start()
         path = self.folder / FILES["broker"]
         command = [sys.executable, "-m", "chaos.listener", str(self.broker.port), str(path)]
-        self._listener = subprocess.Popen(command, cwd=ROOT)
+        self._listener = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
         saved = self.broker.folder / "mosquitto.db"
 
         def is_subscribed() -> bool:

@@ -201,6 +201,16 @@ def test_a_receiver_whose_supervisor_was_killed_changes_nothing_while_the_disk_i
         wait_until(lambda: not is_running(orphan), what="the end of the orphan")
 
 
+def test_control_c_in_a_terminal_ends_none_of_the_processes_that_the_judgement_needs(tmp_path: Path) -> None:
+    """A terminal sends it to the whole process group, of which only the driver may know what it means."""
+    with closing(System(tmp_path, "sqlite")) as system:
+        system.start()
+        assert system.broker is not None
+        started = psutil.Process().children(recursive=True)
+        assert len(started) >= 3  # broker, its listener, and the receiver
+        assert os.getpgrp() not in {os.getpgid(process.pid) for process in started}
+
+
 def test_a_registry_that_lacks_an_event_is_detected(tmp_path: Path) -> None:
     bodies = [Simulator(1).body("temperature", FIRST_EVENT_AT + timedelta(minutes=minute)) for minute in (0, 15)]
     events = [Event.from_body(body, datetime.now(UTC)) for body in bodies]
