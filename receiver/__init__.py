@@ -14,6 +14,7 @@ try:
     from receiver.folders import flush_folder, make_folder
     from receiver.hookspecs import Register, hookimpl
     from receiver.incident import Incident
+    from receiver.postgresql_url import postgresql_parameters
     from receiver.settings import Secret
 except ModuleNotFoundError as error:
     if (error.name or "receiver").startswith("receiver"):
@@ -34,5 +35,6 @@ __all__ = [
     "flush_folder",
     "hookimpl",
     "make_folder",
+    "postgresql_parameters",
 ]
 __version__ = "0.1.0"

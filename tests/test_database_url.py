@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from receiver.errors import JournalError
-from receiver.journal.sql.postgresql_connection import connection_parameters
+from receiver import postgresql_parameters
 
 BASE = {"user": "u", "password": "p", "host": "h", "port": "5432", "dbname": "d"}
 PRIMARY = {"target_session_attrs": "read-write"}
@@ -35,7 +36,7 @@ UNDERSTOOD: dict[str, tuple[str, dict[str, str]]] = {
 @pytest.mark.parametrize("case", UNDERSTOOD)
 def test_these_urls_are_understood(case: str) -> None:
     url, expected = UNDERSTOOD[case]
-    assert connection_parameters(url) == expected
+    assert postgresql_parameters(url, "DATABASE_URL") == expected
 
 
 NO_URL = "DATABASE_URL is not a URL such as postgres://user:password@host:5432/name; encode special characters in the "
@@ -78,6 +79,5 @@ REJECTED: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("case", REJECTED)
 def test_these_are_errors_that_name_the_remedy_and_no_part_of_a_password(case: str) -> None:
     url, message = REJECTED[case]
-    with pytest.raises(JournalError) as error:
-        connection_parameters(url)
-    assert str(error.value) == message
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        postgresql_parameters(url, "DATABASE_URL")

@@ -19,10 +19,10 @@ from sqlalchemy import make_url
 from support.journals import accept
 from support.postgresql import SSL_REQUEST, Deployment, RecordingProxy
 
+from receiver import postgresql_parameters
 from receiver.errors import JournalError, JournalUnavailable
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
-from receiver.journal.sql.postgresql_connection import connection_parameters
 from receiver.redaction import Redactor
 from receiver.settings import load
 from receiver.testing.ports import reserve_port
@@ -70,7 +70,7 @@ UNUSED_PORT = -1
     ],
 )
 def test_every_form_of_the_url_is_understood(given: str, expected: dict[str, str]) -> None:
-    assert {name: value for name, value in connection_parameters(given).items() if value} == expected
+    assert {name: value for name, value in postgresql_parameters(given, "DATABASE_URL").items() if value} == expected
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,29 @@ def test_nothing_is_sent_without_tls_if_tls_is_required(server: Server) -> None:
     proxy.close()
 
 
+@pytest.mark.parametrize("added", ["pgbouncer=true&connection_limit=1", "schema=public", "ssl=false"])
+def test_a_url_that_the_journal_understands_is_understood(postgresql_database: SqlDatabase, added: str) -> None:
+    """The documentation gives DATABASE_URL to the sink as well."""
+    sink = build_sql(f' "{postgresql_database.url}&{added}"')
+    deliver_batch(sink, event("e1"))
+    sink.hook.close()
+    assert postgresql_database.event_ids() == ["e1"]
+
+
+def test_of_several_hosts_the_sink_uses_the_one_that_can_be_written(
+    postgresql_database: SqlDatabase, server: Server
+) -> None:
+    url = make_url(postgresql_database.url)
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {url.database}".encode())
+        connection.execute(f"ALTER DATABASE {url.database} SET default_transaction_read_only = on".encode())
+    hosts = f"host={make_url(server.url).query['host']}&host={url.query['host']}"
+    sink = build_sql(f"postgres://postgres@/{url.database}?{hosts}")
+    deliver_batch(sink, event("e1"))
+    sink.hook.close()
+    assert postgresql_database.event_ids() == ["e1"]
+
+
 def documented(language: str, containing: str) -> str:
     """The first block of code in the documentation that contains this."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -88,6 +88,7 @@ def test_a_wrong_option_is_reported_without_the_url(options: dict[str, Any], exp
 
 
 NO_URL = "url must be a URL such as postgres://user:password@host:5432/name"
+ENCODE = NO_URL.replace("must be", "is not") + "; encode special characters in the password"
 SCHEME = "url must begin with postgres://, postgresql:// or sqlite:///"
 NO_FILE = "url of SQLite must name a file: three slashes and its path"
 
@@ -97,8 +98,10 @@ NO_FILE = "url of SQLite must name a file: three slashes and its path"
     [
         ("", NO_URL),
         ("hunter2", NO_URL),
-        ("postgres://bob:hunter2@host:port/name", NO_URL),
-        ("postgres://bob:hunter2@host/name?hunter2=1", NO_URL),
+        ("postgres://bob:hunter2@host:port/name", "url: port must be a number from 1 to 65535"),
+        ("postgres://bob:hunter2@host/name?hunter2=1", "url: PostgreSQL has no connection parameter; remove it"),
+        ("postgres://bob:hunter2@[::1/name", f"{ENCODE}, such as / as %2F"),
+        ("mysql://bob:1@host:hunter2/name", NO_URL),
         ("mysql://bob:hunter2@host/name", SCHEME),
         ("sqlite://", NO_FILE),
         ("sqlite:///", NO_FILE),

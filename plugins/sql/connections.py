@@ -5,6 +5,7 @@ What needs the driver of PostgreSQL, which takes 8 MB, is in `postgresql` and im
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import ArgumentError
 
+from receiver import postgresql_parameters
+
 ROW_ERRORS = ("22", "23", "54")
 """Classes of SQLSTATE that are about the row: data exception, integrity constraint, program limit (a key too long)."""
+
+POSTGRESQL = re.compile(r"[\s'\"]*postgres")
 
 
 @dataclass(frozen=True)
@@ -29,18 +34,16 @@ class TimeLimits:
 
 
 def database_url(text: str) -> URL:
-    """The URL of a database that can be used. Raises ValueError, without the URL in it."""
+    """The URL of a database that can be used; that of PostgreSQL as parameters of libpq. Raises ValueError, without the
+    URL in it."""
+    if POSTGRESQL.match(text):
+        parameters = postgresql_parameters(text, "url")
+        return URL.create("postgresql+psycopg", password=parameters.pop("password", None), query=parameters)
     try:
         url = make_url(text.strip())
-        backend = url.get_backend_name()
-        if backend in ("postgres", "postgresql"):
-            from .postgresql import check_parameters
-
-            check_parameters(url)
-            return url.set(drivername="postgresql+psycopg")
     except (ArgumentError, ValueError):
         raise ValueError("url must be a URL such as postgres://user:password@host:5432/name") from None
-    if backend != "sqlite":
+    if url.get_backend_name() != "sqlite":
         raise ValueError("url must begin with postgres://, postgresql:// or sqlite:///")
     if url.host or url.query or not url.database or url.database.startswith((":", "file:")):
         raise ValueError("url of SQLite must name a file: three slashes and its path")

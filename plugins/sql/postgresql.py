@@ -10,15 +10,6 @@ from sqlalchemy import URL, Engine, create_engine, event
 from .connections import TimeLimits
 
 
-def check_parameters(url: URL) -> None:
-    """Raises ValueError for a URL with a parameter that PostgreSQL does not have."""
-    given = url.translate_connect_args(username="user", database="dbname")
-    try:
-        psycopg.conninfo.make_conninfo(**{**given, **url.query})
-    except psycopg.Error as error:
-        raise ValueError(str(error)) from None
-
-
 def postgresql_engine(url: URL, limits: TimeLimits) -> Engine:
     """Each transaction begins with its own settings, because a pooler can share connections with other clients."""
     milliseconds = round(limits.statement_seconds * 1000)
@@ -27,6 +18,8 @@ def postgresql_engine(url: URL, limits: TimeLimits) -> Engine:
         f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
     )
     arguments = {
+        **url.query,
+        **({"password": url.password} if url.password else {}),
         "connect_timeout": limits.connect_seconds,
         "application_name": "receiver",
         "client_encoding": "utf8",
@@ -37,7 +30,7 @@ def postgresql_engine(url: URL, limits: TimeLimits) -> Engine:
         "prepare_threshold": None,  # prepared statements do not work behind every pooler
     }
     engine = create_engine(
-        url,
+        "postgresql+psycopg://",
         pool_size=0,
         pool_pre_ping=True,
         isolation_level="READ COMMITTED",

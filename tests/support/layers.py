@@ -12,7 +12,7 @@ LAYERS = {
     "journal": ("journal",),
     "settings": ("settings", "logs", "signature", "lifeline"),
     "checks": ("validation", "redaction", "environment", "config_file", "variables", "urls", "listener", "http_client"),
-    "vocabulary": ("event", "errors", "hookspecs", "folders", "incident"),
+    "vocabulary": ("event", "errors", "hookspecs", "folders", "incident", "postgresql_url"),
 }
 """Layer → its parts: files and folders of the package."""
 
@@ -37,7 +37,7 @@ WALLS = (
 LIBRARIES = {
     "sqlalchemy": ("receiver/journal/sql/", "receiver/sensors/", "receiver/testing/postgresql.py"),
     "sqlite3": ("receiver/journal/sql/",),
-    "psycopg": ("receiver/journal/sql/", "receiver/testing/postgresql.py"),
+    "psycopg": ("receiver/journal/sql/", "receiver/postgresql_url.py", "receiver/testing/postgresql.py"),
     "jwt": ("receiver/signature.py", "receiver/dt/session.py", "receiver/testing/cloud.py"),
     "cryptography": ("receiver/testing/issuer.py",),
     "dtintegrations": ("receiver/signature.py",),

@@ -38,10 +38,10 @@ from receiver.journal.sql.fair_lock import FairLock
 from receiver.journal.sql.postgresql_connection import (
     SESSION,
     TimeoutConnection,
-    connection_parameters,
     reason,
     session_is_useless,
 )
+from receiver.postgresql_url import postgresql_parameters
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,9 @@ class PostgresqlDatabase:
         """`url` is that of a `setting`. Raises JournalError when it is not a URL of PostgreSQL."""
         self._setting = setting
         try:
-            parameters = connection_parameters(url)
-        except JournalError as error:
-            raise JournalError(str(error).replace("DATABASE_URL", setting)) from None
+            parameters = postgresql_parameters(url, setting)
+        except ValueError as error:
+            raise JournalError(str(error)) from None
         self._parameters: Callable[[], dict[str, str]] = lambda: (
             parameters
         )  # a function, so that no repr shows the password

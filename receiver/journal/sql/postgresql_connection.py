@@ -1,16 +1,12 @@
-"""Connections to PostgreSQL: from DATABASE_URL to a session that notices a lost server; its errors in plain words."""
+"""Connections to PostgreSQL: sessions that notice a lost server, and their errors in plain words."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qsl
 
 import psycopg
-
-from receiver.errors import JournalError
 
 CONNECT_SECONDS = 2
 RESPONSE_SECONDS = 2.5
@@ -29,14 +25,6 @@ SESSION: dict[str, Any] = {
     "prepare_threshold": None,
 }
 """Notices a lost server within seconds, and works behind a pooler (no prepared statements)."""
-
-IGNORED = ("pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "statement_cache_size", "uselibpqcompat")
-"""Parameters of other clients that have no meaning here."""
-
-CHOICES = {
-    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-}
 
 
 class ServerTimeout(psycopg.OperationalError):
@@ -69,70 +57,6 @@ class TimeoutConnection(psycopg.Connection[Any]):
         """Whether this session is the server's own; a pooler invents the process id that it announces."""
         row = self.execute("SELECT pg_backend_pid()").fetchone()
         return row is not None and row[0] == self.info.backend_pid
-
-
-def connection_parameters(url: str) -> dict[str, str]:
-    """A DATABASE_URL as parameters of libpq; several hosts, and what other clients write into it, are understood.
-
-    Raises JournalError, without the URL in it, that names the parameter and the remedy.
-    https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
-    """
-    text = url.strip().strip("'\"").strip()
-    scheme, separator, rest = text.partition("://")
-    if not separator or scheme.partition("+")[0] not in ("postgres", "postgresql"):
-        raise JournalError("DATABASE_URL must begin with postgres:// or postgresql://")
-    address, _, query = rest.partition("?")
-    if ":" in address and "@" in query and "@" not in address:
-        raise JournalError("DATABASE_URL: encode special characters in the password, such as ? as %3F")
-    try:
-        parameters = psycopg.conninfo.conninfo_to_dict(f"postgresql://{address}")
-    except (psycopg.Error, UnicodeError):
-        raise JournalError(
-            "DATABASE_URL is not a URL such as postgres://user:password@host:5432/name; "
-            "encode special characters in the password, such as / as %2F"
-        ) from None
-    parameters |= _query(parse_qsl(query, keep_blank_values=True))
-    if "," in str(parameters.get("host", "")):
-        parameters.setdefault("target_session_attrs", "read-write")
-    _validate(parameters)
-    return {name: str(value) for name, value in parameters.items()}
-
-
-def _query(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The parameters behind the question mark. There may be several of `host`, each with a port."""
-    found = {name: value for name, value in pairs if name not in (*IGNORED, "host", "ssl", "schema")}
-    hosts = [value for name, value in pairs if name == "host"]
-    if len(hosts) > 1:
-        split = [host.rpartition(":") if re.search(r":\d+$", host) else (host, "", "") for host in hosts]
-        found["host"] = ",".join(host for host, _, _ in split)
-        found["port"] = ",".join(port or "5432" for _, _, port in split)
-    elif hosts:
-        found["host"] = hosts[0]
-    for name, value in pairs:
-        if name == "ssl":
-            found.setdefault("sslmode", "disable" if value.lower() in ("false", "0") else "require")
-        if name == "schema" and value != "public":
-            raise JournalError(
-                "DATABASE_URL: remove the parameter 'schema'; to keep the tables in a schema of their own, give the "
-                "receiver a role of its own and run ALTER ROLE … SET search_path = …"
-            )
-    if found.get("sslmode") == "no-verify":
-        found["sslmode"] = "require"
-    return found
-
-
-def _validate(parameters: dict[str, Any]) -> None:
-    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
-    for name in parameters:
-        if name not in known:
-            shown = f" '{name}'" if re.fullmatch("[a-z_]{2,30}", name) else ""
-            raise JournalError(f"DATABASE_URL: PostgreSQL has no connection parameter{shown}; remove it")
-    for name, valid in CHOICES.items():
-        if parameters.get(name, valid[0]) not in valid:
-            raise JournalError(f"DATABASE_URL: {name} must be one of {', '.join(valid)}")
-    ports = str(parameters.get("port", "")).split(",")
-    if not all(re.fullmatch(r"\d{0,5}", port) and 1 <= int(port or 1) <= 65535 for port in ports):
-        raise JournalError("DATABASE_URL: port must be a number from 1 to 65535")
 
 
 REASONS = {
