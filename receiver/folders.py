@@ -13,16 +13,27 @@ def why_not_writable(path: Path) -> str | None:
 
     Changes nothing. A folder that may be read-only for another user is judged for this one.
     """
-    if path.is_symlink():
+    if os.path.islink(path):
         path = path.resolve()
     found = next(each for each in (path, *path.parents) if os.path.lexists(each) or each == each.parent)
-    if not found.exists():
+    if not may_exist(found):
         return f"{path} cannot be created: {found} is a symbolic link that leads nowhere"
-    if found != path and not found.is_dir():
+    if found != path and not os.path.isdir(found):
         return f"{path} cannot be created: {found} is not a folder"
-    if not os.access(found, os.W_OK | (os.X_OK if found.is_dir() else 0)):
+    if not os.access(found, os.W_OK | (os.X_OK if os.path.isdir(found) else 0)):
         return f"{path} cannot be {'written' if found == path else 'created'}: {found} is not writable"
     return None
+
+
+def may_exist(path: Path) -> bool:
+    """Whether a file exists, or cannot be looked for: then its error is left to whoever opens it."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def make_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from receiver.errors import JournalError, JournalUnavailable
+from receiver.folders import may_exist
 from receiver.journal import Counts, Journal, Liveness, Records, SinkState, TablesVersion, open_records, tables_version
 from receiver.listener import is_in_use
 from receiver.logs import printable
@@ -253,7 +254,7 @@ def port_in_use(settings: Settings) -> list[str]:
 
 def replaced_journal(settings: Settings) -> list[str]:
     """A warning for an SQLite journal that DATABASE_URL has replaced and that has undelivered events."""
-    if settings.database_url is None or not settings.journal_path.exists():
+    if settings.database_url is None or not may_exist(settings.journal_path):
         return []
     replaced = replace(settings, database_url=None)
     warning = f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and "

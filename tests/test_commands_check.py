@@ -145,6 +145,19 @@ def test_a_journal_under_a_file_is_reported_together_with_all_other_problems(ope
     )
 
 
+@pytest.mark.parametrize("with_database", [False, True])
+def test_a_journal_that_cannot_be_looked_for_is_an_error_only_if_it_is_used(
+    operator: Operator, with_database: bool
+) -> None:
+    """As in a folder of another user, which is none for the tests, since they run as root."""
+    path = operator.folder / ("x" * 300)
+    operator.configure(f"[journal]\npath = '{path}'\n{CONSOLE}")
+    error = f"error: journal {path}: File name too long; make it writable or set another [journal] path"
+    expected: tuple[int, list[str]] = (0, []) if with_database else (1, [error])
+    code, _, errors = operator.run("check", **{"DATABASE_URL": new_database()} if with_database else {})
+    assert (code, errors) == expected
+
+
 def test_a_folder_that_is_not_writable_is_reported_before_a_journal_is_created_in_it(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
