@@ -23,6 +23,7 @@ from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 from receiver.journal.sql.postgresql_connection import ServerTimeout, session_is_useless
 from receiver.journal.sql.records import SqlRecords
+from receiver.journal.sql.state import tables_version
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import Rules
 from receiver.testing.postgresql import new_database, postgresql
@@ -150,10 +151,34 @@ def test_a_table_of_another_program_is_named_and_left_alone(url: str) -> None:
     assert tables == [("events",)]
 
 
-def test_a_view_of_another_program_is_named(url: str) -> None:
-    execute(url, "CREATE VIEW events AS SELECT 1 AS id")
-    with pytest.raises(JournalError, match="another program"):
+@pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
+def test_a_view_of_another_program_is_named(url: str, kind: str) -> None:
+    execute(url, f"CREATE {kind} events AS SELECT 1 AS id; CREATE {kind} registry_days AS SELECT 1 AS id")
+    calls: list[Callable[[PostgresqlDatabase], object]] = [
+        SqlJournal,
+        tables_version,
+        lambda database: Registry(database, Rules()),
+    ]
+    for call in calls:
+        with closing(PostgresqlDatabase(url, None)) as database, pytest.raises(JournalError, match="another program"):
+            call(database)
+
+
+@pytest.mark.parametrize("kind", ["SEQUENCE events", "TYPE events AS ENUM ('a')", "DOMAIN events AS integer"])
+def test_what_else_has_the_name_of_a_table_has_words_that_say_so(url: str, kind: str) -> None:
+    execute(url, f"CREATE {kind}")
+    with pytest.raises(JournalUnavailable, match=": another program has a type, sequence or index of the same name"):
         SqlJournal(PostgresqlDatabase(url, None))
+
+
+@pytest.mark.parametrize("change", ["DROP TABLE events", "ALTER TABLE events RENAME COLUMN body TO bodies"])
+def test_tables_that_were_dropped_or_altered_have_words_that_say_what_to_do(
+    url: str, open_journal: Callable[[], SqlJournal], change: str
+) -> None:
+    journal = open_journal()
+    execute(url, change)
+    with pytest.raises(JournalUnavailable, match=": its tables were removed or altered, as by an upgrade; restart the"):
+        journal.accept([ARRIVAL])
 
 
 def test_where_listen_does_not_work_one_line_says_so(

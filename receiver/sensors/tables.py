@@ -143,9 +143,8 @@ def found_version(connection: Connection) -> int | None:
     Raises JournalError if tables or views with our names belong to another program, or to a newer receiver.
     """
     inspector = inspect(connection)
-    found = {*inspector.get_table_names(), *inspector.get_view_names()}
-    if versions.name not in found:
-        if foreign := sorted({*metadata.tables} & found):
+    if not inspector.has_table(versions.name):
+        if foreign := sorted(filter(inspector.has_table, metadata.tables)):
             raise JournalError(f"the database has a table '{foreign[0]}' of another program; set another [sensors] url")
         return None
     version: int | None = connection.scalar(select(versions.c.version))
