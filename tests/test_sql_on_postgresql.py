@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,18 +98,35 @@ def test_a_table_that_remains_locked_pauses_the_sink(
     assert postgresql_database.event_ids() == ["e1"]
 
 
+@pytest.mark.parametrize(("default", "used"), [("off", "on"), ("remote_apply", "remote_apply")])
 def test_transactions_are_durable_and_limited_in_time_whatever_the_defaults_of_the_database(
-    postgresql_database: SqlDatabase,
+    postgresql_database: SqlDatabase, default: str, used: str
 ) -> None:
     name = make_url(postgresql_database.url).database
-    for setting in ("synchronous_commit = off", "default_transaction_isolation = serializable"):
+    for setting in (f"synchronous_commit = {default}", "default_transaction_isolation = serializable"):
         postgresql_database.query(f"ALTER DATABASE {name} SET {setting}")
     engine = create(database_url(postgresql_database.url), TimeLimits())
     names = ("synchronous_commit", "transaction_isolation", "statement_timeout", "idle_in_transaction_session_timeout")
     with engine.begin() as connection:
         values = [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names]
     engine.dispose()
-    assert values == ["on", "read committed", "10s", "10s"]
+    assert values == [used, "read committed", "10s", "10s"]
+
+
+@pytest.mark.parametrize("setting", ["lock_timeout = '1ms'", "transaction_timeout = '300ms'"])
+def test_a_short_lock_pauses_no_sink_whatever_the_defaults_of_the_database(
+    postgresql_database: SqlDatabase, setting: str
+) -> None:
+    sink = postgresql_database.open()
+    postgresql_database.query(f"ALTER DATABASE {make_url(postgresql_database.url).database} SET {setting}")
+    postgresql_database.query(CUT_CONNECTIONS)
+    with psycopg.connect(postgresql_database.url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("SET lock_timeout = 0; SET transaction_timeout = 0; LOCK TABLE readings")
+        delivered = pool.submit(deliver_batch, sink, event("e1"))
+        time.sleep(1)  # longer than these limits
+        other.rollback()
+        delivered.result()
+    assert postgresql_database.event_ids() == ["e1"]
 
 
 def test_a_killed_server_pauses_the_sink_and_has_every_delivered_event_after_its_recovery(server: Server) -> None:

@@ -11,12 +11,21 @@ from .connections import TimeLimits
 
 
 def postgresql_engine(url: URL, limits: TimeLimits) -> Engine:
-    """Each transaction begins with its own settings, because a pooler can share connections with other clients."""
+    """Each transaction begins with its own settings, because a pooler can share connections with other clients.
+
+    Of `synchronous_commit`, the server's own value is stricter if it is `remote_apply`.
+    """
     milliseconds = round(limits.statement_seconds * 1000)
-    begin = (
-        f"SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = {milliseconds}; "
-        f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
-    )
+    begin = f"""
+        SELECT
+            set_config('statement_timeout', '{milliseconds}', true),
+            set_config('lock_timeout', '0', true),
+            set_config('idle_in_transaction_session_timeout', '{milliseconds}', true),
+            CASE WHEN current_setting('server_version_num')::int >= 170000
+            THEN set_config('transaction_timeout', '0', true) END,
+            CASE WHEN current_setting('synchronous_commit') <> 'remote_apply'
+            THEN set_config('synchronous_commit', 'on', true) END
+    """
     arguments = {
         **url.query,
         **({"password": url.password} if url.password else {}),
