@@ -158,6 +158,18 @@ def test_a_journal_that_cannot_be_looked_for_is_an_error_only_if_it_is_used(
     assert (code, errors) == expected
 
 
+def test_a_journal_that_is_not_writable_is_an_error_of_every_command(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.configure(CONSOLE)
+    operator.lines("migrate")
+    path = operator.settings.journal_path
+    monkeypatch.setattr(os, "access", lambda given, mode: given != path)
+    error = f"error: journal {path}: Permission denied; make it writable or set another [journal] path"
+    for command in ("check", "migrate", "status"):
+        assert operator.run(command) == (1, [], [error])
+
+
 def test_a_folder_that_is_not_writable_is_reported_before_a_journal_is_created_in_it(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

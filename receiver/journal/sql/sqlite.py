@@ -6,6 +6,7 @@ write-ahead log when two processes write at once, so every writer takes a file l
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import fcntl
 import json
@@ -87,6 +88,8 @@ class SqliteDatabase:
         try:
             self._path = path = path.resolve()  # a symbolic link to the file must lead to the same locks
             make_folder(path.parent)
+            if not os.access(path, os.W_OK) and path.exists():  # SQLite opens it nevertheless, or does not say why not
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self._lock = FileLock(path.with_name(path.name + ".lock"))
             self._dispatcher = FileLock(path.with_name(path.name + ".dispatcher"))
             self._wakeup = Wakeup(path.with_name(path.name + ".wakeup"))
