@@ -82,7 +82,7 @@ REASONS = {
     "Connection refused|No such file or directory": "connection refused",
     "timeout expired|timed out|does not respond|No route to host|Network is unreachable": "no response",
     r'invalid "?\w+"? value|invalid value for parameter|invalid port number|unrecognized configuration parameter|'
-    "requires a value|weak sslmode|definition of service": (
+    "requires a value|weak sslmode|definition of service|could not match": (
         "a parameter of DATABASE_URL, or a PG* variable such as PGOPTIONS, has no valid value"
     ),
     "channel binding|authentication method requirement|GSSAPI": (
