@@ -3,6 +3,7 @@ be written."""
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,11 @@ def why_not_writable(path: Path) -> str | None:
 
     Changes nothing. A folder that may be read-only for another user is judged for this one.
     """
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"{path} cannot be used: {error.strerror}"
     if path.is_symlink():
         path = path.resolve()
     found = next(each for each in (path, *path.parents) if os.path.lexists(each) or each == each.parent)

@@ -6,6 +6,7 @@ Readiness.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -253,7 +254,7 @@ def port_in_use(settings: Settings) -> list[str]:
 
 def replaced_journal(settings: Settings) -> list[str]:
     """A warning for an SQLite journal that DATABASE_URL has replaced and that has undelivered events."""
-    if settings.database_url is None or not settings.journal_path.exists():
+    if settings.database_url is None or not os.path.exists(settings.journal_path):
         return []
     replaced = replace(settings, database_url=None)
     warning = f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and "

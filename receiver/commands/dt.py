@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
@@ -166,11 +167,11 @@ def what_is_here(settings: Settings) -> tuple[list[str], Records | None]:
     projects: list[str] = []
     records = None
     path = registry_path(settings)
-    if settings.sensors.enabled and (path is None or path.exists()):
+    if settings.sensors.enabled and (path is None or os.path.exists(path)):
         with suppress(JournalError), closing(open_registry(settings, create=False)) as opened:
             found = {row.project_id for row in opened.rows() if row.project_id and not row.retired_at}
             projects = sorted(found - {SIMULATED_PROJECT})
-    if settings.database_url or settings.journal_path.exists():
+    if settings.database_url or os.path.exists(settings.journal_path):
         with suppress(JournalError):
             records = open_journal_records(settings)
     return projects, records

@@ -108,8 +108,8 @@ def check() -> None:
         problems.append(str(error))
     records = None
     try:
-        if not settings.database_url and not settings.journal_path.exists():
-            admin.require_creatable(settings.journal_path)
+        if not settings.database_url and not os.path.exists(settings.journal_path):
+            admin.require_creatable("journal", settings.journal_path, "[journal] path")
         elif old := health.old_tables(version := tables_version(settings)):
             warnings += old
         elif version.found is not None:
@@ -277,7 +277,10 @@ def unwatchable_sensors(settings: Settings) -> list[str]:
     from receiver.sensors.shown import unwatchable
 
     path = registry_path(settings)
-    if not settings.sensors.enabled or (path is not None and not path.exists()):
+    if not settings.sensors.enabled:
+        return []
+    if path is not None and not os.path.exists(path):
+        admin.require_creatable("registry of sensors", path, "[sensors] url")
         return []
     with closing(open_registry(settings, create=False)) as registry:
         return [] if registry.tables_version() is None else unwatchable(registry)

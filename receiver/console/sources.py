@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class Sources:
         if not self.settings.sensors.enabled:
             raise NoRegistry(f"the registry of sensors is disabled in {self.settings.path.name} [sensors]")
         path = registry_path(self.settings)
-        if path is not None and not path.exists():
+        if path is not None and not os.path.exists(path):
             raise NoRegistry("there is no registry of sensors yet; the dispatcher creates it")
         return open_registry(self.settings, create=False)
 

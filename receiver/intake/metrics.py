@@ -195,7 +195,7 @@ class SensorGauges(Collector):
         """Opens the registry at the first call: the dispatcher creates its tables."""
         if self._registry is None:
             path = registry_path(self._settings)
-            if path is not None and not path.exists():
+            if path is not None and not os.path.exists(path):
                 raise JournalError("there is no registry yet")
             self._registry = open_registry(self._settings, create=False)
         return self._registry.states(), self._registry.causes()
