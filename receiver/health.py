@@ -143,13 +143,20 @@ def configuration_warnings(settings: Settings) -> list[str]:
         *no_sinks(settings),
         *journal_on_dyno(settings),
         *replaced_journal(settings),
-        *backfill_without_account(settings),
+        *service_account(settings),
     ]
 
 
-def backfill_without_account(settings: Settings) -> list[str]:
-    missing = settings.api.missing if settings.sensors.enabled and settings.sensors.backfill else []
-    return [f"[sensors] backfill needs {', '.join(missing)}; set them, or remove it"] if missing else []
+def service_account(settings: Settings) -> list[str]:
+    """What keeps DT's REST API from being used, if it is to be."""
+    missing = settings.api.missing
+    if missing and settings.sensors.enabled and settings.sensors.backfill:
+        return [f"[sensors] backfill needs {', '.join(missing)}; set them, or remove it"]
+    if 0 < len(missing) < 3:
+        return [f"the service account has no effect without {' and '.join(missing)}; set them, or remove the others"]
+    return odd_secrets(
+        {"DT_SERVICE_ACCOUNT_KEY_ID": settings.api.key_id, "DT_SERVICE_ACCOUNT_SECRET": settings.api.secret}
+    )
 
 
 def weak_secrets(settings: Settings) -> list[str]:
