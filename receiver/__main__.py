@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def run(prog_name: str = "receiver") -> None:
     open_closed_descriptors()
-    escape_what_output_lacks()
+    write_all_or_fail()
     try:
         from receiver.commands.main import main
     except KeyboardInterrupt:  # reported as click does later
@@ -33,10 +38,35 @@ def open_closed_descriptors() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
-def escape_what_output_lacks() -> None:
-    """Let standard output escape the characters that its encoding lacks, as standard error does."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+def write_all_or_fail() -> None:
+    """Let standard output and error write each line as a whole, and escape the characters that their encoding lacks.
+
+    Python drops the rest of what a full disk takes a part of, if PYTHONUNBUFFERED is set; and it fails for a full pipe
+    that another program has made non-blocking.
+    """
+    sys.stdout, sys.stderr = whole_lines(1, sys.stdout), whole_lines(2, sys.stderr)
+
+
+def whole_lines(descriptor: int, stream: TextIO) -> TextIO:
+    return io.TextIOWrapper(
+        WholeWrites(descriptor, "w", closefd=False),
+        encoding=stream.encoding,
+        errors="backslashreplace" if stream.errors == "strict" else stream.errors,
+        line_buffering=True,
+    )
+
+
+class WholeWrites(io.FileIO):
+    """A file whose writes are complete, or raise OSError."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        rest = memoryview(data)
+        while rest:
+            if (written := super().write(rest)) is None:
+                select.select([], [self], [])
+            else:
+                rest = rest[written:]
+        return len(memoryview(data))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ be written."""
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,27 +14,21 @@ def why_not_writable(path: Path) -> str | None:
 
     Changes nothing. A folder that may be read-only for another user is judged for this one.
     """
-    if os.path.islink(path):
-        path = path.resolve()
-    found = next(each for each in (path, *path.parents) if os.path.lexists(each) or each == each.parent)
-    if not may_exist(found):
-        return f"{path} cannot be created: {found} is a symbolic link that leads nowhere"
-    if found != path and not os.path.isdir(found):
-        return f"{path} cannot be created: {found} is not a folder"
-    if not os.access(found, os.W_OK | (os.X_OK if os.path.isdir(found) else 0)):
-        return f"{path} cannot be {'written' if found == path else 'created'}: {found} is not writable"
-    return None
-
-
-def may_exist(path: Path) -> bool:
-    """Whether a file exists, or cannot be looked for: then its error is left to whoever opens it."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"{path} cannot be used: {error.strerror}"
+    if path.is_symlink():
+        path = path.resolve()
+    found = next(each for each in (path, *path.parents) if os.path.lexists(each) or each == each.parent)
+    if not found.exists():
+        return f"{path} cannot be created: {found} is a symbolic link that leads nowhere"
+    if found != path and not found.is_dir():
+        return f"{path} cannot be created: {found} is not a folder"
+    if not os.access(found, os.W_OK | (os.X_OK if found.is_dir() else 0)):
+        return f"{path} cannot be {'written' if found == path else 'created'}: {found} is not writable"
+    return None
 
 
 def make_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ Readiness.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from receiver.errors import JournalError, JournalUnavailable
-from receiver.folders import may_exist
 from receiver.journal import Counts, Journal, Liveness, Records, SinkState, TablesVersion, open_records, tables_version
 from receiver.listener import is_in_use
 from receiver.logs import printable
@@ -143,13 +143,20 @@ def configuration_warnings(settings: Settings) -> list[str]:
         *no_sinks(settings),
         *journal_on_dyno(settings),
         *replaced_journal(settings),
-        *backfill_without_account(settings),
+        *service_account(settings),
     ]
 
 
-def backfill_without_account(settings: Settings) -> list[str]:
-    missing = settings.api.missing if settings.sensors.enabled and settings.sensors.backfill else []
-    return [f"[sensors] backfill needs {', '.join(missing)}; set them, or remove it"] if missing else []
+def service_account(settings: Settings) -> list[str]:
+    """What keeps DT's REST API from being used, if it is to be."""
+    missing = settings.api.missing
+    if missing and settings.sensors.enabled and settings.sensors.backfill:
+        return [f"[sensors] backfill needs {', '.join(missing)}; set them, or remove it"]
+    if 0 < len(missing) < 3:
+        return [f"the service account has no effect without {' and '.join(missing)}; set them, or remove the others"]
+    return odd_secrets(
+        {"DT_SERVICE_ACCOUNT_KEY_ID": settings.api.key_id, "DT_SERVICE_ACCOUNT_SECRET": settings.api.secret}
+    )
 
 
 def weak_secrets(settings: Settings) -> list[str]:
@@ -254,7 +261,7 @@ def port_in_use(settings: Settings) -> list[str]:
 
 def replaced_journal(settings: Settings) -> list[str]:
     """A warning for an SQLite journal that DATABASE_URL has replaced and that has undelivered events."""
-    if settings.database_url is None or not may_exist(settings.journal_path):
+    if settings.database_url is None or not os.path.exists(settings.journal_path):
         return []
     replaced = replace(settings, database_url=None)
     warning = f"the journal {settings.journal_path} is not used while DATABASE_URL is set, and "

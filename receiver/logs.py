@@ -32,6 +32,7 @@ def set_up(log_format: str, redactor: Redactor) -> None:
     for library in ("urllib3", "psycopg"):  # they log what they raise
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # it prints what cannot be written, with its secrets
     sys.excepthook = lambda kind, error, trace: log.critical("uncaught exception", exc_info=error)
     sys.unraisablehook = lambda hook: log.error("unraisable exception", exc_info=hook.exc_value)
     threading.excepthook = lambda hook: log.error("uncaught exception in a thread", exc_info=hook.exc_value)

@@ -13,10 +13,13 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+MAX_SECONDS = 36500 * 86400.0
+"""Of a duration: its end must be a date."""
 
 RENAMED = {"max_body": "max_body_bytes", "first_pause": "initial_backoff", "longest_pause": "max_backoff"}
 """Old keys of the receiver's own tables, and the new ones."""
@@ -117,6 +120,12 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def not_for_ever(seconds: float) -> float:
+    if seconds > MAX_SECONDS:
+        raise ValueError('give at most "36500d"')
+    return seconds
+
+
 def list_of_text(example: str) -> BeforeValidator:
     """A check that a value is a list; its message shows one in TOML."""
 
@@ -131,7 +140,7 @@ def list_of_text(example: str) -> BeforeValidator:
 Flag = Annotated[bool, BeforeValidator(boolean)]
 Whole = Annotated[int, BeforeValidator(number)]
 Number = Annotated[float, BeforeValidator(number)]
-Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0), AfterValidator(not_for_ever)]
 
 
 def exact(annotation: Any) -> Any:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
+import resource
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, wait_until
 from support.commands import CONSOLE, LONG_AGO, NOON, STRONG_SECRET, Operator, Shell, event_body
 
 from receiver.__main__ import run
@@ -334,6 +338,42 @@ def texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_an_output_whose_reader_is_slow_is_complete_even_if_it_is_non_blocking(
+    unbuffered: str, operator: Operator
+) -> None:
+    whole = command_with_output(operator, "sinks", "--json", stdout=subprocess.PIPE)
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(write_end, False)
+    with open(read_end, "rb", buffering=0) as reader, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            command_with_output, operator, "sinks", "--json", stdout=write_end, PYTHONUNBUFFERED=unbuffered
+        )
+        wait_until(lambda: unread_bytes(reader) == 4096 or running.done(), what="a full pipe")
+        os.close(write_end)
+        assert reader.readall() == whole.stdout
+        assert (running.result().returncode, running.result().stderr) == (0, b"")
+
+
+def unread_bytes(reader: IO[bytes]) -> int:
+    return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_disk_that_takes_a_part_of_the_output_is_one_error_line(
+    unbuffered: str, operator: Operator, tmp_path: Path
+) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+        try:
+            done = command_with_output(operator, "sinks", "--json", stdout=out, PYTHONUNBUFFERED=unbuffered)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (done.returncode, done.stderr) == (1, b"error: cannot write: File too large\n")
+
+
 @pytest.mark.parametrize("arguments", [("status",), ("status", "--json"), ("sinks",)], ids=" ".join)
 def test_an_output_that_cannot_be_written_is_one_error_line(arguments: tuple[str, ...], operator: Operator) -> None:
     with Path("/dev/full").open("w") as full:
@@ -368,6 +408,8 @@ def test_ctrl_c_while_a_command_is_loaded_is_one_line(monkeypatch: pytest.Monkey
             if name == "receiver.commands.main":
                 raise KeyboardInterrupt
 
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which run replaces
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.delitem(sys.modules, "receiver.commands.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     with pytest.raises(SystemExit, match=r"^\nAborted!$"):  # the exit code of a text is 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -139,23 +142,10 @@ def test_a_journal_under_a_file_is_reported_together_with_all_other_problems(ope
         [],
         [
             f"error: config.toml [sinks.a]: no sink type 'csf' (did you mean 'csv'?); {THERE_ARE}",
-            f"error: journal {folder}/config.toml/deep/journal.sqlite: {folder}/config.toml is not a folder; "
-            "set another [journal] path",
+            f"error: journal {folder}/config.toml/deep/journal.sqlite cannot be created: {folder}/config.toml is not a "
+            "folder; correct that, or set another [journal] path",
         ],
     )
-
-
-@pytest.mark.parametrize("with_database", [False, True])
-def test_a_journal_that_cannot_be_looked_for_is_an_error_only_if_it_is_used(
-    operator: Operator, with_database: bool
-) -> None:
-    """As in a folder of another user, which is none for the tests, since they run as root."""
-    path = operator.folder / ("x" * 300)
-    operator.configure(f"[journal]\npath = '{path}'\n{CONSOLE}")
-    error = f"error: journal {path}: File name too long; make it writable or set another [journal] path"
-    expected: tuple[int, list[str]] = (0, []) if with_database else (1, [error])
-    code, _, errors = operator.run("check", **{"DATABASE_URL": new_database()} if with_database else {})
-    assert (code, errors) == expected
 
 
 def test_a_journal_that_is_not_writable_is_an_error_of_every_command(
@@ -180,10 +170,56 @@ def test_a_folder_that_is_not_writable_is_reported_before_a_journal_is_created_i
         1,
         [],
         [
-            f"error: journal {folder}/data/new/journal.sqlite: {folder} is not writable; "
-            "make it so, or set another [journal] path"
+            f"error: journal {folder}/data/new/journal.sqlite cannot be created: {folder} is not writable; "
+            "correct that, or set another [journal] path"
         ],
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        ("[journal]\npath = '{}'", "journal {} cannot be used: {}; correct that, or set another [journal] path"),
+        (
+            "[sensors]\nurl = 'sqlite:///{}'",
+            "registry of sensors {} cannot be used: {}; correct that, or set another [sensors] url",
+        ),
+        ("[sinks.a]\ntype = 'csv'\npath = '{}'", "config.toml [sinks.a]: {} cannot be used: {}"),
+        ("[sinks.a]\ntype = 'sql'\nurl = 'sqlite:///{}'", "config.toml [sinks.a]: {} cannot be used: {}"),
+    ],
+    ids=["journal", "registry", "csv", "sql"],
+)
+@pytest.mark.parametrize("place", ["closed/file", "loop", "long" * 64], ids=lambda place: place[:6])
+def test_a_path_that_the_system_refuses_is_one_error_line(
+    place: str, table: str, error: str, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (operator.folder / "loop").symlink_to("loop")
+    refuse(operator.folder / "closed" / "file", monkeypatch)
+    operator.configure(f"{table.format(place)}\n" + ("" if "[sinks" in table else CONSOLE))
+    reasons = {"closed/file": errno.EACCES, "loop": errno.ELOOP}
+    path, reason = operator.folder / place, os.strerror(reasons.get(place, errno.ENAMETOOLONG))
+    assert operator.run("check") == (1, [], [f"error: {error.format(path, reason)}"])
+
+
+def refuse(refused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a path be in a folder that this user, who may be root, cannot search."""
+    stat = os.stat
+
+    def refusing(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(refused):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+
+
+def test_a_journal_that_database_url_replaces_need_not_be_readable(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.configure(CONSOLE)
+    refuse(operator.folder / "data" / "journal.sqlite", monkeypatch)
+    done = operator.run("check", DATABASE_URL="postgresql://127.0.0.1:1/x")
+    assert done == (1, [], ["error: the database of DATABASE_URL cannot be used now: connection refused"])
 
 
 def test_problems_of_sinks_are_reported_while_the_database_is_away(operator: Operator) -> None:
@@ -551,6 +587,9 @@ def test_built_in_sinks_that_can_never_work_are_problems(operator: Operator) -> 
         [sinks.four]
         type = "csv"
         path = "a folder"
+        [sinks.pipe]
+        type = "csv"
+        path = "/dev/null"
         [sinks.five]
         type = "csv"
         path = "{day}/{date}-{hour}.csv"
@@ -597,6 +636,7 @@ def test_built_in_sinks_that_can_never_work_are_problems(operator: Operator) -> 
                 ("two", f"path {folder}/link.csv {shared}"),
                 ("three", f"{folder}/a file/events.csv cannot be created: {folder}/a file is not a folder"),
                 ("four", f"path {folder}/a folder is a folder; it must be a file"),
+                ("pipe", "path /dev/null is a device or a pipe; it must be a file"),
                 ("five", f"path {folder}/{{day}}/{{date}}-{{hour}}.csv contains {{day}}; only {{date}} is replaced"),
                 ("five", f"path {folder}/{{day}}/{{date}}-{{hour}}.csv contains {{hour}}; only {{date}} is replaced"),
                 (

@@ -365,6 +365,34 @@ def test_every_variable_that_is_not_used_is_a_warning_with_the_right_name(tmp_pa
     ]
 
 
+@pytest.mark.parametrize(
+    ("key_id", "secret", "email", "warnings"),
+    [
+        ("", "", "", []),
+        ("key", "of-the-account", "a@b.example", []),
+        (
+            "key",
+            "",
+            "",
+            [
+                "the service account has no effect without DT_SERVICE_ACCOUNT_SECRET and DT_SERVICE_ACCOUNT_EMAIL; set "
+                "them, or remove the others"
+            ],
+        ),
+        ("key", '"of-the-account"', "a@b.example", [f"DT_SERVICE_ACCOUNT_SECRET is in quotes; {UNLESS}"]),
+        ("'key'", "of-the-account", "a@b.example", [f"DT_SERVICE_ACCOUNT_KEY_ID is in quotes; {UNLESS}"]),
+    ],
+    ids=["none", "whole", "a part", "quoted secret", "quoted key"],
+)
+def test_a_service_account_that_cannot_be_used_is_a_warning(
+    key_id: str, secret: str, email: str, warnings: list[str], operator: Operator
+) -> None:
+    operator.configure(CONSOLE)
+    environ = {"KEY_ID": key_id, "SECRET": secret, "EMAIL": email}
+    done = operator.run("check", **{f"DT_SERVICE_ACCOUNT_{name}": value for name, value in environ.items()})
+    assert (done.exit_code, done.errors) == (0, [f"warning: {line}" for line in warnings])
+
+
 @pytest.mark.parametrize("blank", ["", "  ", "\t\r\n"])
 def test_a_blank_secret_is_an_error_wherever_it_is_required(blank: str, operator: Operator) -> None:
     (operator.folder / "mine.py").write_text(OWN_TYPE)

@@ -135,8 +135,10 @@ def test_a_path_that_cannot_be_written_is_named_with_what_prevents_it(
     file, new = tmp_path / "file", tmp_path / "new" / "folder" / "file"
     file.touch()
     assert [why_not_writable(path) for path in (tmp_path, file, new)] == [None, None, None]
-    assert why_not_writable(tmp_path / ("x" * 300)) is None  # raises OSError when it is looked for
     assert why_not_writable(file / "x") == f"{file}/x cannot be created: {file} is not a folder"
+    assert why_not_writable(tmp_path / ("x" * 256)) == f"{tmp_path}/{'x' * 256} cannot be used: File name too long"
+    (tmp_path / "loop").symlink_to("loop")
+    assert why_not_writable(tmp_path / "loop") == f"{tmp_path}/loop cannot be used: Too many levels of symbolic links"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert why_not_writable(file) == f"{file} cannot be written: {file} is not writable"
     assert why_not_writable(new) == f"{new} cannot be created: {tmp_path} is not writable"

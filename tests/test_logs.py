@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,7 +222,9 @@ def root_logger() -> Iterator[None]:
     """Restores logging at the end of the test."""
     root, urllib3 = logging.getLogger(), logging.getLogger("urllib3")
     before = root.handlers[:], root.level, urllib3.level
+    raises = logging.raiseExceptions
     yield
+    logging.raiseExceptions = raises
     logging.captureWarnings(False)
     root.handlers, root.level = before[0], before[1]
     urllib3.setLevel(before[2])
@@ -270,6 +274,18 @@ def test_a_record_whose_values_do_not_fit_its_message_is_still_one_line(
     assert (level, logger) == ("error", "sink.erp")
     assert message in text
     assert [part for part in HIDDEN_PARTS if part in errors] == []
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_a_record_that_cannot_be_written_is_not_printed_with_its_secrets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.set_up("text", Redactor([HIDDEN]))
+    [handler] = logging.getLogger().handlers
+    assert isinstance(handler, logging.StreamHandler)
+    with contextlib.suppress(OSError), Path("/dev/full").open("w", buffering=1) as handler.stream:
+        logging.getLogger("sink.erp").error("refused: %s", HIDDEN)
+    assert capsys.readouterr().err == ""
 
 
 REPORTED_BY_PYTHON = {

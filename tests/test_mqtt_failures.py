@@ -399,6 +399,7 @@ def test_no_thread_is_left_of_connections_that_failed(broker: Broker) -> None:
         ({"url": "mqtt://a:70000"}, "url must be a URL such as"),
         ({"url": "mqtt://a/topic"}, "url must be a URL such as"),
         ({"url": "mqtt://[::1"}, "url must be a URL such as"),
+        ({"url": "mqtt://a..b"}, "url must be a URL such as"),
         ({"url": "mqtt://u:p@a", "user": "u"}, "url has a user name or password, and so has user or password"),
         ({"url": "mqtt://a", "ca_file": "a.pem"}, "ca_file has no effect with a url that begins with mqtt://"),
         ({"url": "mqtt://a", "prefix": ""}, "prefix must be the beginning of a topic"),

@@ -763,6 +763,15 @@ def test_a_duration_is_more_than_zero(given: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "given", ["inf", "1e300", "3153600001", "'36501d'", f"'{'9' * 400}d'"], ids=lambda text: text[:9]
+)
+def test_a_duration_is_at_most_a_hundred_years_as_its_end_must_be_a_date(given: str, tmp_path: Path) -> None:
+    sink = load_sink(tmp_path, f"[sinks.a]\ntype = 'csv'\nretry = {{ max_backoff = {given} }}")
+    assert [problem.rpartition(": ")[2] for problem in sink.problems] == ['give at most "36500d"']
+    assert not load_sink(tmp_path, "[sinks.a]\ntype = 'csv'\nretry = { max_backoff = '36500d' }").problems
+
+
+@pytest.mark.parametrize(
     ("environ", "port", "workers"),
     [
         ({"PORT": "1", "WEB_CONCURRENCY": "1"}, 1, 1),

@@ -113,6 +113,10 @@ PORT = "url must have a port from 0 to 65535, or none"
         (f"https://{SECRET_TEXT}@example.com/", USER_IN_URL),
         (f"https://:{SECRET_TEXT}@example.com/", USER_IN_URL),
         (f"https://[::1/{SECRET_TEXT}", NO_URL),
+        ("https://a..b/", NO_URL),
+        (f"https://{'a' * 64}.example/", NO_URL),
+        ("https://exa mple.com/", NO_URL),
+        ("https://\N{SNOWMAN}.example/", NO_URL),
         ("https://example.com:99999/", PORT),
         (f"https://user:{SECRET_TEXT}/x@example.com/", PORT),
     ],
@@ -144,13 +148,15 @@ HEADER_VALUE = "headers: the value of header Authorization must be ASCII without
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
+        ({"content-length": "5"}, "headers: the sink sets content-length itself; remove it"),
+        ({"Transfer-Encoding": "gzip"}, "headers: the sink sets Transfer-Encoding itself; remove it"),
         ({"Authorization": f"Bearer {SECRET_TEXT}\n"}, HEADER_VALUE),
         ({"Authorization": f"Bearer {SECRET_TEXT}\r\nX-Evil: 1"}, HEADER_VALUE),
         ({"Authorization": f"Bearer {SECRET_TEXT} \u2013 \U0001f321"}, HEADER_VALUE),
         ({f"X-{SECRET_TEXT}\r\nX-Evil": "1"}, HEADER_NAME),
         ({"": SECRET_TEXT}, HEADER_NAME),
     ],
-    ids=["line end", "second header", "not latin-1", "in the name", "no name"],
+    ids=["length", "encoding", "line end", "second header", "not latin-1", "in the name", "no name"],
 )
 def test_a_header_that_cannot_be_sent_is_reported_and_not_shown(headers: Mapping[str, str], expected: str) -> None:
     assert problem(url="https://example.com/", headers=headers) == expected

@@ -154,9 +154,11 @@ class Csv:
             for name in dict.fromkeys(BRACES.findall(str(self.path)))
             if name != "{date}"
         ]
-        if self._path_of(datetime.now(UTC).date()).is_dir():
-            problems.append(f"path {self.path} is a folder; it must be a file")
-        if any(other.path.resolve() == self.path.resolve() for other in others):
+        today = self._path_of(datetime.now(UTC).date())
+        if os.path.exists(today) and not os.path.isfile(today):
+            kind = "a folder" if os.path.isdir(today) else "a device or a pipe"
+            problems.append(f"path {self.path} is {kind}; it must be a file")
+        if any(os.path.realpath(other.path) == os.path.realpath(self.path) for other in others):
             problems.append(f"path {self.path} is also that of another sink; give each sink a path of its own")
         return problems
 

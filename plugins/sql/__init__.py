@@ -5,6 +5,7 @@ A database that cannot be used pauses the sink; an event becomes a dead letter o
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -100,7 +101,7 @@ class Sql:
     @hookimpl
     def find_problems(self) -> list[str]:
         path = self.local_path()
-        return [f"url: {path} is a folder; it must be a file"] if path and path.is_dir() else []
+        return [f"url: {path} is a folder; it must be a file"] if path and os.path.isdir(path) else []
 
     def _rows(self, event: Event) -> Iterator[Row]:
         common: Row = {

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 
 from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
 
@@ -44,6 +45,8 @@ CONNECTIONS = 64
 """As many as the largest `concurrency`."""
 
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+FRAMING = ("content-length", "transfer-encoding")
+"""Headers that say where the body ends: with another value, the endpoint would get a part of it, and respond 200."""
 VISIBLE = re.compile(r"[\t\x20-\x7e]*")
 
 PAUSING = {
@@ -262,10 +265,7 @@ def register_sinks(register: Callable[[str, type], None]) -> None:
 
 def split_url(url: str) -> tuple[str, str, int | None, str]:
     """Scheme, host, port, and path with query. Raises ValueError for a URL that cannot be used, without showing it."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
+    parts = split(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("url must begin with http:// or https:// and name a host")
     if "@" in parts.netloc:
@@ -277,10 +277,22 @@ def split_url(url: str) -> tuple[str, str, int | None, str]:
     return parts.scheme, parts.hostname, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
+def split(url: str) -> SplitResult:
+    """The parts of a URL; all are empty if it names what cannot be a host."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        host.encode("idna")  # as connecting does
+        parse_url(f"//[{host}]" if ":" in host else f"//{host}")
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
 def proxy_options(proxy: Secret) -> dict[str, Any]:
     """The URL of a proxy and the headers for it. Raises ValueError for one that cannot be used, without showing it."""
     try:
-        parts = urlsplit(proxy.get_secret_value())
+        parts = split(proxy.get_secret_value())
         port = parts.port or 80
     except ValueError:
         parts, port = urlsplit(""), 0
@@ -371,6 +383,8 @@ def check_header(name: str, value: Secret) -> None:
     """Raise ValueError for what cannot be sent: the message of http.client would show the value."""
     if not TOKEN.fullmatch(name):
         raise ValueError("headers: a name is not a token of letters, digits and -")
+    if name.lower() in FRAMING:
+        raise ValueError(f"headers: the sink sets {name} itself; remove it")
     if not VISIBLE.fullmatch(value.get_secret_value()):
         raise ValueError(f"headers: the value of header {name} must be ASCII without line ends")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from receiver.admin.shown import ago, to_time
 from receiver.errors import ReceiverError
 from receiver.event import TYPES
+from receiver.folders import why_not_writable
 from receiver.journal import Records
 from receiver.settings import Filter, Settings
 from receiver.validation import counted, nearest
@@ -55,13 +56,10 @@ def undocumented(types: Sequence[str]) -> list[str]:
     return [f"DT documents no event type {name!r}{nearest(name, TYPES)}" for name in types if name not in TYPES]
 
 
-def require_creatable(journal: Path) -> None:
-    """Raise ReceiverError if there is no journal yet, and its folder cannot be created or written."""
-    folder = next(parent for parent in journal.parents if parent.exists())
-    if not folder.is_dir():
-        raise ReceiverError(f"journal {journal}: {folder} is not a folder; set another [journal] path")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ReceiverError(f"journal {journal}: {folder} is not writable; make it so, or set another [journal] path")
+def require_creatable(what: str, path: Path, option: str) -> None:
+    """Raise ReceiverError if a file that does not exist yet cannot be created."""
+    if not os.path.exists(path) and (problem := why_not_writable(path)):
+        raise ReceiverError(f"{what} {problem}; correct that, or set another {option}")
 
 
 def secrets_used(records: Records | None, settings: Settings) -> list[str]:

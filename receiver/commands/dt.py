@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ from receiver.commands.output import cell, plain, show
 from receiver.commands.sensors import registry
 from receiver.errors import JournalError, ReceiverError
 from receiver.event import SIMULATED_PROJECT
-from receiver.folders import may_exist
 from receiver.sensors import open_registry, registry_path
 from receiver.settings import Settings
 from receiver.validation import counted, in_one_unit
@@ -167,11 +167,11 @@ def what_is_here(settings: Settings) -> tuple[list[str], Records | None]:
     projects: list[str] = []
     records = None
     path = registry_path(settings)
-    if settings.sensors.enabled and (path is None or may_exist(path)):
+    if settings.sensors.enabled and (path is None or os.path.exists(path)):
         with suppress(JournalError), closing(open_registry(settings, create=False)) as opened:
             found = {row.project_id for row in opened.rows() if row.project_id and not row.retired_at}
             projects = sorted(found - {SIMULATED_PROJECT})
-    if settings.database_url or may_exist(settings.journal_path):
+    if settings.database_url or os.path.exists(settings.journal_path):
         with suppress(JournalError):
             records = open_journal_records(settings)
     return projects, records

@@ -29,7 +29,6 @@ from receiver.commands.output import cell, print_json, show_type
 from receiver.commands.sensors import sensors
 from receiver.errors import ConfigError, ReceiverError
 from receiver.event import SIMULATED_PROJECT, TYPES
-from receiver.folders import may_exist
 from receiver.lifeline import Lifeline
 from receiver.sensors import open_registry, registry_path
 from receiver.settings import Settings, load_with_problems
@@ -109,8 +108,8 @@ def check() -> None:
         problems.append(str(error))
     records = None
     try:
-        if not settings.database_url and not may_exist(settings.journal_path):
-            admin.require_creatable(settings.journal_path)
+        if not settings.database_url and not os.path.exists(settings.journal_path):
+            admin.require_creatable("journal", settings.journal_path, "[journal] path")
         elif old := health.old_tables(version := tables_version(settings)):
             warnings += old
         elif version.found is not None:
@@ -278,7 +277,10 @@ def unwatchable_sensors(settings: Settings) -> list[str]:
     from receiver.sensors.shown import unwatchable
 
     path = registry_path(settings)
-    if not settings.sensors.enabled or (path is not None and not may_exist(path)):
+    if not settings.sensors.enabled:
+        return []
+    if path is not None and not os.path.exists(path):
+        admin.require_creatable("registry of sensors", path, "[sensors] url")
         return []
     with closing(open_registry(settings, create=False)) as registry:
         return [] if registry.tables_version() is None else unwatchable(registry)

@@ -15,15 +15,11 @@ from receiver.errors import ReceiverError
 from receiver.sensors import open_registry
 from receiver.sensors.history import Point
 from receiver.sensors.registry import Registry
-from receiver.validation import duration
+from receiver.validation import MAX_SECONDS, duration
 
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 96
 """Of a plot: a quarter of an hour each."""
-
-
-MAX_SECONDS = 100 * 365 * 86400.0
-"""Of a duration: its end must be a date."""
 
 
 class Duration(click.ParamType[float]):

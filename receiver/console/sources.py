@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from receiver.errors import ReceiverError
-from receiver.folders import may_exist
 from receiver.journal import Counts, Records, open_records
 from receiver.sensors import open_registry, registry_path
 from receiver.sensors.registry import Registry
@@ -57,7 +57,7 @@ class Sources:
         if not self.settings.sensors.enabled:
             raise NoRegistry(f"the registry of sensors is disabled in {self.settings.path.name} [sensors]")
         path = registry_path(self.settings)
-        if path is not None and not may_exist(path):
+        if path is not None and not os.path.exists(path):
             raise NoRegistry("there is no registry of sensors yet; the dispatcher creates it")
         return open_registry(self.settings, create=False)
 

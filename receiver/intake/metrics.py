@@ -16,7 +16,6 @@ from prometheus_client.registry import Collector
 
 from receiver import __version__
 from receiver.errors import JournalError, JournalUnavailable
-from receiver.folders import may_exist
 from receiver.intake.counters import FOLDER
 from receiver.journal import Counts, Journal, SinkState, Space
 from receiver.sensors import open_registry, registry_path
@@ -196,7 +195,7 @@ class SensorGauges(Collector):
         """Opens the registry at the first call: the dispatcher creates its tables."""
         if self._registry is None:
             path = registry_path(self._settings)
-            if path is not None and not may_exist(path):
+            if path is not None and not os.path.exists(path):
                 raise JournalError("there is no registry yet")
             self._registry = open_registry(self._settings, create=False)
         return self._registry.states(), self._registry.causes()
