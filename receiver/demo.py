@@ -94,7 +94,7 @@ def run(seconds: float, rate: float, say: Say) -> None:
     secret = secrets.token_hex(32)
     with server(folder, secret) as url:
         say(f"A receiver is running at {url}, with its journal in {folder}.")
-        say(f"Simulated sensors push {rate:g} signed events per second for {seconds:g} s. Ctrl-C stops it.\n")
+        say(f"Simulated sensors push signed events, {rate:g} per second for {seconds:g} s. Ctrl-C stops it.\n")
         freezer = Simulator(sensor=FREEZER_ID, labels={"name": FREEZER})
         history = push_heartbeats(url, secret, freezer, HEARTBEATS)
         pushed = push(url, secret, seconds, rate, lambda pushed: say(counts(url, history + pushed)))
@@ -112,7 +112,7 @@ def run_console(seconds: float | None, rate: float, say: Say) -> None:
     prepare_console(folder)
     with server(folder, secret, {"CONSOLE_PASSWORD": password}) as url:
         say(f"\nOpen {url}/console/ and log in:\n\n  user      admin\n  password  {password}\n")
-        say(f"A fleet pushes {rate:g} signed events per second; the journal is in {folder}. Ctrl-C stops it.")
+        say(f"A fleet pushes signed events, {rate:g} per second; the journal is in {folder}. Ctrl-C stops it.")
         push(url, secret, math.inf if seconds is None else seconds, rate, lambda _: None, live())
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from support.cloud import DOOR, FREEZER, NOW, OTHER_PROJECT, PROJECT, Client
-from support.commands import Operator
+from support.commands import Operator, Shell
 from support.journals import SqlStore
 from support.missed import Fleet, deliver_all
 from support.postgresql import Deployment
@@ -155,6 +155,13 @@ def test_without_a_service_account_it_says_which_variables_to_set(operator: Oper
         "error: DT_SERVICE_ACCOUNT_SECRET is not set; in DT Studio create a service account with a key and the role "
         "Project User in the project (Project Developer for `doctor`), and set the three variables"
     ]
+
+
+def test_a_rejected_secret_that_is_short_is_one_error_and_no_warning_of_a_library(shell: Shell, fleet: Fleet) -> None:
+    environment = {**fleet.cloud.environment, "DT_SERVICE_ACCOUNT_SECRET": "short"}
+    code, out, (error,) = shell.run("backfill", "--since", "1d", "--yes", **environment)
+    assert (code, out) == (1, [])
+    assert error.startswith("error: DT does not accept the service account")
 
 
 def test_the_service_account_can_come_from_files(operator: Operator, fleet: Fleet, tmp_path: Path) -> None:

@@ -51,8 +51,10 @@ def test_the_demo_with_a_console_prints_its_address_and_a_password(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     pages: list[str] = []
+    said: list[str] = []
 
     def open_it(line: str) -> None:
+        said.append(line)
         if found := re.search(r"Open (\S+/console/) .*user +admin +password +(\S+)", " ".join(line.split())):
             headers = urllib3.make_headers(basic_auth=f"admin:{found[2]}")
             response = urllib3.request("GET", f"{found[1]}sensors", headers=headers, retries=False, timeout=60)
@@ -60,6 +62,7 @@ def test_the_demo_with_a_console_prints_its_address_and_a_password(
 
     run_console(0.5, 30, open_it)
     (page,) = pages
+    assert said[-1].startswith("A fleet pushes signed events, 30 per second; the journal is in ")
     assert len(re.findall(r'<tr id="s-emudemo', page)) == len(fleet())
     assert page.count('<svg class="spark"') == len(fleet())
 

@@ -278,6 +278,18 @@ def test_a_wrong_option_is_reported_and_no_file_is_created(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_wrong_options_are_all_reported_at_once(tmp_path: Path) -> None:
+    wrong = {"timezone": "Oslo", "decimal": ",", "columns": ["device", "time", "vlaue"]}
+    with pytest.raises(PluginError) as failed:
+        build_csv(tmp_path, **wrong)
+    assert str(failed.value).splitlines() == [
+        "config.toml [sinks.tested]: timezone 'Oslo' is not known; did you mean 'Europe/Oslo'?",
+        "config.toml [sinks.tested]: decimal and delimiter are both ','; set delimiter to ';'",
+        f"config.toml [sinks.tested]: no column 'device'; there are: {READINGS_HEADER.replace(',', ', ')}",
+        f"config.toml [sinks.tested]: no column 'vlaue'; there are: {READINGS_HEADER.replace(',', ', ')}",
+    ]
+
+
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"], ids=repr)
 def test_text_that_looks_like_a_formula_is_marked_as_text(start: str, archive: CsvArchive) -> None:
     formula = f"{start}HYPERLINK(0)"

@@ -414,3 +414,10 @@ def test_an_invalid_option_is_named(options: Mapping[str, object], problem: str)
     with pytest.raises(PluginError) as caught:
         build("mqtt", Path.cwd(), options)
     assert problem in str(caught.value)
+
+
+def test_invalid_options_are_all_named_at_once() -> None:
+    with pytest.raises(PluginError) as caught:
+        build("mqtt", Path.cwd(), {"url": "localhost", "prefix": "dt/", "discovery_prefix": "/ha"})
+    named = [line.removeprefix("config.toml [sinks.tested]: ").split()[0] for line in str(caught.value).splitlines()]
+    assert named == ["url", "prefix", "discovery_prefix"]

@@ -77,16 +77,22 @@ class Csv:
     timezone: str = "UTC"
 
     def __post_init__(self) -> None:
-        self._zone = zone_named(self.timezone)
-        self._layout = Layout(
-            self.rows,
-            self.columns,
-            self.label_columns,
-            labels=self.labels,
-            delimiter=self.delimiter,
-            decimal=self.decimal,
-            zone=self._zone,
-        )
+        errors: list[Exception] = []
+        self._zone: tzinfo = UTC
+        with collected(errors):
+            self._zone = zone_named(self.timezone)
+        with collected(errors):
+            self._layout = Layout(
+                self.rows,
+                self.columns,
+                self.label_columns,
+                labels=self.labels,
+                delimiter=self.delimiter,
+                decimal=self.decimal,
+                zone=self._zone,
+            )
+        if errors:
+            raise ExceptionGroup("invalid options", errors)
         self._headers = (self._layout.header, BOM + self._layout.header)
         self._base: Path | None = None
         self._file: AppendOnlyFile | None = None
@@ -304,6 +310,15 @@ class Csv:
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
     register("csv", Csv)
+
+
+@contextmanager
+def collected(errors: list[Exception]) -> Iterator[None]:
+    """Go on after an option that a user must correct, so that the others are checked as well."""
+    try:
+        yield
+    except (ValueError, ExceptionGroup) as error:
+        errors.append(error)
 
 
 def zone_named(name: str) -> tzinfo:

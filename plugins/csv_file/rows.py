@@ -47,15 +47,16 @@ class Layout:
         decimal: str = ".",
         zone: tzinfo = UTC,
     ) -> None:
-        """Raises ValueError for a column that does not exist, and for a decimal mark that is the delimiter."""
-        if decimal == delimiter:
-            raise ValueError(f"decimal and delimiter are both {decimal!r}; set delimiter to ';'")
+        """Raises an ExceptionGroup for columns that do not exist, and for a decimal mark that is the delimiter."""
         known = (*COLUMNS[rows], *(f"label_{label}" for label in label_columns))
         if not labels:
             known = tuple(column for column in known if column != "labels")
         unknown = [column for column in columns or () if column not in known]
-        if unknown:
-            raise ValueError(f"no column {unknown[0]!r}; there are: {', '.join(known)}")
+        errors = [ValueError(f"no column {column!r}; there are: {', '.join(known)}") for column in unknown]
+        if decimal == delimiter:
+            errors.insert(0, ValueError(f"decimal and delimiter are both {decimal!r}; set delimiter to ';'"))
+        if errors:
+            raise ExceptionGroup("invalid options", errors)
         self._one_row_per_event = rows == "events"
         self._label_columns = tuple(label_columns)
         self._columns = tuple(dict.fromkeys(("event_id", *columns) if columns else known))

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from receiver import Event, Incident, Secret, hookimpl
 
-from .broker import parse_url
+from .broker import Broker, parse_url
 from .homeassistant import AVAILABILITY, BIRTH_TOPIC, LAST_SEEN, announces, config, config_topic, is_plain
 from .messages import LastMessages, is_plausible, level, text_of, value, values
 from .session import OFFLINE, ONLINE, Message, Session, TimeLimits
@@ -63,17 +63,18 @@ class Mqtt:
     limits: ClassVar[TimeLimits] = TimeLimits()  # not an option
 
     def __post_init__(self) -> None:
-        broker = parse_url(self.url.get_secret_value())
-        if (self.user is not None or self.password is not None) and (broker.user or broker.password):
-            raise ValueError("url has a user name or password, and so has user or password; give them once")
-        if self.ca_file is not None and not broker.tls:
-            raise ValueError("ca_file has no effect with a url that begins with mqtt://; use mqtts://")
-        check_prefix("prefix", self.prefix)
-        check_prefix("discovery_prefix", self.discovery_prefix)
-        if self.prefix in (self.discovery_prefix, BIRTH_TOPIC.partition("/")[0]):
-            raise ValueError("prefix must not be that of Home Assistant")
-        password = broker.password if self.password is None else self.password.get_secret_value()
-        self._broker = replace(broker, user=self.user or broker.user, password=password, ca_file=self.ca_file)
+        errors: list[Exception] = []
+        with collected(errors):
+            self._broker = self._broker_of_options()
+        with collected(errors):
+            check_prefix("prefix", self.prefix)
+        with collected(errors):
+            check_prefix("discovery_prefix", self.discovery_prefix)
+        with collected(errors):
+            if self.prefix in (self.discovery_prefix, BIRTH_TOPIC.partition("/")[0]):
+                raise ValueError("prefix must not be that of Home Assistant")
+        if errors:
+            raise ExceptionGroup("invalid options", errors)
         self._status = f"{self.prefix}/status"
         self._session: Session | None = None
         self._lock = threading.Lock()
@@ -123,6 +124,16 @@ class Mqtt:
         with self._lock:
             self._disconnect()
         os.close(self._claim)
+
+    def _broker_of_options(self) -> Broker:
+        """Raises ValueError for an invalid url, and for options that contradict it."""
+        broker = parse_url(self.url.get_secret_value())
+        if (self.user is not None or self.password is not None) and (broker.user or broker.password):
+            raise ValueError("url has a user name or password, and so has user or password; give them once")
+        if self.ca_file is not None and not broker.tls:
+            raise ValueError("ca_file has no effect with a url that begins with mqtt://; use mqtts://")
+        password = broker.password if self.password is None else self.password.get_secret_value()
+        return replace(broker, user=self.user or broker.user, password=password, ca_file=self.ca_file)
 
     @contextmanager
     def _connected(self) -> Iterator[Session]:
@@ -264,6 +275,15 @@ class Mqtt:
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
     register("mqtt", Mqtt)
+
+
+@contextmanager
+def collected(errors: list[Exception]) -> Iterator[None]:
+    """Go on after an option that a user must correct, so that the others are checked as well."""
+    try:
+        yield
+    except ValueError as error:
+        errors.append(error)
 
 
 def check_prefix(option: str, prefix: str) -> None:

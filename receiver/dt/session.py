@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
@@ -47,6 +48,8 @@ PATIENCE_SECONDS = 300.0
 
 RATE_LIMIT_SECONDS = 7200.0
 """How long a request with 429 is repeated: DT works, and its Retry-After says when to try again."""
+
+warnings.filterwarnings("ignore", category=jwt.warnings.InsecureKeyLengthWarning)  # DT chose the length of the key
 
 
 class ApiError(ReceiverError):
