@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 import urllib3
 from conftest import CSV_ONLY, ROOT, TEST_SECRET, RunningReceiver, StartReceiver, wait_until
@@ -175,6 +176,7 @@ def test_a_killed_process_is_restarted_and_loses_nothing(victim: str, start_rece
     pids = receiver.pids()
     master = next(pid for pid in pids["children"] if pid != receiver.dispatcher)
     pid = {"dispatcher": receiver.dispatcher, "master": master, "worker": pids["workers"][0]}[victim]
+    workers = [psutil.Process(worker) for worker in pids["workers"] if victim == "master"]
     with pushing(receiver, bodies(200), threads=4) as responses:
         wait_until(lambda: len(responses) > 50)
         os.kill(pid, signal.SIGKILL)
@@ -185,6 +187,7 @@ def test_a_killed_process_is_restarted_and_loses_nothing(victim: str, start_rece
     wait_until_delivered(receiver, ids)
 
     assert all(pid not in running for running in receiver.pids().values())
+    psutil.wait_procs(workers, 10)  # those of a killed master end soon, and close the connections that they have
     assert receiver.push(Simulator().body("touch")) == (200, "accepted")
     assert set(rows_by_id(receiver).values()) == {1}
 
