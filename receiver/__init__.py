@@ -9,7 +9,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  # this file is valid in any Pytho
     sys.exit("the receiver needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0])
 
 try:
-    from receiver.errors import GiveUp, Pause, Retry
+    from receiver.errors import GiveUp, Pause, Retry, collect_errors
     from receiver.event import Event, Reading
     from receiver.folders import flush_folder, make_folder
     from receiver.hookspecs import Register, hookimpl
@@ -32,6 +32,7 @@ __all__ = [
     "Register",
     "Retry",
     "Secret",
+    "collect_errors",
     "flush_folder",
     "hookimpl",
     "make_folder",

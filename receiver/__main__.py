@@ -6,7 +6,7 @@ import io
 import os
 import select
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(prog_name: str = "receiver") -> None:
     open_closed_descriptors()
-    write_all_or_fail()
+    write_output_completely()
     try:
         from receiver.commands.main import main
     except KeyboardInterrupt:  # reported as click does later
@@ -38,20 +38,17 @@ def open_closed_descriptors() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
-def write_all_or_fail() -> None:
-    """Let standard output and error write each line as a whole, and escape the characters that their encoding lacks.
+def write_output_completely() -> None:
+    """Let standard output write each line completely or fail, and escape the characters that its encoding lacks.
 
     Python drops the rest of what a full disk takes a part of, if PYTHONUNBUFFERED is set; and it fails for a full pipe
-    that another program has made non-blocking.
+    that another program has made non-blocking. Standard error is left as it is: intake must not wait for the reader of
+    its log.
     """
-    sys.stdout, sys.stderr = whole_lines(1, sys.stdout), whole_lines(2, sys.stderr)
-
-
-def whole_lines(descriptor: int, stream: TextIO) -> TextIO:
-    return io.TextIOWrapper(
-        WholeWrites(descriptor, "w", closefd=False),
-        encoding=stream.encoding,
-        errors="backslashreplace" if stream.errors == "strict" else stream.errors,
+    sys.stdout = io.TextIOWrapper(
+        WholeWrites(1, "w", closefd=False),
+        encoding=sys.stdout.encoding,
+        errors="backslashreplace" if sys.stdout.errors == "strict" else sys.stdout.errors,
         line_buffering=True,
     )
 

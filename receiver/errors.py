@@ -17,7 +17,8 @@ ReceiverError
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 
 
@@ -126,3 +127,15 @@ class GiveUp(SinkSignal):
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
+
+
+@contextmanager
+def collect_errors(errors: list[Exception]) -> Iterator[None]:
+    """Go on after a ValueError, a Pause or a group of them, which is appended to `errors`.
+
+    So the constructor of a sink finds every invalid option before it raises an ExceptionGroup of them.
+    """
+    try:
+        yield
+    except (ValueError, Pause, ExceptionGroup) as error:
+        errors.append(error)

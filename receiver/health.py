@@ -149,14 +149,12 @@ def configuration_warnings(settings: Settings) -> list[str]:
 
 def service_account(settings: Settings) -> list[str]:
     """What keeps DT's REST API from being used, if it is to be."""
-    missing = settings.api.missing
+    api, missing = settings.api, settings.api.missing
     if missing and settings.sensors.enabled and settings.sensors.backfill:
         return [f"[sensors] backfill needs {', '.join(missing)}; set them, or remove it"]
-    if 0 < len(missing) < 3:
+    if missing and (api.key_id or api.secret or api.email):
         return [f"the service account has no effect without {' and '.join(missing)}; set them, or remove the others"]
-    return odd_secrets(
-        {"DT_SERVICE_ACCOUNT_KEY_ID": settings.api.key_id, "DT_SERVICE_ACCOUNT_SECRET": settings.api.secret}
-    )
+    return odd_secrets({"DT_SERVICE_ACCOUNT_KEY_ID": api.key_id, "DT_SERVICE_ACCOUNT_SECRET": api.secret})
 
 
 def weak_secrets(settings: Settings) -> list[str]:

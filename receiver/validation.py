@@ -120,7 +120,7 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def not_for_ever(seconds: float) -> float:
+def at_most_max_seconds(seconds: float) -> float:
     if seconds > MAX_SECONDS:
         raise ValueError('give at most "36500d"')
     return seconds
@@ -140,7 +140,7 @@ def list_of_text(example: str) -> BeforeValidator:
 Flag = Annotated[bool, BeforeValidator(boolean)]
 Whole = Annotated[int, BeforeValidator(number)]
 Number = Annotated[float, BeforeValidator(number)]
-Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0), AfterValidator(not_for_ever)]
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0), AfterValidator(at_most_max_seconds)]
 
 
 def exact(annotation: Any) -> Any:

@@ -409,7 +409,6 @@ def test_ctrl_c_while_a_command_is_loaded_is_one_line(monkeypatch: pytest.Monkey
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # which run replaces
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.delitem(sys.modules, "receiver.commands.main")
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     with pytest.raises(SystemExit, match=r"^\nAborted!$"):  # the exit code of a text is 1

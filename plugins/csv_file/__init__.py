@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from receiver import Event, Pause, flush_folder, hookimpl, make_folder
+from receiver import Event, Pause, collect_errors, flush_folder, hookimpl, make_folder
 
 from .append_only import (
     BOM,
@@ -79,9 +79,9 @@ class Csv:
     def __post_init__(self) -> None:
         errors: list[Exception] = []
         self._zone: tzinfo = UTC
-        with collected(errors):
+        with collect_errors(errors):
             self._zone = zone_named(self.timezone)
-        with collected(errors):
+        with collect_errors(errors):
             self._layout = Layout(
                 self.rows,
                 self.columns,
@@ -310,15 +310,6 @@ class Csv:
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
     register("csv", Csv)
-
-
-@contextmanager
-def collected(errors: list[Exception]) -> Iterator[None]:
-    """Go on after an option that a user must correct, so that the others are checked as well."""
-    try:
-        yield
-    except (ValueError, ExceptionGroup) as error:
-        errors.append(error)
 
 
 def zone_named(name: str) -> tzinfo:

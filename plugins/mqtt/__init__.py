@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from receiver import Event, Incident, Secret, hookimpl
+from receiver import Event, Incident, Secret, collect_errors, hookimpl
 
 from .broker import Broker, parse_url
 from .homeassistant import AVAILABILITY, BIRTH_TOPIC, LAST_SEEN, announces, config, config_topic, is_plain
@@ -64,13 +64,13 @@ class Mqtt:
 
     def __post_init__(self) -> None:
         errors: list[Exception] = []
-        with collected(errors):
+        with collect_errors(errors):
             self._broker = self._broker_of_options()
-        with collected(errors):
+        with collect_errors(errors):
             check_prefix("prefix", self.prefix)
-        with collected(errors):
+        with collect_errors(errors):
             check_prefix("discovery_prefix", self.discovery_prefix)
-        with collected(errors):
+        with collect_errors(errors):
             if self.prefix in (self.discovery_prefix, BIRTH_TOPIC.partition("/")[0]):
                 raise ValueError("prefix must not be that of Home Assistant")
         if errors:
@@ -275,15 +275,6 @@ class Mqtt:
 @hookimpl
 def register_sinks(register: Callable[[str, type], None]) -> None:
     register("mqtt", Mqtt)
-
-
-@contextmanager
-def collected(errors: list[Exception]) -> Iterator[None]:
-    """Go on after an option that a user must correct, so that the others are checked as well."""
-    try:
-        yield
-    except ValueError as error:
-        errors.append(error)
 
 
 def check_prefix(option: str, prefix: str) -> None:

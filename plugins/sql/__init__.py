@@ -16,7 +16,7 @@ from typing import ClassVar
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
-from receiver import Event, GiveUp, Pause, Secret, flush_folder, hookimpl, make_folder
+from receiver import Event, GiveUp, Pause, Secret, collect_errors, flush_folder, hookimpl, make_folder
 
 from .connections import TimeLimits, create, database_url, is_about_a_row
 from .tables import Row, check_names, create_or_check, define, insert_missing, insert_or_replace_older, newest, write
@@ -53,11 +53,11 @@ class Sql:
     def __post_init__(self) -> None:
         self._labels = {f"label_{label}": label for label in self.label_columns}
         errors: list[Exception] = []
-        with collected(errors):
+        with collect_errors(errors):
             self._url = database_url(self.url.get_secret_value())
-        with collected(errors):
+        with collect_errors(errors):
             check_names([self.readings, self.latest], "tables")
-        with collected(errors):
+        with collect_errors(errors):
             check_names([f"label_{label}" for label in self.label_columns], "label_columns")
         if errors:
             raise ExceptionGroup("invalid options", errors)
@@ -169,15 +169,6 @@ class Sql:
         if self._url.password:
             text = text.replace(str(self._url.password), "***")
         return f"{type(error).__name__}: {' '.join(text.split())}"
-
-
-@contextmanager
-def collected(errors: list[Exception]) -> Iterator[None]:
-    """Go on after an option that a user must correct, so that the others are checked as well."""
-    try:
-        yield
-    except ValueError as error:
-        errors.append(error)
 
 
 @hookimpl

@@ -10,8 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,7 +23,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
-from receiver import Event, GiveUp, Pause, Retry, Secret, hookimpl
+from receiver import Event, GiveUp, Pause, Retry, Secret, collect_errors, hookimpl
 
 from .addresses import check_literal, check_localhost, connect
 from .exchange import CompleteHead, Deadlines, TimeLimits, read_body
@@ -93,14 +92,14 @@ class Webhook:
     def __post_init__(self) -> None:
         secrets = self.secret if isinstance(self.secret, list) else [] if self.secret is None else [self.secret]
         errors: list[Exception] = []
-        with collected(errors):
+        with collect_errors(errors):
             self._scheme, self._host, self._port, self._target = split_url(self.url)
         for name, value in self.headers.items():
-            with collected(errors):
+            with collect_errors(errors):
                 check_header(name, value)
-        with collected(errors):
+        with collect_errors(errors):
             self._keys = [signing_key(secret) for secret in secrets]
-        with collected(errors):
+        with collect_errors(errors):
             self._proxy = None if self.proxy is None else proxy_options(self.proxy)
         if errors:
             raise ExceptionGroup("invalid options", errors)
@@ -155,11 +154,11 @@ class Webhook:
     @hookimpl
     def find_problems(self) -> list[str]:
         problems: list[Exception] = []
-        with collected(problems):
+        with collect_errors(problems):
             check_literal(self._host, self.allow_private)
             if self._proxy is None:
                 check_localhost(self._host, self.allow_private)
-        with collected(problems):
+        with collect_errors(problems):
             self._tls()
         return [
             *map(str, problems),
@@ -247,15 +246,6 @@ class Rejections:
                     self._accepted_before.pop(next(iter(self._accepted_before)))
                 return self._accepted_before.setdefault(event_id, self._accepted) < self._accepted
         return False
-
-
-@contextmanager
-def collected(errors: list[Exception]) -> Iterator[None]:
-    """Go on after an error that a user can correct, so that the others are found as well."""
-    try:
-        yield
-    except (ValueError, Pause) as error:
-        errors.append(error)
 
 
 @hookimpl

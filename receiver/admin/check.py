@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +56,8 @@ def undocumented(types: Sequence[str]) -> list[str]:
 
 
 def require_creatable(what: str, path: Path, option: str) -> None:
-    """Raise ReceiverError if a file that does not exist yet cannot be created."""
-    if not os.path.exists(path) and (problem := why_not_writable(path)):
+    """Raise ReceiverError if a file that does not exist cannot be created."""
+    if problem := why_not_writable(path):
         raise ReceiverError(f"{what} {problem}; correct that, or set another {option}")
 
 

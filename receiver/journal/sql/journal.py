@@ -253,7 +253,7 @@ class SqlJournal(SqlState):
     def start_dispatching(self) -> list[str]:
         self._database.lock_dispatcher()
         claimed = deliveries.c.holder == self._holder if self._shared else deliveries.c.holder.is_not(None)
-        with self._write_on_the_clock() as connection:
+        with self._write_on_current_clock() as connection:
             names = select(sinks.c.name).where(exists().where(claimed, deliveries.c.sink == sinks.c.key))
             claimed_for = list(connection.scalars(names))
             connection.execute(update(deliveries).where(claimed).values(holder=None, due=self.now()))
@@ -262,7 +262,7 @@ class SqlJournal(SqlState):
         return claimed_for
 
     def report_alive(self, warnings: Sequence[str] = ()) -> None:
-        with self._write_on_the_clock() as connection:
+        with self._write_on_current_clock() as connection:
             values = {
                 "alive_at": time.time(),
                 "clock": self.now(),
@@ -273,7 +273,7 @@ class SqlJournal(SqlState):
             self._database.set_back_seconds = 0.0
 
     @contextmanager
-    def _write_on_the_clock(self) -> Iterator[Connection]:
+    def _write_on_current_clock(self) -> Iterator[Connection]:
         """A write transaction that begins after the stored times have been set back with the clock, if it has been.
 
         How far is known from the last report of any dispatcher, and from what this process has seen of the clock. A

@@ -58,8 +58,10 @@ POLL_SECONDS = 0.0005
 """How often a process looks whether the lock is free."""
 
 LONG_SECONDS = 0.02
+"""A process that has held the lock for longer gives way to others, which could hardly get it between two batches."""
+
 GIVE_WAY_SECONDS = 0.002
-"""A process that has held the lock for so long lets others look before it takes it again, as between two batches."""
+"""Some times POLL_SECONDS, so that they look meanwhile."""
 
 LOG_BYTES = 16_000_000
 """What stays of the write-ahead log when it begins anew: more than it usually has, so that it rarely grows again."""
@@ -296,7 +298,7 @@ class FileLock:
         self._threads = FairLock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._exits_when_stuck = False
-        self._since = 0.0
+        self._locked_at = 0.0
         os.register_at_fork(
             after_in_child=self.close
         )  # a child that a plugin forks would keep the lock after our death
@@ -327,7 +329,7 @@ class FileLock:
                     self._threads.release()
                     return False
                 time.sleep(POLL_SECONDS)
-            self._since = time.monotonic()
+            self._locked_at = time.monotonic()
             return True
         except BaseException:
             self._disarm()
@@ -335,7 +337,7 @@ class FileLock:
             raise
 
     def release(self) -> None:
-        was_long = time.monotonic() - self._since > LONG_SECONDS
+        was_long = time.monotonic() - self._locked_at > LONG_SECONDS
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._disarm()
         if was_long:
