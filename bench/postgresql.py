@@ -213,9 +213,10 @@ def receivers(kind: Kind, count: int, *, counting: bool = False) -> Iterator[tup
 
 def round_trips() -> list[tuple[str, str]]:
     """How often each call waits for a response of the server."""
-    with running_node() as node, closing(RoundTrips(node.folder, ROUND_TRIP_SECONDS)) as counter:
+    with running_node() as node, closing(RoundTrips(node.folder)) as counter:
         database = PostgresqlDatabase(counter.url, None)
         with closing(SqlJournal(database)) as journal:
+            counter.delay_seconds = ROUND_TRIP_SECONDS
             found: list[tuple[str, str]] = []
 
             def counted(name: str, call: Callable[[], Result]) -> Result:
@@ -251,16 +252,18 @@ def running_node() -> Iterator[Node]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-ROUND_TRIP_SECONDS = 0.2
+ROUND_TRIP_SECONDS = 0.1
 
 
 class RoundTrips:
-    """A socket in front of a server's: counts how often a client sends something after it has received something."""
+    """A socket in front of a server's: counts how often a client sends something after it has received something.
 
-    def __init__(self, target: Path, delay_seconds: float = 0.0) -> None:
-        """With a delay, all that is sent without waiting comes before the response, so the count is exact."""
+    With a delay of its responses, all that is sent without waiting comes before the response, so the count is exact.
+    """
+
+    def __init__(self, target: Path) -> None:
         self.count = 0
-        self._delay_seconds = delay_seconds
+        self.delay_seconds = 0.0
         self._target = str(target / ".s.PGSQL.5432")
         self._folder = Path(tempfile.mkdtemp(prefix="receiver-bench-"))
         self.url = f"postgresql://postgres@/bench?host={self._folder}"
@@ -289,7 +292,7 @@ class RoundTrips:
         with source, contextlib.suppress(OSError):
             while data := source.recv(262144):
                 if not from_client:
-                    time.sleep(self._delay_seconds)
+                    time.sleep(self.delay_seconds)
                     received.set()
                 elif received.is_set():
                     received.clear()

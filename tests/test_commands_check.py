@@ -348,7 +348,7 @@ def test_the_last_use_of_each_of_several_secrets_is_shown(operator: Operator, mo
     operator.configure(JOURNAL + CONSOLE)
     for name in ("OLD", "NEXT"):
         monkeypatch.setenv(f"{SECRET}__{name}", f"{STRONG_SECRET} {name}")
-    a_day_ago = datetime.now(UTC) - timedelta(hours=24, minutes=1)
+    a_day_ago = (datetime.now(UTC) - timedelta(hours=24, minutes=1)).replace(second=0)
     with time_machine.travel(a_day_ago):  # a journal reads the clock when it is opened
         operator.open_journal().accept([Arrival("a", event_body("a"), time.time(), secret=f"{SECRET}__OLD")])
     operator.open_journal().accept([Arrival("b", event_body("b"), time.time(), secret=SECRET)])

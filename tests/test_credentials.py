@@ -464,13 +464,13 @@ def test_the_last_use_of_a_secret_before_its_variable_was_renamed_is_shown(
     operator.configure(JOURNAL + CONSOLE)
     for name in ("OLD", "NEW_ONE"):
         monkeypatch.setenv(f"{SECRET}__{name}", f"{STRONG_SECRET} {name}")
-    two_days_ago = datetime.now(UTC) - timedelta(days=2)
+    two_days_ago = (datetime.now(UTC) - timedelta(days=2)).replace(second=0)
     with time_machine.travel(two_days_ago):
         operator.open_journal().accept([Arrival("a", event_body("a"), time.time(), secret=f"{SECRET}_OLD")])
         operator.open_journal().accept([Arrival("b", event_body("b"), time.time(), secret=f"{SECRET}__NEW_ONE")])
     operator.open_journal().accept([Arrival("c", event_body("c"), time.time(), secret=f"{SECRET}_NEW_ONE")])
-    now = f"{datetime.now(UTC):%Y-%m-%d}"
     first, new, old, _ = operator.lines("check")
     assert first == f"{SECRET} has not been used yet"
-    assert new.startswith(f"{SECRET}__NEW_ONE was last used {now}")
+    assert new.startswith(f"{SECRET}__NEW_ONE was last used ")
+    assert f"{two_days_ago:%Y-%m-%d}" not in new
     assert old == f"{SECRET}__OLD was last used {two_days_ago:%Y-%m-%d %H:%M} UTC; it is safe to remove"
