@@ -365,8 +365,8 @@ def seconds_since_1970(text: str) -> float:
 
 
 def is_recent(text: str) -> bool:
-    """Whether a time that a command printed is within a minute from now."""
-    return abs(seconds_since_1970(text) - time.time()) < 60
+    """Whether a time that a command printed is within two minutes from now."""
+    return abs(seconds_since_1970(text) - time.time()) < 120
 
 
 def _lines(text: str) -> list[str]:
