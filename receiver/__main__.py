@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import select
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 def run(prog_name: str = "receiver") -> None:
     open_closed_descriptors()
     write_output_completely()
+    gc.disable()  # what is imported stays: looking for garbage in it would take an eighth of the start
     try:
         from receiver.commands.main import main
     except KeyboardInterrupt:  # reported as click does later
         sys.exit("\nAborted!")
+    gc.freeze()
+    gc.enable()
     main(prog_name=prog_name)
 
 

@@ -120,6 +120,26 @@ def test_the_clock_is_that_of_the_database_and_follows_it(deployment: Deployment
     assert event_ids(claim(journal, "s")) == ["a"]
 
 
+def test_responses_that_come_late_do_not_set_the_clock_ahead(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one dispatcher has routed would not be due for another whose responses come in time."""
+    start = postgresql_module._start()
+    with monkeypatch.context() as late:
+        late.setattr(postgresql_module, "_start", lambda: f"{start} FROM pg_sleep(0.3)")
+        journal = deployment.open()
+        first = journal.now()
+        assert first <= database_time(deployment)
+    journal.next_due("s")
+    second = journal.now()
+    assert first < second <= database_time(deployment)
+
+
+def database_time(deployment: Deployment) -> float:
+    ((seconds,),) = deployment.sql("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return float(seconds)
+
+
 def test_the_clock_of_a_database_that_took_over_is_read_at_once(deployment: Deployment) -> None:
     """A fail-over leads to another machine with another clock; old claims would end too soon or too late."""
     journal = deployment.open()

@@ -67,8 +67,6 @@ UNLOCKED_SECONDS = 0.2
 
 NOTIFY_SECONDS = 0.5
 POLL_SECONDS = 0.125
-CLOCK_STEP_SECONDS = 0.05
-"""A smaller difference of the clocks is that of round trips: following it would let the time run backwards."""
 
 SIZE_SECONDS = 10.0
 RELISTEN_SECONDS = 5.0
@@ -304,12 +302,15 @@ class PostgresqlDatabase:
                 raise
 
     def _read_clock(self, started: Any, asked_at: float) -> None:
-        """Compare the clocks anew: another session may lead to another machine with another clock."""
-        offset = started.fetchone()[0] - asked_at
-        if self._offset is None or abs(offset - self._offset) > CLOCK_STEP_SECONDS:
-            if self._offset is not None:
-                self.set_back_seconds = max(0.0, self.set_back_seconds + self._offset - offset)
-            self._offset = offset
+        """Move our idea of the difference of the clocks into what is possible: the database read its own between the
+        question and the response. In each transaction, for another session may lead to another machine."""
+        read_at = started.fetchone()[0]
+        least, most = read_at - time.monotonic(), read_at - asked_at
+        if self._offset is None:
+            self._offset = least  # later ones move it ahead, so that the time does not run backwards
+        offset = min(max(self._offset, least), most)
+        self.set_back_seconds = max(0.0, self.set_back_seconds + self._offset - offset)
+        self._offset = offset
 
 
 class Listener:
