@@ -28,6 +28,7 @@ demo: $(VENV)/runtime
 	$(BIN)/python -m receiver demo $(DEMO)
 
 # All tests, those that measure time alone at the end; or just TESTS=tests/test_alarm.py.
+test: export PYTHONDONTWRITEBYTECODE = # or each process compiles all tests anew
 test: $(VENV)/development
 ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
