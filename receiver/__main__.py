@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(prog_name: str = "receiver") -> None:
     open_closed_descriptors()
     write_output_completely()
-    gc.disable()  # what is imported stays: looking for garbage in it would take an eighth of the start
+    gc.disable()  # what is imported stays: looking for garbage in it makes a start slower
     try:
         from receiver.commands.main import main
     except KeyboardInterrupt:  # reported as click does later

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import RunningReceiver, wait_until
-from support.browser import PHONE, launched, running_demo, visiting
+from support.browser import DESKTOP, PHONE, launched, running_demo, visiting
 from support.console import ADMIN, VIEWER
 from support.pushes import event
 
@@ -29,6 +29,7 @@ PARTS = {
     "values": f"/console/sensors/{FREEZER}/values",
     "silence": "/console/silence",
 }
+WIDTHS = pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,17 @@ def demo(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 
 @pytest.mark.parametrize("java_script", [True, False], ids=["script", "no script"])
+@WIDTHS
 def test_every_part_opens_without_a_complaint_and_fits_into_the_window(
-    java_script: bool, browser: Any, demo: RunningReceiver
+    java_script: bool, viewport: dict[str, int], browser: Any, demo: RunningReceiver
 ) -> None:
-    with visiting(browser, demo, viewport=PHONE, java_script_enabled=java_script) as visitor:
+    with visiting(browser, demo, viewport=viewport, java_script_enabled=java_script) as visitor:
         for name, path in PARTS.items():
             assert visitor.open(path).status == 200, name
             assert visitor.page.locator("h1").count() == 1, name
             if java_script:
                 visitor.page.wait_for_load_state("networkidle")
-                assert visitor.overflows() == [], name
+                assert not visitor.overflows(), name
         assert visitor.wrong == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import RunningReceiver, wait_until
-from support.browser import PHONE, launched, running_demo, visiting
+from support.browser import DESKTOP, PHONE, launched, running_demo, visiting
 from support.console import VIEWER, get
 
 
@@ -55,17 +55,18 @@ def link(receiver: RunningReceiver, path: str, pattern: str) -> str:
 
 
 @pytest.mark.parametrize("java_script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_every_part_opens_without_a_complaint_and_fits_into_the_window(
-    java_script: bool, browser: Any, demo: RunningReceiver, parts: dict[str, str]
+    java_script: bool, viewport: dict[str, int], browser: Any, demo: RunningReceiver, parts: dict[str, str]
 ) -> None:
-    with visiting(browser, demo, viewport=PHONE, java_script_enabled=java_script) as visitor:
+    with visiting(browser, demo, viewport=viewport, java_script_enabled=java_script) as visitor:
         for name, path in parts.items():
             assert visitor.open(path).status == 200, name
             assert visitor.page.locator("h1").count() == 1, name
             assert "python -m receiver" in visitor.page.locator("footer").inner_text(), name
             if java_script:
                 visitor.page.wait_for_load_state("networkidle")
-                assert visitor.overflows() == [], name
+                assert not visitor.overflows(), name
         assert visitor.wrong == []
 
 

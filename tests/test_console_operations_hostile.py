@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import RunningReceiver, wait_until
-from support.browser import PHONE, launched, visiting
+from support.browser import DESKTOP, PHONE, launched, visiting
 from support.console import PASSWORDS, get, post
 from test_console_hostile import CONFIG, HOSTILE, PLUGIN, body, device
 
@@ -55,12 +55,14 @@ def pages(hostile: RunningReceiver) -> list[str]:
 
 
 def test_nothing_hostile_runs_or_breaks_a_page(browser: Any, hostile: RunningReceiver, pages: list[str]) -> None:
-    with visiting(browser, hostile, viewport=PHONE) as visitor:
+    with visiting(browser, hostile) as visitor:
         for path in pages:
             assert visitor.open(path).status == 200, path
             visitor.page.wait_for_load_state("networkidle")
             assert visitor.page.evaluate("typeof hacked") == "undefined", path
-            assert visitor.overflows() == [], path
+            for window in (PHONE, DESKTOP):
+                visitor.page.set_viewport_size(window)
+                assert not visitor.overflows(), path
         assert visitor.wrong == []
 
 

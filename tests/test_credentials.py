@@ -15,7 +15,7 @@ import pytest
 import time_machine
 from conftest import StartReceiver
 from pytest_httpserver import HTTPServer
-from support.commands import CONSOLE, JOURNAL, STRONG_SECRET, Operator, event_body
+from support.commands import CONSOLE, JOURNAL, STRONG_SECRET, Operator, event_body, is_recent
 from support.plugins import DELIVER, IMPORTS, REGISTER
 
 from receiver import health
@@ -471,6 +471,5 @@ def test_the_last_use_of_a_secret_before_its_variable_was_renamed_is_shown(
     operator.open_journal().accept([Arrival("c", event_body("c"), time.time(), secret=f"{SECRET}_NEW_ONE")])
     first, new, old, _ = operator.lines("check")
     assert first == f"{SECRET} has not been used yet"
-    assert new.startswith(f"{SECRET}__NEW_ONE was last used ")
-    assert f"{two_days_ago:%Y-%m-%d}" not in new
+    assert is_recent(new.removeprefix(f"{SECRET}__NEW_ONE was last used ").replace(" UTC", "+00:00"))
     assert old == f"{SECRET}__OLD was last used {two_days_ago:%Y-%m-%d %H:%M} UTC; it is safe to remove"

@@ -120,19 +120,29 @@ def test_the_clock_is_that_of_the_database_and_follows_it(deployment: Deployment
     assert event_ids(claim(journal, "s")) == ["a"]
 
 
-def test_responses_that_come_late_do_not_set_the_clock_ahead(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("late", ["{} FROM pg_sleep(0.3)", "{}, pg_sleep(0.3)"], ids=["before it is read", "later"])
+def test_responses_that_come_late_leave_the_clock_right(
+    late: str, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one dispatcher has routed would not be due for another whose responses come in time."""
+    """Ahead, what one dispatcher has routed would not be due for others; behind, it would not see what they did."""
     start = postgresql_module._start()
-    with monkeypatch.context() as late:
-        late.setattr(postgresql_module, "_start", lambda: f"{start} FROM pg_sleep(0.3)")
-        journal = deployment.open()
-        first = journal.now()
-        assert first <= database_time(deployment)
-    journal.next_due("s")
-    second = journal.now()
-    assert first < second <= database_time(deployment)
+    opened_before = deployment.open()
+    read_clock(opened_before)
+    with monkeypatch.context() as slow:
+        slow.setattr(postgresql_module, "_start", lambda: late.format(start))
+        opened_meanwhile = deployment.open()
+        opened_before.next_due("s")
+        assert opened_meanwhile.now() <= database_time(deployment)
+    read_clock(opened_meanwhile)
+    for journal in (opened_before, opened_meanwhile):
+        earliest = database_time(deployment) - 0.15
+        assert earliest < journal.now() <= database_time(deployment)
+
+
+def read_clock(journal: Journal) -> None:
+    """In several transactions, of which one at least gets its response at once."""
+    for _ in range(10):
+        journal.next_due("s")
 
 
 def database_time(deployment: Deployment) -> float:

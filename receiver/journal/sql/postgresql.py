@@ -302,12 +302,12 @@ class PostgresqlDatabase:
                 raise
 
     def _read_clock(self, started: Any, asked_at: float) -> None:
-        """Move our idea of the difference of the clocks into what is possible: the database read its own between the
-        question and the response. In each transaction, for another session may lead to another machine."""
+        """Limit the difference of the clocks to what is possible: the database read its own between the question and
+        the response. Every transaction does so, since another session may lead to another machine."""
         read_at = started.fetchone()[0]
         least, most = read_at - time.monotonic(), read_at - asked_at
         if self._offset is None:
-            self._offset = least  # later ones move it ahead, so that the time does not run backwards
+            self._offset = least  # more exact ones move it ahead, so that the time does not run backwards
         offset = min(max(self._offset, least), most)
         self.set_back_seconds = max(0.0, self.set_back_seconds + self._offset - offset)
         self._offset = offset
