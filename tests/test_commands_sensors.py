@@ -5,19 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from support.commands import Operator, seconds_since_1970
-from support.sensors import DOOR, FREEZER, PROJECT, START, event, fold_a_silent_freezer, temperature
+from support.sensors import DOOR, FREEZER, PROJECT, at, event, fold_a_silent_freezer, temperature
 
 from receiver.sensors import open_registry
 from receiver.sensors.registry import Registry
 
-NOW = datetime.now(UTC).replace(second=0, microsecond=0)
-MINUTES = (NOW - START).total_seconds() / 60
-"""From START to now."""
+MINUTES = 30 * 1440 + 540
+"""From START to NOW."""
+NOW = at(MINUTES)
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[None]:
+    with time_machine.travel(NOW, tick=True):
+        yield
 
 
 @pytest.fixture

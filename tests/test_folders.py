@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import time_machine
 from support.built_in_sinks import build, deliver_batch, open_sink
 from support.csv_archive import CsvArchive
 from support.events import event
@@ -17,6 +18,9 @@ from support.events import event
 from receiver.folders import make_folder, why_not_writable
 from receiver.journal.sql.sqlite import SqliteDatabase
 from receiver.scaffold import new_sink
+
+NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
+TODAY = "2026-03-14"
 
 
 @pytest.fixture
@@ -70,13 +74,13 @@ def test_a_csv_file_whose_creator_was_killed_before_it_flushed_its_folder_is_flu
     tmp_path: Path, flushed: list[tuple[Path, list[str]]]
 ) -> None:
     archive = CsvArchive(tmp_path)
-    archive.open(path="{date}/events.csv").deliver(event("e1"))
-    archive.close()
-    flushed.clear()
-    archive.open(path="{date}/events.csv").deliver(event("e2"))
-    archive.close()
-    today = datetime.now(UTC).date().isoformat()
-    assert (tmp_path / today, ["events.csv"]) in flushed
+    with time_machine.travel(NOW, tick=False):
+        archive.open(path="{date}/events.csv").deliver(event("e1"))
+        archive.close()
+        flushed.clear()
+        archive.open(path="{date}/events.csv").deliver(event("e2"))
+        archive.close()
+    assert (tmp_path / TODAY, ["events.csv"]) in flushed
 
 
 def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
@@ -108,15 +112,15 @@ def test_the_folders_of_the_sql_sink_are_durable(tmp_path: Path, flushed: list[t
 
 def test_the_folders_of_the_csv_sink_are_durable(tmp_path: Path, flushed: list[tuple[Path, list[str]]]) -> None:
     sink = open_sink(build("csv", tmp_path, {"path": "a/{date}/events.csv"}))
-    deliver_batch(sink, event("e1"))
-    sink.hook.close()
-    today = datetime.now(UTC).date().isoformat()
+    with time_machine.travel(NOW, tick=False):
+        deliver_batch(sink, event("e1"))
+        sink.hook.close()
     names = {path.relative_to(tmp_path).as_posix(): names for path, names in flushed}
     assert names == {
         ".": ["a"],
-        "a": sorted(["date", today]),
+        "a": sorted(["date", TODAY]),
         "a/date": ["events.csv.lock"],
-        f"a/{today}": ["events.csv"],
+        f"a/{TODAY}": ["events.csv"],
     }
 
 
