@@ -146,6 +146,9 @@ def test_in_memory_that_is_full_it_receives_and_starts_processes_again(folder_on
 
 def counters_of(pid: int) -> Path:
     """The folder of the counters that a process has open."""
-    files = (Path(f"/proc/{pid}/fd") / name for name in os.listdir(f"/proc/{pid}/fd"))
-    (found,) = {Path(os.readlink(file)) for file in files if PREFIX in os.readlink(file)}
-    return found
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(link.readlink())
+    (folder,) = (path for path in found if PREFIX in str(path))
+    return folder

@@ -199,8 +199,9 @@ class RunningReceiver:
 
     @property
     def stdout(self) -> list[Any]:
-        """The lines of its standard output, decoded as JSON."""
-        return [json.loads(line) for line in (self.folder / "stdout.txt").read_text(encoding="utf-8").splitlines()]
+        """The whole lines of its standard output, decoded as JSON."""
+        printed = (self.folder / "stdout.txt").read_text(encoding="utf-8")
+        return [json.loads(line) for line in printed.split("\n")[:-1]]
 
     def shift_clock(self, seconds: float) -> None:
         """Set a receiver's own clock this far ahead of the real one, also while it runs."""
@@ -243,4 +244,8 @@ class RunningReceiver:
 
 
 def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    """The pid of a process's parent; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

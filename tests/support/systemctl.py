@@ -63,9 +63,16 @@ def stop() -> None:
     if pid.exists():
         process = int(pid.read_text())
         os.kill(process, signal.SIGTERM)
-        while Path(f"/proc/{process}").exists() and ") Z " not in Path(f"/proc/{process}/stat").read_text():
+        while is_running(process):
             time.sleep(0.05)
         pid.unlink()
+
+
+def is_running(process: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
 
 
 def main(verb: str, *arguments: str) -> None:
