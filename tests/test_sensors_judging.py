@@ -110,6 +110,19 @@ def test_a_replay_raises_and_clears_nothing(fleet: Registry) -> None:
     assert fleet.causes()["device"] == 1
 
 
+def test_what_a_person_decides_while_sensors_are_judged_stays(fleet: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_the_door(fleet)
+
+    def judged_while_the_freezer_is_retired(*arguments: Any) -> Verdict:
+        verdict = judgement.judge(*arguments)
+        fleet.retire(FREEZER, at(6 * HOUR).timestamp(), at(6 * HOUR).timestamp())
+        return verdict
+
+    monkeypatch.setattr(registry_module, "judge", judged_while_the_freezer_is_retired)
+    judge(fleet, 6 * HOUR)
+    assert row_of(fleet).state == "retired"
+
+
 def test_of_several_dispatchers_one_judges_until_it_has_been_gone_for_a_minute(
     fleet: Registry, store: SqlStore
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, or_, select, update
 
 from receiver.incident import Cause, Incident
 from receiver.sensors.history import DAY_SECONDS
@@ -161,7 +161,7 @@ class Registry(RegistryWriter):
         It takes the lock of folding by that: each changes many rows, in an order of its own.
         """
         states = [
-            {"device": each.device_id, "new": verdict.states[each.device_id].value}
+            {"device": each.device_id, "judged": each.state, "new": verdict.states[each.device_id].value}
             for each in watched
             if verdict.states[each.device_id] != each.state
         ]
@@ -173,13 +173,14 @@ class Registry(RegistryWriter):
             if not connection.execute(update(versions).where(versions.c.judge == holder).values(judge=holder)).rowcount:
                 return False
             this = sensors.c.device_id == bindparam("device")
-            for columns, rows in (
-                ({"state": bindparam("new")}, states),
-                ({"expected_from": bindparam("since")}, expected),
-                ({"interval_minutes": bindparam("interval"), "learned_at": bindparam("learned")}, learned),
+            unchanged = and_(this, sensors.c.state == bindparam("judged"))  # not snoozed or retired meanwhile
+            for which, columns, rows in (
+                (unchanged, {"state": bindparam("new")}, states),
+                (this, {"expected_from": bindparam("since")}, expected),
+                (this, {"interval_minutes": bindparam("interval"), "learned_at": bindparam("learned")}, learned),
             ):
                 for chunk in chunks(rows):
-                    connection.execute(update(sensors).where(this).values(columns), list(chunk))
+                    connection.execute(update(sensors).where(which).values(columns), list(chunk))
             for case in verdict.changed.values():
                 values: dict[str, object] = {"sensors": json.dumps(case.sensors), "closed": case.closed}
                 values["reason"] = self._database.storable(case.reason)
