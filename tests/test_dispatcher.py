@@ -25,6 +25,7 @@ from receiver.event import Event
 from receiver.hookspecs import hookimpl
 from receiver.journal import Arrival, Liveness, Result, Settlement, SinkState
 from receiver.journal.sql.journal import SqlJournal
+from receiver.journal.sql.sqlite import SqliteDatabase
 from receiver.lifeline import Lifeline
 from receiver.logs import LINES_PER_MINUTE
 
@@ -184,11 +185,12 @@ def test_an_outage_of_the_journal_is_logged_a_limited_number_of_times(
 
 
 def test_a_second_dispatcher_does_not_start(dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["receiver.journal.sql.sqlite"], "LOCK_SECONDS", 0.2)
     dispatcher.start()
     wait_until(dispatcher.journal.liveness, what="the first report")
+    second = dispatcher.create()
+    monkeypatch.setattr(sys.modules["receiver.journal.sql.sqlite"], "LOCK_SECONDS", 0.2)
     with pytest.raises(JournalUnavailable, match="another dispatcher uses"):
-        dispatcher.create().start()
+        second.start()
 
 
 def test_a_call_that_takes_long_is_named_also_when_it_is_abandoned(
@@ -358,7 +360,10 @@ def crash_in_calls_of(dispatcher: RunningDispatcher, *sinks: str) -> None:
         dispatcher.journal.claim(sink, 1, 6000.0)
 
 
-def test_suspects_are_called_first_alone_and_one_after_another(dispatcher: RunningDispatcher) -> None:
+def test_suspects_are_called_first_alone_and_one_after_another(
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "TRIAL_SECONDS", 60.0)
     order: list[str] = []
     may_return = {name: threading.Event() for name in ("s1", "s2")}
 
@@ -391,9 +396,9 @@ def test_a_suspect_that_blocks_delays_the_others_for_a_limited_time(
     monkeypatch.setattr(dispatcher_module, "TRIAL_SECONDS", 0.3)
     crash_in_calls_of(dispatcher, "suspect")
     add_deliveries(dispatcher.journal, "good", "a")
-    good = SingleSink()
-    dispatcher.start(dispatcher.sink(SingleSink(dispatcher.block), "suspect"), dispatcher.sink(good, "good"))
-    wait_until(lambda: good.calls, what="the good sink")
+    suspect, good = SingleSink(dispatcher.block), SingleSink()
+    dispatcher.start(dispatcher.sink(suspect, "suspect"), dispatcher.sink(good, "good"))
+    wait_until(lambda: suspect.calls and good.calls, what="calls of both sinks")
     assert dispatcher.journal.sink_states()["suspect"].on_trial is True
 
 
@@ -408,14 +413,17 @@ def test_stopping_delivers_everything_that_is_due(dispatcher: RunningDispatcher)
 
 
 def test_after_sigterm_events_are_delivered_until_the_supervisor_closes_its_end_of_the_lifeline(
-    dispatcher: RunningDispatcher,
+    dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatcher_module, "LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(SqliteDatabase, "wait", lambda self: bool(time.sleep(0.01)))  # in vain
     supervisor_end, child_end = socket.socketpair()
     with supervisor_end, child_end:
         dispatcher.lifeline = Lifeline(child_end)
         supervisor_end.settimeout(20)
         dispatcher.start(dispatcher.sink(SingleSink()))
-        assert supervisor_end.recv(1) == b"."
+        for _ in range(3):
+            assert supervisor_end.recv(1) == b"."
         dispatcher.lifeline.stop_requested = True
         for number in range(3):
             dispatcher.accept(f"n{number}")
