@@ -20,7 +20,7 @@ from typing import TypeVar
 import psutil
 
 from chaos.power import lose_power
-from chaos.system import System
+from chaos.system import System, size_of
 from chaos.visitor import Visitor
 from power_cut.recording import Recorder
 from receiver.testing.issuer import send
@@ -295,7 +295,7 @@ def fill_disk(file: str, free_bytes: int) -> Inject:
     @contextmanager
     def inject(system: System, planned: PlannedFault) -> Iterator[str]:
         path = system.folder / file
-        limit = max(MIN_LIMIT_BYTES, (path.stat().st_size if path.exists() else 0) + free_bytes)
+        limit = max(MIN_LIMIT_BYTES, size_of(path) + free_bytes)
         system.receiver.limit_file_size(limit)
         yield f"{file} is limited to {limit} bytes"
         system.receiver.limit_file_size(resource.RLIM_INFINITY)
@@ -307,7 +307,9 @@ def fill_disk(file: str, free_bytes: int) -> Inject:
 def kill_broker(system: System, planned: PlannedFault) -> Iterator[str]:
     """The MQTT broker is killed, and started again."""
     assert system.broker is not None
-    system.broker.kill()
+    with system.broker.frozen():
+        time.sleep(1.0)  # what it has sent, the listener reads before it writes into a broken connection
+        system.broker.kill()
     yield ""
     system.start_broker()
 

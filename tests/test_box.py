@@ -65,6 +65,7 @@ def test_behind_nginx_the_console_accepts_its_own_forms_and_no_others(port: str,
     installed.run("echo CONSOLE_PASSWORD=a-long-password >> /etc/receiver.env; systemctl restart receiver")
     installed.wait_until_ready()
     installed.follow("nginx")
+    installed.run("curl -sf -o /dev/null http://sensors.example.com/healthz")  # nginx has started when it responds
     installed.run("sed -i 's/listen 80;/& listen 8080;/' /etc/nginx/sites-available/receiver && nginx -s reload")
     site = f"http://sensors.example.com{port}"
 
@@ -187,6 +188,7 @@ def test_a_backup_is_restored_with_what_was_pending(installed: Box) -> None:
     installed.run("sudo receiver send http://localhost:8000/ --type touch --count 3")
     pending = 'receiver_pending_deliveries{sink="later"} '
     wait_until(lambda: f"{pending}3.0" in installed.run("curl -s localhost:8000/metrics"), what="pending deliveries")
+    wait_until(lambda: rows(installed) == 3, what="the rows")
     installed.follow("Back up and restore")
     installed.run("sudo receiver send http://localhost:8000/ --type touch --count 2")
     installed.follow("Back up and restore", 1)

@@ -282,10 +282,10 @@ def test_details_stay_open(browser: Any, demo: RunningReceiver) -> None:
         page = visitor.page
         page.clock.install()
         visitor.open("/console/")
-        page.evaluate("document.querySelector('#live').innerHTML = '<details open><summary>x</summary></details>'")
-        page.evaluate("document.querySelector('#live').dataset.refresh = '5'")
         fresh = "<div id=live data-refresh=5><details><summary>y</summary></details></div><p id=stale></p>"
         page.route("**/console/", lambda route: route.fulfill(body=fresh, content_type="text/html"))
+        details = "<details open><summary>x</summary></details>"
+        page.evaluate(f"live.innerHTML = '{details}'; live.dataset.refresh = '5'")
         page.clock.fast_forward(6_000)
         wait_until(lambda: page.locator("summary").inner_text() == "y")
         assert page.locator("details").get_attribute("open") is not None
@@ -314,7 +314,7 @@ def test_a_page_that_gets_no_response_says_so_and_goes_on(browser: Any, demo: Ru
         with page.expect_request("**/console/"):
             page.clock.fast_forward(6_000)
         page.clock.fast_forward(16_000)
-        page.get_by_text("this page is not up to date").wait_for(timeout=3_000)
+        page.get_by_text("this page is not up to date").wait_for(timeout=10_000)
         page.unroute("**/console/")
         page.clock.fast_forward(6_000)
         page.get_by_text("this page is not up to date").wait_for(state="hidden")
@@ -339,8 +339,8 @@ def test_a_hidden_tab_asks_for_nothing_until_it_is_seen_again(browser: Any, demo
         page, asked = visitor.page, []
         page.clock.install()
         visitor.open("/console/")
-        page.on("request", lambda request: asked.append(request.url) if request.resource_type == "fetch" else None)
         page.evaluate("Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})")
+        page.on("request", lambda request: asked.append(request.url) if request.resource_type == "fetch" else None)
         for _ in range(5):
             page.clock.fast_forward(6_000)
         page.evaluate("0")

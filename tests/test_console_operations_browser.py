@@ -130,7 +130,8 @@ def test_dead_letters_are_retried_and_deleted(java_script: bool, browser: Any, d
         page.get_by_role("button", name=re.compile(r"Retry \d+ dead letters")).click()
         assert "dead letters will be delivered again." in notice(page)
         assert visitor.wrong == []
-    wait_until(lambda: dead(demo) > 1)  # given up again
+    pending = 'receiver_pending_deliveries{sink="billing"}'
+    wait_until(lambda: demo.metric(pending) == 0, what="deliveries that are all given up again")
 
 
 def test_the_keyboard_alone_suffices(browser: Any, demo: RunningReceiver) -> None:

@@ -270,6 +270,7 @@ def test_one_of_several_threads_claims_more_while_its_calls_are_fast(
         return claim(sink, limit, seconds)
 
     monkeypatch.setattr(loop_tester.journal, "claim", note)
+    monkeypatch.setattr(sink_loop, "SETTLE_SECONDS", 600.0)
     loop = loop_tester.loop(SingleSink(), concurrency=2)
     loop_tester.add_deliveries(*(f"n{number}" for number in range(40)))
     for _ in range(3):

@@ -628,6 +628,8 @@ def test_the_sql_sink_and_the_journal_share_a_database_with_the_settings_shown(s
 
     (query,) = SINKS.blocks("sql")
     with psycopg.connect(url, autocommit=True) as connection:
+        created = "SELECT 1 WHERE to_regclass('latest') IS NOT NULL"
+        wait_until(lambda: connection.execute(created).fetchone(), what="the tables of the sink")
         rows = wait_until(lambda: connection.execute(query).fetchall())
     readings = {reading.quantity: reading for reading in Event.from_body(body, NOW).readings()}
     assert rows == [

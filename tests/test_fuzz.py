@@ -17,6 +17,7 @@ from receiver.errors import Rejected, Rejection
 from receiver.intake import group_commit, pushes
 from receiver.journal import Outcome
 verify, arrival, handler = signature.verify, pushes.arrival, pushes.PushHandler
+group_commit.GroupCommit.__init__.__kwdefaults__.update(failing_seconds=60.0, wait_seconds=60.0)  # on a busy machine
 """
 FOOTER = """
 from fuzz.trial import run_round

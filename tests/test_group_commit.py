@@ -171,6 +171,7 @@ def test_an_item_whose_time_is_up_before_its_commit_began_is_never_stored(writer
             pending.outcome()
     writer.gate.set()
     wait_in_greenlet(lambda: not crowd.group._committing, what="the end of the commit")
+    crowd.group._wait_seconds = 20.0
     assert crowd.group.submit("next") == "next stored"
     assert writer.groups == [["first"], ["next"]]
 
@@ -223,7 +224,7 @@ def test_running_out_of_memory_while_a_group_is_formed_stops_no_later_commit(wri
     good, group._queue = group._queue, Short()
     with pytest.raises(JournalUnavailable):
         group.submit("lost")
-    group._queue = good
+    group._queue, group._wait_seconds = good, 20.0
     assert group.submit("next") == "next stored"
     assert writer.groups == [["next"]]
 

@@ -37,7 +37,9 @@ class NothingRecorded(dict):
         pass  # so that each commit records the use of secrets
 
 url, seed = sys.argv[1:]
-postgresql.STATEMENT_SECONDS = postgresql.POOL_SECONDS = postgresql_connection.RESPONSE_SECONDS = 60.0
+for limit in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
+    setattr(postgresql, limit, 60.0)
+postgresql_connection.RESPONSE_SECONDS = 60.0
 journal = SqlJournal(PostgresqlDatabase(url, None))
 journal._secret_use_recorded_at = NothingRecorded()
 group = GroupCommit(journal.accept, failing_seconds=60.0, wait_seconds=60.0)
@@ -64,7 +66,9 @@ from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
 
 url, seed = sys.argv[1:]
-postgresql.STATEMENT_SECONDS = postgresql.POOL_SECONDS = postgresql_connection.RESPONSE_SECONDS = 60.0
+for limit in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
+    setattr(postgresql, limit, 60.0)
+postgresql_connection.RESPONSE_SECONDS = 60.0
 journal = SqlJournal(PostgresqlDatabase(url, None))
 dice = random.Random(seed)
 sinks = ["a", "b", "c"]

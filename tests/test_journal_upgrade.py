@@ -62,7 +62,7 @@ def postgresql_schema_2(folder: Path) -> SqlStore:
 
 
 @pytest.fixture(params=[pytest.param(sqlite_schema_2, id="sqlite"), pytest.param(postgresql_schema_2, id="postgresql")])
-def old_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+def old_store(request: pytest.FixtureRequest, tmp_path: Path, long_time_limits: None) -> Iterator[SqlStore]:
     """The journal of a receiver with schema 2, as that one left it: on its own clock, a minute after its last write."""
     store: SqlStore = request.param(tmp_path)
     (dispatcher,) = rows(store, "dispatchers")
@@ -253,7 +253,10 @@ def test_an_upgrade_and_a_transaction_of_an_older_receiver_wait_for_each_other_w
     old_store: PostgresqlStore, first: str, then: str
 ) -> None:
     waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with psycopg.connect(old_store.url) as old, psycopg.connect(old_store.url, autocommit=True) as watching:
+    with (
+        psycopg.connect(old_store.url, options="-c deadlock_timeout=60s") as old,
+        psycopg.connect(old_store.url, autocommit=True) as watching,
+    ):
         old.execute(first)
         with ThreadPoolExecutor(1) as pool:
             opened = pool.submit(old_store.open)

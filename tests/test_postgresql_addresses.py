@@ -130,6 +130,7 @@ def with_password(server: Server, role_with_password: str) -> Iterator[Deploymen
     deployment.close()
 
 
+@pytest.mark.usefixtures("long_time_limits")
 def test_a_password_with_every_kind_of_character_opens_both_connections(
     with_password: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,6 +266,7 @@ def proxy(server: Server) -> Iterator[RecordingProxy]:
     proxy.close()
 
 
+@pytest.mark.usefixtures("long_time_limits")
 def test_where_tls_is_required_nothing_is_sent_without_it(own_deployment: Deployment, proxy: RecordingProxy) -> None:
     url = f"postgres://postgres:hunter22@127.0.0.1:{proxy.port}/{make_url(own_deployment.url).database}?sslmode="
     journal = SqlJournal(PostgresqlDatabase(url + "disable", None))

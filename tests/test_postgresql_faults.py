@@ -67,11 +67,18 @@ def no_connections_left(node: Node) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         terminate = stack.enter_context(psycopg.connect(node.url, autocommit=True))
 
-        def have_all() -> bool:
+        def take_all() -> int:
+            """How many were left."""
+            taken = 0
             with contextlib.suppress(psycopg.OperationalError):
                 while True:
                     stack.enter_context(psycopg.connect(node.url))
-            return terminate.execute(CONNECTIONS_OF_RECEIVER).fetchall() == []
+                    taken += 1
+            return taken
+
+        def have_all() -> bool:
+            take_all()
+            return terminate.execute(CONNECTIONS_OF_RECEIVER).fetchall() == [] and take_all() == 0
 
         wait_until(have_all, what="all connections")
         yield

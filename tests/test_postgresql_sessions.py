@@ -41,6 +41,8 @@ END $$;
 CREATE TRIGGER note BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION note();
 """
 
+pytestmark = pytest.mark.usefixtures("long_time_limits")
+
 
 @pytest.fixture
 def url() -> str:
@@ -77,8 +79,15 @@ def database_in(encoding: str) -> str:
 @pytest.mark.parametrize("secret", ["", "DT_SIGNATURE_SECRET"], ids=["events alone", "with a secret"])
 @pytest.mark.parametrize(("default", "used"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")])
 def test_commits_are_durable_whatever_the_default_of_the_database_is_and_a_stricter_one_is_kept(
-    url: str, open_journal: Callable[[], SqlJournal], default: str, used: str, secret: str
+    url: str,
+    open_journal: Callable[[], SqlJournal],
+    monkeypatch: pytest.MonkeyPatch,
+    default: str,
+    used: str,
+    secret: str,
 ) -> None:
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 50.0)
+    monkeypatch.setattr(postgresql_module, "IDLE_SECONDS", 55.0)
     journal = open_journal()
     execute(url, DELIVERED_WITH + f"ALTER DATABASE {make_url(url).database} SET synchronous_commit = {default}")
     other = open_journal()
@@ -86,8 +95,8 @@ def test_commits_are_durable_whatever_the_default_of_the_database_is_and_a_stric
     with psycopg.connect(url) as connection:
         seen = dict(connection.execute("SELECT setting, value FROM seen").fetchall())
     assert seen == {
-        "statement_timeout": "2s",
-        "idle_in_transaction_session_timeout": "5s",
+        "statement_timeout": "50s",
+        "idle_in_transaction_session_timeout": "55s",
         "synchronous_commit": used,
     }
     assert journal.unrouted(10)[0].id == "a"
@@ -368,7 +377,7 @@ def test_a_copy_in_which_sequences_begin_anew_loses_no_event(url: str, open_jour
 
 
 def test_a_session_is_replaced_at_once_if_another_one_may_succeed() -> None:
-    useless = ("25006", "57P01", "57P02", "57P03", "08000", "08006")
+    useless = ("25006", "57P01", "57P02", "57P03", "57P05", "08000", "08006")
     assert all(session_is_useless(psycopg.errors.lookup(code)()) for code in useless)
     assert session_is_useless(psycopg.OperationalError("the connection is lost"))
     assert not any(session_is_useless(psycopg.errors.lookup(code)()) for code in ("57014", "40001", "53100"))

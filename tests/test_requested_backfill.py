@@ -121,9 +121,9 @@ def test_a_backfill_that_takes_longer_than_its_lease_is_not_begun_by_another_dis
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backfill_thread, "RUN_SECONDS", 0.05)
-    monkeypatch.setattr(BackfillOnRequest, "lease_seconds", 1.5)
+    monkeypatch.setattr(BackfillOnRequest, "lease_seconds", 3.0)
     begun = fleet.operator.folder / "begun"
-    script = f"import time; open({str(begun)!r}, 'a').write('x'); time.sleep(4)"
+    script = f"import time; open({str(begun)!r}, 'a').write('x'); time.sleep(7)"
     save_request(fleet.operator.journal, RequestedBackfill(Progress.ASKED, 5.0))
 
     def dispatch() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -14,13 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
+from conftest import wait_until
 from pytest_httpserver import HTTPServer
 from support.mosquitto import Broker, Listener, listening, running
 from werkzeug import Request, Response
 
 from receiver.event import Event, event_id
 from receiver.testing import SinkSuite
-from receiver.testing.harness import Harness
 from receiver.testing.postgresql import new_database
 
 DeliveredIds = Callable[[], list[str]]
@@ -138,6 +137,7 @@ class TestMqtt(SinkSuite, plugin="plugins/mqtt/__init__.py", concurrency=8):
         @contextlib.contextmanager
         def killed() -> Iterator[None]:
             broker.kill()
+            wait_until(lambda: not listener.is_subscribed)
             yield
             broker.start()
             listener.wait_until_subscribed()
@@ -161,12 +161,6 @@ class RecordingEndpoint:
 
 
 class TestWebhook(SinkSuite, plugin="plugins/webhook/__init__.py", concurrency=8):
-    @pytest.fixture(autouse=True)
-    def short_read_timeout(self, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two seconds instead of ten, which is how long the test with a hanging endpoint takes."""
-        cls: Any = harness.type.cls
-        monkeypatch.setattr(cls, "limits", dataclasses.replace(cls.limits, read_seconds=2.0))
-
     @pytest.fixture
     def endpoint(self, httpserver: HTTPServer) -> RecordingEndpoint:
         endpoint = RecordingEndpoint()

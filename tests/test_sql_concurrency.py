@@ -88,9 +88,9 @@ def test_several_threads_can_deliver_at_once(sql_database: SqlDatabase) -> None:
 
 
 def connections(database: SqlDatabase) -> int:
-    """How many others are connected to the database."""
-    ours = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    return int(database.query(ours)[0]["n"])
+    """How many other clients are connected to the database."""
+    others = "datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    return int(database.query(f"SELECT count(*) AS n FROM pg_stat_activity WHERE {others}")[0]["n"])
 
 
 def test_there_are_as_many_connections_as_concurrent_calls_and_none_after_close(

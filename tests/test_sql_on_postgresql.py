@@ -174,7 +174,7 @@ def test_a_server_that_restarts_while_threads_write_has_every_delivered_event(se
 def test_a_frozen_server_pauses_open_and_new_connections_in_time(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit(monkeypatch, response_seconds=0.5, connect_seconds=2)
+    limit(monkeypatch, response_seconds=3, connect_seconds=3)
     database = SqlDatabase(server.new_database())
     connected, new = database.open(), build_sql(database.url)
     with ThreadPoolExecutor(2) as threads, server.frozen():
@@ -191,7 +191,7 @@ def test_a_frozen_server_pauses_open_and_new_connections_in_time(
 def test_a_server_that_freezes_during_a_transaction_rolls_it_back(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit(monkeypatch, response_seconds=0.5)
+    limit(monkeypatch, response_seconds=3)
     database = SqlDatabase(server.new_database())
     sink = database.open()
     write = module_of("sql").write

@@ -392,7 +392,7 @@ def test_a_child_is_restarted_although_the_supervisor_was_started_with_sigchld_i
     process = fork.Process(target=run)
     process.start()
     try:
-        wait_until(lambda: notes.lines == ["started"] * 2)
+        wait_until(lambda: len(notes.lines) >= 2)
     finally:
         process.kill()
         process.join()

@@ -86,7 +86,7 @@ class HttpSink:
         self.http = urllib3.PoolManager(timeout=self.timeout(), retries=False)
 
     def timeout(self):
-        return 2
+        return 5
 
     @hookimpl
     def deliver(self, event):

@@ -127,6 +127,8 @@ def test_claims_of_dispatchers_that_vanished_are_taken_over_within_20_s_and_they
     holders = [own_deployment.sql(HOLDER.format(BATCH * number))[0][0] for number in (1, 2)]
     assert None not in holders
     assert suspended.process is not None
+    begun = len(fleet.calls(suspended))
+    wait_until(lambda: len(fleet.calls(suspended)) > begun, what="a call, in which it is suspended")
 
     network.vanish()
     its_network.vanish()

@@ -77,7 +77,7 @@ class Server:
         """Shut it down in immediate mode: nothing is written, transactions are aborted, clients are disconnected."""
         process = psutil.Process(self._server.get_pid())
         process.send_signal(signal.SIGQUIT)
-        wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not is_running(process))
 
     def restart(self) -> None:
         self.kill()
@@ -118,6 +118,14 @@ class Server:
         except (subprocess.SubprocessError, psycopg.Error):
             return False
         return True
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process has not ended, whether or not its parent has asked for its exit code."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def start_server(environment: Mapping[str, str]) -> Server:

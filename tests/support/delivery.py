@@ -276,7 +276,7 @@ class RunningDispatcher:
 
 
 @pytest.fixture
-def sqlite_store(tmp_path: Path) -> Iterator[SqliteStore]:
+def sqlite_store(tmp_path: Path, long_time_limits: None) -> Iterator[SqliteStore]:
     (tmp_path / "data").mkdir()
     store = SqliteStore(tmp_path / "data")
     yield store

@@ -23,7 +23,7 @@ from support.time_limit import call_with_time_limit
 CERTIFICATE = ROOT / "tests" / "tls.pem"
 """A certificate for 127.0.0.1, signed by itself, with its key."""
 
-SHORT_LIMITS = TimeLimits(connect_seconds=0.8, read_seconds=0.8, total_seconds=1.2)
+SHORT_LIMITS = TimeLimits(connect_seconds=2.0, read_seconds=2.0, total_seconds=2.5)
 
 
 class Request:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from receiver.event import Event
 from receiver.journal import open_database
+from receiver.journal.sql import postgresql, postgresql_connection
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import Rules
 
@@ -42,6 +43,9 @@ def fold(database: str, events: list[Event], delivered: Path) -> None:
 
 
 def main() -> None:
+    for limit in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
+        setattr(postgresql, limit, 60.0)
+    postgresql_connection.RESPONSE_SECONDS = 60.0
     database, path, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     events, delivered, chance = events_of(path), path.with_suffix(".delivered"), random.Random(kills)
     delivered.write_text("0")
@@ -54,7 +58,7 @@ def main() -> None:
             time.sleep(chance.uniform(0.005, 0.06))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    sys.exit(status)
+    sys.exit(os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

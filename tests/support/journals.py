@@ -217,13 +217,15 @@ STORES: list[Any] = [pytest.param(SqliteStore, id="sqlite"), pytest.param(Postgr
 
 
 @pytest.fixture
-def long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_time_limits() -> Iterator[None]:
     """Let a call of the journal take so long that it does not fail on a busy machine."""
-    for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
-        monkeypatch.setattr(postgresql_module, name, 60.0)
-    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 60.0)
-    for name in ("LOCK_SECONDS", "BUSY_SECONDS"):
-        monkeypatch.setattr(sqlite_module, name, 60.0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
+            patch.setattr(postgresql_module, name, 60.0)
+        patch.setattr(postgresql_connection, "RESPONSE_SECONDS", 60.0)
+        for name in ("LOCK_SECONDS", "BUSY_SECONDS"):
+            patch.setattr(sqlite_module, name, 60.0)
+        yield
 
 
 @pytest.fixture(params=STORES)

@@ -91,11 +91,6 @@ def database(httpserver: HTTPServer) -> Database:
 
 
 class TestInflux(SinkSuite, plugin="receiver_influx", concurrency=4):
-    @pytest.fixture(autouse=True)
-    def short_timeout(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So that the test with a hanging database takes two seconds instead of ten."""
-        monkeypatch.setattr(receiver_influx, "READ_SECONDS", 2.0)
-
     @pytest.fixture
     def options(self, database: Database) -> dict[str, object]:
         labels = ["name", "label two\nlines\r\nand\u2028more"]

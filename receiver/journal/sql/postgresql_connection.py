@@ -110,5 +110,5 @@ def session_is_useless(error: BaseException) -> bool:
     return (lost and not isinstance(error, ServerTimeout)) or code[:2] == "08" or code in USELESS
 
 
-USELESS = ("25006", "57P01", "57P02", "57P03")
-"""Read-only, shut down by an administrator, crashed, not accepting connections."""
+USELESS = ("25006", "57P01", "57P02", "57P03", "57P05")
+"""Read-only, shut down by an administrator, crashed, not accepting connections, idle for too long."""
