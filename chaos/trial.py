@@ -16,7 +16,7 @@ from chaos.faults import OF_JOURNAL, OF_PROCESSES, OF_SURROUNDINGS, InjectedFaul
 from chaos.history import History
 from chaos.oracle import Violation, collect, compare_registry, judge, quarantined_ids
 from chaos.report import Report, recovery
-from chaos.system import System, Watch
+from chaos.system import START_SECONDS, System, Watch
 from chaos.traffic import CONNECTIONS, Driver, event, traffic
 from chaos.visitor import Visitor
 from receiver.simulator import Simulator
@@ -77,6 +77,7 @@ def run_with(dt: FakeDT, trial: Trial, folder: Path, stop: threading.Event) -> R
         visitor.start()
         driver.start()
         history.start()
+        wait_until(lambda: system.target.accepted, START_SECONDS, "the first delivery")
         injected, violations = inject_faults(system, driver, trial, stop)
         time.sleep(AFTERMATH_SECONDS / trial.speed)
         driver.finish(IDLE_SECONDS)
