@@ -308,7 +308,7 @@ def kill_broker(system: System, planned: PlannedFault) -> Iterator[str]:
     """The MQTT broker is killed, and started again."""
     assert system.broker is not None
     with system.broker.frozen():
-        time.sleep(1.0)  # what it has sent, the listener reads before it writes into a broken connection
+        time.sleep(1.0)  # the listener reads all that was sent to it: what is unread when its connection breaks is lost
         system.broker.kill()
     yield ""
     system.start_broker()

@@ -28,18 +28,16 @@ import json, random, sys
 from gevent.pool import Pool
 from receiver.intake.group_commit import GroupCommit
 from receiver.journal import Arrival
-from receiver.journal.sql import postgresql, postgresql_connection
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
+from support.journals import lengthen_time_limits
 
 class NothingRecorded(dict):
     def __setitem__(self, name, at):
         pass  # so that each commit records the use of secrets
 
 url, seed = sys.argv[1:]
-for limit in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
-    setattr(postgresql, limit, 60.0)
-postgresql_connection.RESPONSE_SECONDS = 60.0
+lengthen_time_limits()
 journal = SqlJournal(PostgresqlDatabase(url, None))
 journal._secret_use_recorded_at = NothingRecorded()
 group = GroupCommit(journal.accept, failing_seconds=60.0, wait_seconds=60.0)
@@ -61,14 +59,12 @@ print(json.dumps(list(Pool(16).imap(push, work))))
 DISPATCHING = """
 import json, random, sys, threading, time
 from receiver.journal import Result, Settlement
-from receiver.journal.sql import postgresql, postgresql_connection
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.postgresql import PostgresqlDatabase
+from support.journals import lengthen_time_limits
 
 url, seed = sys.argv[1:]
-for limit in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
-    setattr(postgresql, limit, 60.0)
-postgresql_connection.RESPONSE_SECONDS = 60.0
+lengthen_time_limits()
 journal = SqlJournal(PostgresqlDatabase(url, None))
 dice = random.Random(seed)
 sinks = ["a", "b", "c"]
@@ -110,7 +106,8 @@ def run_at_once(script: str, url: str, number: int) -> list[Any]:
         running = []
         for seed in range(number):
             command = [sys.executable, "-c", script, url, str(seed)]
-            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+            process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             stack.enter_context(process)
             stack.callback(process.kill)
             running.append(process)

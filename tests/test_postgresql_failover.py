@@ -152,12 +152,12 @@ def test_commits_that_wait_for_a_standby_hold_no_connection_after_their_time_is_
     pair.standby.stop()
     with monkeypatch.context() as impatient:
         impatient.setattr(postgresql_connection, "RESPONSE_SECONDS", 1.0)
-        for number in range(3):
+        for number in range(5):
             with pytest.raises(JournalUnavailable):
                 accept(journal, f"e{number}")
     wait_until(lambda: pair.primary.sql(WAITS_FOR_STANDBY) == [(0,)], what="the end of all commits")
     pair.standby.start()
-    assert [push_until_stored(journal, f"e{number}") for number in range(3)] == [Outcome.DUPLICATE] * 3
+    assert [push_until_stored(journal, f"e{number}") for number in range(5)] == [Outcome.DUPLICATE] * 5
 
 
 @pytest.mark.parametrize("writable", [False, True], ids=["read-only", "writable"])

@@ -76,6 +76,20 @@ def test_everything_that_is_imported_is_installed_by_the_requirements() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SHOW_GARBAGE_COLLECTION = """
+import gc
+import receiver.commands.main
+from receiver.__main__ import run
+receiver.commands.main.main = lambda prog_name: print(gc.isenabled())
+run()
+"""
+
+
+def test_garbage_is_collected_once_everything_is_imported() -> None:
+    done = run(sys.executable, "-c", SHOW_GARBAGE_COLLECTION)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 def test_an_environment_without_the_packages_is_told_in_one_line(tmp_path: Path) -> None:
     venv.create(tmp_path, symlinks=True)
     done = run(str(tmp_path / "bin" / "python"), "-B", "-m", "receiver", "check")

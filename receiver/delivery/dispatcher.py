@@ -353,7 +353,7 @@ class Dispatcher:
 
     def _drain(self, lifeline: Lifeline, threads: Sequence[threading.Thread]) -> None:
         """Deliver what is due and what intake still accepts, then stop; calls that do not return are abandoned."""
-        self._new_events = True  # from now on none is waited for
+        self._new_events = True  # `run` waits for them no more, so each `tick` looks
         end = time.monotonic() + (DRAIN_SECONDS if lifeline.stop_requested else ORPHANED_SECONDS)
         while lifeline.supervisor_connected() and time.monotonic() < end:
             if not self.tick():

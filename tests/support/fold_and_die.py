@@ -17,9 +17,9 @@ from pathlib import Path
 
 from receiver.event import Event
 from receiver.journal import open_database
-from receiver.journal.sql import postgresql, postgresql_connection
 from receiver.sensors.registry import Registry
 from receiver.sensors.watch import Rules
+from support.journals import lengthen_time_limits
 
 BATCH = 20
 
@@ -43,9 +43,7 @@ def fold(database: str, events: list[Event], delivered: Path) -> None:
 
 
 def main() -> None:
-    for limit in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
-        setattr(postgresql, limit, 60.0)
-    postgresql_connection.RESPONSE_SECONDS = 60.0
+    lengthen_time_limits()
     database, path, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     events, delivered, chance = events_of(path), path.with_suffix(".delivered"), random.Random(kills)
     delivered.write_text("0")

@@ -216,15 +216,19 @@ def _controlled(store: SqlStore, kind: type[Any]) -> type[Any]:
 STORES: list[Any] = [pytest.param(SqliteStore, id="sqlite"), pytest.param(PostgresqlStore, id="postgresql")]
 
 
+def lengthen_time_limits(set_limit: Callable[[object, str, float], None] = setattr) -> None:
+    """Let a call of the journal take so long that it does not fail on a busy machine."""
+    for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
+        set_limit(postgresql_module, name, 60.0)
+    set_limit(postgresql_connection, "RESPONSE_SECONDS", 60.0)
+    for name in ("LOCK_SECONDS", "BUSY_SECONDS"):
+        set_limit(sqlite_module, name, 60.0)
+
+
 @pytest.fixture
 def long_time_limits() -> Iterator[None]:
-    """Let a call of the journal take so long that it does not fail on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("POOL_SECONDS", "STATEMENT_SECONDS", "IDLE_SECONDS", "TRANSACTION_SECONDS"):
-            patch.setattr(postgresql_module, name, 60.0)
-        patch.setattr(postgresql_connection, "RESPONSE_SECONDS", 60.0)
-        for name in ("LOCK_SECONDS", "BUSY_SECONDS"):
-            patch.setattr(sqlite_module, name, 60.0)
+        lengthen_time_limits(patch.setattr)
         yield
 
 
