@@ -36,6 +36,7 @@ CONSOLE_PASSWORD_CHARACTERS = 12
 """A wrong password takes a second, but many can be tried at once."""
 
 QUOTES = ('""', "''", "``", "\u201c\u201d", "\u201e\u201c", "\u2018\u2019", "\u00ab\u00bb")
+VARIABLE = "[A-Z][A-Z0-9]*_[A-Z0-9_]*"
 
 DISPATCHER_SILENT_SECONDS = 30
 """A dispatcher that reports nothing for so long is blocked by a plugin; its supervisor kills it."""
@@ -215,6 +216,10 @@ def _oddity(secret: str) -> str | None:
         return "begins or ends with whitespace"
     if len(secret) > 1 and secret[0] + secret[-1] in QUOTES:
         return "is in quotes"
+    if re.match(rf"(export )?{VARIABLE}=[^=]", secret):
+        return "begins with the name of a variable"
+    if re.fullmatch(rf"\$?\{{\{{.+\}}\}}|\$\{{.+\}}|\${VARIABLE}|%{VARIABLE}%", secret):
+        return "is a reference to a variable, and not its value"
     return None if secret.isprintable() else "contains a line end or an invisible character"
 
 

@@ -16,6 +16,10 @@ CHOICES = {
 }
 
 
+WORDS = re.compile("[A-Za-z][a-z_]+([A-Z][a-z]+)*")
+"""What may be shown as the name of a parameter: with other characters it may be part of a password."""
+
+
 def postgresql_parameters(url: str, setting: str) -> dict[str, str]:
     """The URL of a `setting` as parameters of libpq; several hosts and parameters of other clients are understood.
 
@@ -72,7 +76,7 @@ def _query(pairs: Sequence[tuple[str, str]], setting: str) -> dict[str, str]:
 def _validate(parameters: dict[str, Any], known: Collection[str], setting: str) -> None:
     for name in parameters:
         if name not in known:
-            shown = f" '{name}'" if re.fullmatch("[a-z_]{2,30}", name) else ""
+            shown = f" '{name}'" if len(name) < 30 and WORDS.fullmatch(name) else ""
             raise ValueError(f"{setting}: PostgreSQL has no connection parameter{shown}; remove it")
     for name, valid in CHOICES.items():
         if parameters.get(name, valid[0]) not in valid:

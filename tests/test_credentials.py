@@ -289,8 +289,19 @@ ODD = {
     "\ufeffsecret": "contains a line end or an invisible character",
     "sec\u200bret": "contains a line end or an invisible character",
     "sec\u00a0ret": "contains a line end or an invisible character",
+    "THE_NAME=secret": "begins with the name of a variable",
+    "export THE_NAME=secret": "begins with the name of a variable",
+    "$THE_NAME": "is a reference to a variable, and not its value",
+    "${THE_NAME}": "is a reference to a variable, and not its value",
+    "${THE_NAME:-secret}": "is a reference to a variable, and not its value",
+    "%THE_NAME%": "is a reference to a variable, and not its value",
+    "{{ secrets.THE_NAME }}": "is a reference to a variable, and not its value",
+    "${{ secrets.THE_NAME }}": "is a reference to a variable, and not its value",
 }
-REGULAR = ["secret", "a secret with blanks", "geheimniß", "a\"b'c", '"', "it's", "x'", "$ecret\\n", "'a\""]
+REGULAR = [
+    *["secret", "a secret with blanks", "geheimniß", "a\"b'c", '"', "it's", "x'", "$ecret\\n", "'a\""],
+    *["NAME=secret", "SGVsbG8_V29ybGQ=", "SGVS_BG8=", "$ECRET", "{secret}", "100%", "%41%42", "$"],
+]
 UNLESS = "correct it unless that is part of the secret"
 
 

@@ -47,6 +47,10 @@ REJECTED: dict[str, tuple[str, str]] = {
         "postgres://u:p@h/d?sslmod=require",
         "DATABASE_URL: PostgreSQL has no connection parameter 'sslmod'; remove it",
     ),
+    "parameter of another client": (
+        "postgres://u:p@h/d?reWriteBatchedInserts=true",
+        "DATABASE_URL: PostgreSQL has no connection parameter 'reWriteBatchedInserts'; remove it",
+    ),
     "sslmode": (
         "postgres://u:p@h/d?sslmode=strict",
         "DATABASE_URL: sslmode must be one of disable, allow, prefer, require, verify-ca, verify-full",

@@ -25,6 +25,14 @@ CAN_UNSHARE = (
     == 0
 )
 PAGE = Page("deploy/README.md")
+LATER = """
+[sinks.later]
+type = "webhook"
+url = "http://127.0.0.1:9"
+allow_private = true
+"""
+"""A sink at which everything stays pending."""
+
 NOT_RUN = re.compile(r"sudo (apt-get|certbot) ")
 PYTHON = Path(sys.base_prefix)
 PACKAGES = Path(sysconfig.get_path("purelib")).resolve()
@@ -176,3 +184,15 @@ def box(tmp_path: Path) -> Iterator[Box]:
     box = Box(tmp_path)
     yield box
     box.close()
+
+
+@pytest.fixture
+def installed(box: Box) -> Box:
+    box.follow("Install")
+    box.wait_until_ready()
+    return box
+
+
+def rows(box: Box) -> int:
+    """How many rows the files of the sink have."""
+    return int(box.run("cat /var/lib/receiver/events*.csv 2>/dev/null | grep -vc ^event_id", None))
