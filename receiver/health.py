@@ -37,6 +37,7 @@ CONSOLE_PASSWORD_CHARACTERS = 12
 
 QUOTES = ('""', "''", "``", "\u201c\u201d", "\u201e\u201c", "\u2018\u2019", "\u00ab\u00bb")
 VARIABLE = "[A-Z][A-Z0-9]*_[A-Z0-9_]*"
+"""The name of a variable of the environment. Without an underscore it may be the beginning of a random secret."""
 
 DISPATCHER_SILENT_SECONDS = 30
 """A dispatcher that reports nothing for so long is blocked by a plugin; its supervisor kills it."""

@@ -15,9 +15,8 @@ CHOICES = {
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
 }
 
-
-WORDS = re.compile("[A-Za-z][a-z_]+([A-Z][a-z]+)*")
-"""What may be shown as the name of a parameter: with other characters it may be part of a password."""
+HARMLESS_NAME = re.compile("(?=.{2,30}$)[A-Za-z_][a-z_]+([A-Z][a-z]+)*")
+"""What is shown as the name of an unknown parameter: anything else may be part of a password."""
 
 
 def postgresql_parameters(url: str, setting: str) -> dict[str, str]:
@@ -76,7 +75,7 @@ def _query(pairs: Sequence[tuple[str, str]], setting: str) -> dict[str, str]:
 def _validate(parameters: dict[str, Any], known: Collection[str], setting: str) -> None:
     for name in parameters:
         if name not in known:
-            shown = f" '{name}'" if len(name) < 30 and WORDS.fullmatch(name) else ""
+            shown = f" '{name}'" if HARMLESS_NAME.fullmatch(name) else ""
             raise ValueError(f"{setting}: PostgreSQL has no connection parameter{shown}; remove it")
     for name, valid in CHOICES.items():
         if parameters.get(name, valid[0]) not in valid:

@@ -22,6 +22,7 @@ from receiver.errors import ReceiverError
 from receiver.event import TYPES, Event
 from receiver.testing import SinkSuite, event, events, odd_text_events, unknown_events
 from receiver.testing.harness import Harness
+from receiver.testing.postgresql import is_running
 
 PLUGIN = '''
 import logging
@@ -247,7 +248,6 @@ import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import psutil
 import pytest
 from receiver.testing import SinkSuite
 
@@ -628,8 +628,8 @@ def test_a_metric_that_does_not_exist_is_an_error_and_one_without_a_value_yet_is
 STARTS_A_SERVER = """
 from receiver.testing.postgresql import start_server
 server = start_server({})
-print(server.folder, flush=True)
 with server.frozen():
+    print(server.folder, flush=True)
     input()
 """
 
@@ -641,4 +641,4 @@ def test_a_postgresql_server_ends_with_the_process_that_started_it_however_that_
         folder = Path(starter.stdout.readline().strip())
         server = psutil.Process(int((folder / "postmaster.pid").read_text().split()[0]))
         starter.kill()
-    wait_until(lambda: not server.is_running() and not folder.exists(), what="the end of the server")
+    wait_until(lambda: not is_running(server) and not folder.exists(), what="the end of the server")

@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 from receiver.testing.running import wait_until
 
 GUARD = """
-import shutil, signal, sys, psutil
+import shutil, signal, sys, time, psutil
 
 sys.stdin.read()
 folder = sys.argv[1]
@@ -31,7 +31,9 @@ for process in psutil.process_iter():
         if process.cmdline()[1:3] == ["-D", folder]:
             process.send_signal(signal.SIGQUIT)
             process.resume()
-            process.wait(20)
+            end = time.monotonic() + 20
+            while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+                time.sleep(0.05)
     except (psutil.Error, ProcessLookupError):
         pass
 shutil.rmtree(folder, ignore_errors=True)
