@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from conftest import TEST_SECRET
 from support.delivery import BatchSink, LoopTester, SingleSink, always, first, only_for
 
 from receiver.delivery import sink_loop
+from receiver.delivery.sink_loop import SinkLoop
 from receiver.errors import GiveUp, JournalUnavailable, Pause, Retry
 from receiver.event import Event
 from receiver.hookspecs import hookimpl
@@ -200,11 +202,72 @@ def test_a_dispatcher_whose_claims_others_may_have_taken_over_calls_no_sink(loop
     loop = loop_tester.loop(sink := SingleSink(behave))
     loop_tester.add_deliveries(*"abcd")
     loop.step()
-    assert loop.step() > 0
+    assert loop.step() == 0
     assert (sink.event_ids, loop_tester.counts()) == (["a", "b"], (2, 2, 0))
     loop_tester.may_call = True
     loop.step()
     assert sink.calls == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+
+
+def finish(loop: SinkLoop) -> threading.Thread:
+    """Run a loop in a thread, until nothing is left to do now."""
+    loop.finishing = True
+    return run(loop)
+
+
+def run(loop: SinkLoop) -> threading.Thread:
+    loop.allowed.set()
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_loop_that_may_not_call_its_sink_for_a_moment_finishes_afterwards(loop_tester: LoopTester) -> None:
+    loop_tester.may_call = False
+    loop = loop_tester.loop(sink := SingleSink())
+    loop_tester.add_deliveries("a")
+    thread = finish(loop)
+    assert loop.stepped.wait(20)
+    loop_tester.may_call = True
+    thread.join(20)
+    assert (thread.is_alive(), sink.event_ids, loop_tester.counts()) == (False, ["a"], (1, 0, 0))
+
+
+def test_a_loop_finishes_only_when_nothing_became_due_during_its_last_claim(
+    loop_tester: LoopTester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = loop_tester.journal.claim
+
+    def claim_slowly(*arguments: Any) -> list[Delivery]:
+        claimed = claim(*arguments)
+        if not claimed and not sink.event_ids:
+            loop_tester.add_deliveries("a")
+        return claimed
+
+    monkeypatch.setattr(loop_tester.journal, "claim", claim_slowly)
+    thread = finish(loop_tester.loop(sink := SingleSink()))
+    thread.join(20)
+    assert (thread.is_alive(), sink.event_ids, loop_tester.counts()) == (False, ["a"], (1, 0, 0))
+
+
+def test_a_loop_that_is_told_to_finish_looks_once_more(
+    loop_tester: LoopTester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_due = loop_tester.journal.next_due
+
+    def next_due_before_the_end(sink_name: str) -> float | None:
+        due = next_due(sink_name)
+        if not loop.finishing:
+            loop_tester.add_deliveries("a")
+            loop.finishing = True
+        return due
+
+    monkeypatch.setattr(loop_tester.journal, "next_due", next_due_before_the_end)
+    loop = loop_tester.loop(sink := SingleSink())
+    loop.wake.set()
+    thread = run(loop)
+    thread.join(20)
+    assert (thread.is_alive(), sink.event_ids, loop_tester.counts()) == (False, ["a"], (1, 0, 0))
 
 
 def test_a_batch_that_others_may_have_taken_over_is_not_delivered(

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from conftest import TEST_SECRET, wait_until
@@ -154,7 +154,7 @@ def test_a_tick_survives_an_unavailable_journal(dispatcher: RunningDispatcher, m
     created = dispatcher.create(dispatcher.sink(SingleSink()))
     dispatcher.accept("a")
     dispatcher.store.disk_full = True
-    assert created.tick() == 0
+    assert created.tick() is None
     dispatcher.store.disk_full = False
     assert created.tick() == 1
     assert dispatcher.counts("s") == (0, 1, 0)
@@ -549,3 +549,26 @@ def test_results_that_could_not_be_recorded_are_recorded_before_the_dispatcher_s
     dispatcher.store.disk_full = False
     dispatcher.stop()
     assert (sink.calls, dispatcher.counts("s")) == ([("a", 1)], (1, 0, 0))
+
+
+@pytest.mark.parametrize("verb", ["unrouted", "route", "report_alive", "sink_states", "claim", "next_due"])
+def test_an_outage_of_the_journal_during_a_stop_keeps_no_event_from_its_sink(
+    verb: str, dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_loop, "IDLE_SECONDS", 0.01)
+    for name in ("IDLE_SECONDS", "LIVENESS_SECONDS", "LOOK_SECONDS"):
+        monkeypatch.setattr(dispatcher_module, name, 0.01)
+    dispatcher.start(dispatcher.sink(SingleSink()))
+    wait_until(dispatcher.journal.liveness, what="the dispatcher's start")
+    failures_while_stopping = iter(range(3))
+    method = getattr(SqlJournal, verb)
+
+    def fail_for_a_while(journal: SqlJournal, *arguments: Any) -> Any:
+        if dispatcher.lifeline.stop_requested and next(failures_while_stopping, None) is None:
+            return method(journal, *arguments)
+        raise JournalUnavailable("the journal is locked by another process")
+
+    monkeypatch.setattr(SqlJournal, verb, fail_for_a_while)
+    dispatcher.accept("a")
+    dispatcher.stop()
+    assert dispatcher.counts("s") == (1, 0, 0)

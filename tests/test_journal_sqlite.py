@@ -350,6 +350,24 @@ def test_while_the_journal_is_locked_every_push_is_rejected_in_time_and_later_pu
     assert max(seconds) < 5.5
 
 
+def test_a_claim_finds_what_became_due_while_it_waited_for_the_lock(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = store.open()
+    route_events(journal, "s", "a")
+    settle(journal, claim(journal, "s"), Result.FAILED, store.clock.now + 5)
+    write = SqliteDatabase.write
+
+    @contextmanager
+    def write_after_a_wait(database: SqliteDatabase, **options: bool) -> Iterator[Connection]:
+        with write(database, **options) as connection:
+            store.clock.advance(10)
+            yield connection
+
+    monkeypatch.setattr(SqliteDatabase, "write", write_after_a_wait)
+    assert event_ids(claim(journal, "s")) == ["a"]
+
+
 def test_a_short_lock_delays_a_push_and_does_not_reject_it(store: SqliteStore) -> None:
     journal = store.open()
     committing = threading.Event()

@@ -154,8 +154,11 @@ class Dispatcher:
             thread.start()
         return threads
 
-    def tick(self) -> int:
-        """One round of the work that is not a sink's own. Returns how many events it routed."""
+    def tick(self) -> int | None:
+        """One round of the work that is not a sink's own. Returns how many events it routed.
+
+        None if the journal was unavailable: there may be unrouted events.
+        """
         try:
             self._every(LIVENESS_SECONDS, self._report_alive)
             self._start_loops()
@@ -171,7 +174,7 @@ class Dispatcher:
         except JournalUnavailable as error:
             self._log.error("journal", "the dispatcher waits for the journal: %s", error)
             time.sleep(IDLE_SECONDS)
-            return 0
+            return None
         return routed
 
     def _pause_broken(self, states: Mapping[str, SinkState]) -> None:
@@ -358,7 +361,7 @@ class Dispatcher:
         while lifeline.supervisor_connected() and time.monotonic() < end:
             if not self.tick():
                 time.sleep(POLL_SECONDS)
-        while lifeline.stop_requested and time.monotonic() < end and self.tick():
+        while lifeline.stop_requested and time.monotonic() < end and self.tick() != 0:
             pass
         for loop in self._loops:
             loop.finishing = True

@@ -86,8 +86,11 @@ class SinkLoop:
         """Work until `stopping` is set, or until `finishing` is set and nothing is left to do now."""
         self.allowed.wait()
         while not self.stopping:
+            finishing = self.finishing  # before the round: until it is set, there may be new deliveries
             try:
                 wait = self.step()
+                if wait and finishing:
+                    break
             except JournalUnavailable as error:
                 values = {"sink": self.sink.name, "reason": error}
                 self._log.error("journal", "sink %(sink)s waits for the journal: %(reason)s", values)
@@ -97,11 +100,8 @@ class SinkLoop:
                 log.exception("internal error while delivering to sink %(sink)s; it is retried", values)
                 wait = IDLE_SECONDS
             self.stepped.set()
-            if wait and self.finishing and not self._unsettled:
-                break
             if wait:
-                self.wake.wait(min(wait, LOOK_SECONDS))
-                self.wake.clear()
+                self._wait(min(wait, LOOK_SECONDS))
 
     def call_seconds(self) -> float:
         """How long the current call of the sink has taken so far; 0 without one."""
@@ -109,7 +109,10 @@ class SinkLoop:
         return 0.0 if called_at is None else time.monotonic() - called_at
 
     def step(self) -> float:
-        """One round. Returns the seconds until another may find something to do; 0 if there was something."""
+        """One round. Returns the seconds until another may find something to do; 0 if there was or may be something.
+
+        Raises JournalUnavailable.
+        """
         self._settle()
         if paused_for := self.breaker.paused_for():
             self.idle = True
@@ -119,7 +122,7 @@ class SinkLoop:
         if not self.breaker.sink_is_open and not self._open():
             return self.breaker.paused_for()
         if not self._may_call():
-            return POLL_SECONDS
+            return self._wait(POLL_SECONDS)
         if self.idle and (wait := self._seconds_until_due()):  # this costs a tenth of a claim
             return wait
         began = time.thread_time()
@@ -127,7 +130,7 @@ class SinkLoop:
         self.idle = not claimed
         if not claimed:
             self.breaker.suspect = False
-            return max(self._seconds_until_due(), POLL_SECONDS)
+            return self._seconds_until_due() or self._wait(POLL_SECONDS)
         try:
             with self.breaker.trial():
                 self._deliver(claimed)
@@ -138,6 +141,12 @@ class SinkLoop:
         if self.gives_way_to:
             is_full = len(claimed) >= self.sink.common.batch_size
             self._give_way(time.thread_time() - began, is_full=is_full)
+        return 0.0
+
+    def _wait(self, seconds: float) -> float:
+        """Wait until there may be something to do; 0, since there may be."""
+        self.wake.wait(seconds)
+        self.wake.clear()
         return 0.0
 
     def _give_way(self, seconds: float, *, is_full: bool) -> None:

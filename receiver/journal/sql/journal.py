@@ -169,8 +169,8 @@ class SqlJournal(SqlState):
 
     def claim(self, sink: str, limit: int, seconds: float) -> list[Delivery]:
         """By index: PostgreSQL, before it has looked at the tables, reads all that is pending to claim a batch."""
-        now = self.now()
         with self._database.write(by_index=True) as connection:
+            now = self.now()  # not before: it may have waited for one that created deliveries
             clock = select(sinks.c.key, sinks.c.paused_since, sinks.c.paused_seconds)
             found = connection.execute(clock.where(sinks.c.name == sink)).first()
             if found is None:
