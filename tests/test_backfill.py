@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -645,7 +646,12 @@ class Slow:
             command, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def start_and_signal(self, number: signal.Signals, pages: int) -> tuple[int, str]:
+    def start_and_signal(
+        self,
+        number: signal.Signals,
+        pages: int,
+        send: Callable[[subprocess.Popen[str], int], None] = subprocess.Popen.send_signal,
+    ) -> tuple[int, str]:
         """Start it, and send it a signal after so many pages; its exit code, and its errors."""
         before = self.pages
         inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests of a background job ignore it
@@ -654,7 +660,7 @@ class Slow:
         finally:
             signal.signal(signal.SIGINT, inherited)
         wait_until(lambda: self.pages > before + pages or process.poll() is not None, 60)
-        process.send_signal(number)
+        send(process, number)
         _, errors = process.communicate(timeout=120)
         return process.returncode, errors
 
@@ -689,6 +695,18 @@ def test_control_c_ends_it_and_the_same_command_goes_on(operator: Operator, clou
     assert "Resuming the same backfill, which was interrupted." in printed
     assert slow.pages <= 402
     assert fetched(operator, cloud, "--dry-run")["known"] == 3990
+
+
+def send_to_another_thread(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to a thread that is not the main one; the system may do so with any signal for a process."""
+    thread = max(int(each) for each in os.listdir(f"/proc/{process.pid}/task") if int(each) != process.pid)
+    assert ctypes.CDLL(None).tgkill(process.pid, thread, number) == 0
+
+
+def test_control_c_ends_it_whichever_thread_gets_the_signal(slow: Slow) -> None:
+    code, errors = slow.start_and_signal(signal.SIGINT, pages=40, send=send_to_another_thread)
+    assert (code, errors.split()[-1]) == (1, "Aborted!")
+    assert slow.pages < 300
 
 
 def test_an_error_of_any_kind_shows_no_secret(operator: Operator, fleet: Fleet) -> None:

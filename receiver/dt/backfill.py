@@ -11,7 +11,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +31,9 @@ BATCH = 1000
 
 JOURNAL_SECONDS = 30.0
 """How long an unavailable journal is tried again: a slow disk or a failover should not end the work of hours."""
+
+NOTICE_SECONDS = 0.5
+"""How long a signal may stay unnoticed: one that another thread gets does not wake the main one, which handles it."""
 
 SAVE_SECONDS = 0.5
 SAVED_AT_ONCE = 1000
@@ -105,8 +108,11 @@ class Backfill:
         try:
             with ThreadPoolExecutor(concurrency) as pool:
                 try:
-                    for work in [pool.submit(self._work, waiting) for _ in range(concurrency)]:
-                        work.result()
+                    working = {pool.submit(self._work, waiting) for _ in range(concurrency)}
+                    while working:
+                        ended, working = wait(working, NOTICE_SECONDS, FIRST_EXCEPTION)
+                        for work in ended:
+                            work.result()
                 except BaseException:
                     self._session.stop()
                     raise
