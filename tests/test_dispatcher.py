@@ -551,7 +551,7 @@ def test_results_that_could_not_be_recorded_are_recorded_before_the_dispatcher_s
     assert (sink.calls, dispatcher.counts("s")) == ([("a", 1)], (1, 0, 0))
 
 
-@pytest.mark.parametrize("verb", ["unrouted", "route", "report_alive", "sink_states", "claim", "next_due"])
+@pytest.mark.parametrize("verb", ["unrouted", "route", "report_alive", "claim"])
 def test_an_outage_of_the_journal_during_a_stop_keeps_no_event_from_its_sink(
     verb: str, dispatcher: RunningDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -560,7 +560,7 @@ def test_an_outage_of_the_journal_during_a_stop_keeps_no_event_from_its_sink(
         monkeypatch.setattr(dispatcher_module, name, 0.01)
     dispatcher.start(dispatcher.sink(SingleSink()))
     wait_until(dispatcher.journal.liveness, what="the dispatcher's start")
-    failures_while_stopping = iter(range(3))
+    failures_while_stopping = iter(range(20))  # some of them after the last round of the dispatcher
     method = getattr(SqlJournal, verb)
 
     def fail_for_a_while(journal: SqlJournal, *arguments: Any) -> Any:
