@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from datetime import timedelta
@@ -137,6 +138,7 @@ def test_a_second_process_is_paused_and_names_the_first_until_that_ends(archive:
 
 def test_a_second_sink_of_the_same_process_is_paused(archive: CsvArchive) -> None:
     archive.open()
+    gc.collect()  # or files of earlier tests may be closed below
     second, open_files = CsvArchive(archive.folder), len(os.listdir("/dev/fd"))
     for _ in range(3):
         with pytest.raises(Pause) as pause:
@@ -152,6 +154,7 @@ def test_a_file_that_cannot_be_repaired_leaves_nothing_open(archive: CsvArchive)
     archive.close()
     with archive.path.open("ab") as file:
         file.write(b"e2,torn")
+    gc.collect()
     torn, open_files = archive.folder / "events.csv.torn", len(os.listdir("/dev/fd"))
     torn.mkdir()
     for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import multiprocessing
 import os
@@ -146,6 +147,7 @@ def test_a_child_that_cannot_be_started_leaves_no_open_files(
     """Or a supervisor that tries for hours has none left, and ends."""
     child = create_child(run_for_a_minute)
     monkeypatch.setattr(os, "fork", lambda: raise_error(errno.EAGAIN))
+    gc.collect()  # or files of earlier tests may be closed below
     before = os.listdir("/dev/fd")
     for now in (1000.0, 1010.0, 1020.0):
         assert not is_alive_after_check(child, now)

@@ -245,7 +245,9 @@ def register_sinks(register):
 
 SUITES = """
 import contextlib
+import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -262,6 +264,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(500 if self.server.is_down else 200)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def finish(self):
+        super().finish()
+        self.left_open = self, open(os.devnull)  # until garbage is collected
+        time.sleep(0.1)
 
     def log_message(self, *arguments):
         pass
