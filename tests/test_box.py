@@ -58,7 +58,7 @@ def test_behind_nginx_the_console_accepts_its_own_forms_and_no_others(port: str,
     def resume(origin: str) -> str:
         code = "-s -o /dev/null -w '%{http_code}'"
         path = "console/sinks/archive/resume"
-        return installed.run(f"curl {code} -u admin:a-long-password -H 'Origin: {origin}' -d '' {site}/{path}")
+        return installed.run(f"curl {code} -u admin:a-long-password -H 'Origin: {origin}' -d '' {site}/{path}", None)
 
     wait_until(lambda: resume("http://evil.example") == "403", what="nginx on the new port")
     assert resume(site) == "409"  # the sink is not paused
