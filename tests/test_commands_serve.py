@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import urllib3
 from click.testing import CliRunner
@@ -267,7 +268,9 @@ def test_serve_receives_and_starts_again_after_its_current_folder_was_removed(tm
     try:
         receiver.start()
         (intake,) = set(receiver.pids()["children"]) - {receiver.dispatcher}
+        workers = [psutil.Process(pid) for pid in receiver.pids()["workers"]]
         os.kill(intake, signal.SIGKILL)
+        psutil.wait_procs(workers, 60)  # they respond to some requests before they end
         wait_until(lambda: set(receiver.pids()["children"]) - {intake, receiver.dispatcher}, what="intake again")
         wait_until(lambda: receiver.is_ok("/readyz"))
         assert receiver.push(Simulator().body("touch")) == (200, "accepted")
