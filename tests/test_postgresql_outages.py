@@ -305,13 +305,15 @@ def test_a_client_that_vanished_between_the_statements_of_a_round_trip_does_not_
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a machine that loses its network when it has sent the first packet of many events, and not the last one."""
-    monkeypatch.setattr(postgresql_module, "TRANSACTION_SECONDS", 1.0, raising=False)
     monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 10.0)
     journal = deployment.open()
+    with monkeypatch.context() as soon:
+        soon.setattr(postgresql_module, "TRANSACTION_SECONDS", 3.0)
+        start = postgresql_module._start()
     with contextlib.closing(psycopg.connect(deployment.url)) as vanished:
         vanished.pgconn.enter_pipeline_mode()
         insert = "INSERT INTO events (id, received_at, routed, body) VALUES ('a', 1, false, '')"
-        for statement in ("BEGIN", postgresql_module._start(), insert):
+        for statement in ("BEGIN", start, insert):
             vanished.pgconn.send_query_params(statement.encode(), None)
         vanished.pgconn.send_flush_request()
         vanished.pgconn.flush()

@@ -376,6 +376,15 @@ def test_a_copy_in_which_sequences_begin_anew_loses_no_event(url: str, open_jour
     assert restarted.accept([Arrival("e", b"{}", 1000.0)]) == [Outcome.ACCEPTED]
 
 
+@pytest.mark.parametrize("kind", ["statement", "transaction", "lock"])
+def test_a_time_limit_that_was_exceeded_is_named(kind: str, url: str) -> None:
+    limit = f"SET LOCAL {kind}_timeout = 0; SET LOCAL {kind}_timeout = '100ms'"
+    with psycopg.connect(url) as blocking, closing(PostgresqlDatabase(url, None)) as database:
+        blocking.execute("SELECT pg_advisory_xact_lock(1)")
+        with pytest.raises(JournalUnavailable, match=f": {kind} timeout$"), database.write() as connection:
+            connection.exec_driver_sql(f"{limit}; SELECT pg_advisory_xact_lock(1)")
+
+
 def test_a_session_is_replaced_at_once_if_another_one_may_succeed() -> None:
     useless = ("25006", "57P01", "57P02", "57P03", "57P05", "08000", "08006")
     assert all(session_is_useless(psycopg.errors.lookup(code)()) for code in useless)

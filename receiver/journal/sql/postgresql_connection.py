@@ -67,6 +67,8 @@ REASONS = {
     "^53300$|too many connections|too many clients|remaining connection slots": "too many connections",
     "^53100$": "its disk is full",
     "^57014$": "statement timeout",
+    "^25P0[34]$": "transaction timeout",
+    "^55P03$": "lock timeout",
     "^57P0|the database system is|terminating connection": "it is starting up or shutting down",
     "^42P07$|^42710$": "another program has a type, sequence or index of the same name; use another database",
     "^42P01$|^42703$": "its tables were removed or altered, as by an upgrade; restart the receiver",
