@@ -28,6 +28,7 @@ from receiver.journal import (
     SinkState,
 )
 from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql import postgresql_connection
 from receiver.journal.sql.journal import SqlJournal
 from receiver.journal.sql.records import SqlRecords
 from receiver.journal.sql.schema import UPGRADES
@@ -230,7 +231,9 @@ def test_an_upgrade_that_fails_changes_nothing_and_succeeds_later(old_store: Sql
 def test_an_upgrade_takes_longer_than_any_other_transaction_may(
     old_store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 2.5)
     monkeypatch.setattr(postgresql_module, "TRANSACTION_SECONDS", 3.0)
+    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 2.8)
     monkeypatch.setitem(UPGRADES, 6, ("SELECT pg_sleep(3.5)",))
     journal = old_store.open()
     with pytest.raises(JournalUnavailable), journal._database.read() as connection:

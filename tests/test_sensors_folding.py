@@ -34,6 +34,7 @@ from support.sensors import (
 from receiver.errors import JournalError
 from receiver.event import Event
 from receiver.journal.sql import postgresql as postgresql_module
+from receiver.journal.sql import postgresql_connection
 from receiver.sensors import history, tables
 from receiver.sensors.folding import News
 from receiver.sensors.minutes import Minutes, from_bytes
@@ -306,7 +307,9 @@ def test_an_upgrade_of_the_registry_takes_longer_than_any_other_transaction_may(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Registry(deployment.database(), Rules())
+    monkeypatch.setattr(postgresql_module, "STATEMENT_SECONDS", 2.5)
     monkeypatch.setattr(postgresql_module, "TRANSACTION_SECONDS", 3.0)
+    monkeypatch.setattr(postgresql_connection, "RESPONSE_SECONDS", 2.8)
     monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
     monkeypatch.setattr(tables, "UPGRADES", {2: ("SELECT pg_sleep(3.5)",)})
     Registry(deployment.database(), Rules())

@@ -291,7 +291,7 @@ def is_setting(name: str) -> bool:
 
 
 @pytest.fixture
-def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_time_limits: None) -> Iterator[Operator]:
     """An Operator whose commands see no setting of the environment that runs the tests."""
     for name in [name for name in os.environ if is_setting(name)]:
         monkeypatch.delenv(name)
